@@ -1,0 +1,448 @@
+"""Motion clips and the character's skeleton: loading, sampling, forward kinematics and the pose error, batched in torch.
+
+Conventions: Z up, +X forward, +Y left; metres, radians, seconds; quaternions xyzw. "Heading frame" is the world frame turned about Z
+until +X is the direction in which the root's own +X axis points on the ground. Dimension key: F frames, J bodies (row 0 is the root),
+D dofs, C clips, P collision points, E episodes, T control steps, `...` any batch.
+"""
+
+import json
+import math
+import os
+import xml.etree.ElementTree as ET
+import zipfile
+from typing import List, NamedTuple, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class MotionError(ValueError):
+    """A motion file, dataset file or character file that cannot be used; the message is one line that names file and fault."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------
+# 1. Quaternions (xyzw)
+# ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product: the rotation b followed by the rotation a. (..., 4), (..., 4) -> (..., 4)."""
+    (ax, ay, az, aw), (bx, by, bz, bw) = a.unbind(-1), b.unbind(-1)
+    return torch.stack(
+        (
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+            aw * bw - ax * bx - ay * by - az * bz,
+        ),
+        -1,
+    )
+
+
+def quat_conjugate(q: Tensor) -> Tensor:
+    """Inverse rotation of a unit quaternion. (..., 4) -> (..., 4)."""
+    return torch.cat((-q[..., :3], q[..., 3:]), -1)
+
+
+def quat_rotate(q: Tensor, v: Tensor) -> Tensor:
+    """Rotate vectors by unit quaternions. (..., 4), (..., 3) -> (..., 3)."""
+    u, w = q[..., :3], q[..., 3:]
+    t = 2.0 * torch.cross(u.expand_as(v), v, dim=-1)
+    return v + w * t + torch.cross(u.expand_as(t), t, dim=-1)
+
+
+def quat_from_rotvec(r: Tensor) -> Tensor:
+    """Exponential map: rotation vector [rad] to unit quaternion. (..., 3) -> (..., 4)."""
+    half = 0.5 * r.norm(dim=-1, keepdim=True)
+    # sin(h) / (2 h), which tends to 1/2
+    scale = 0.5 * torch.sinc(half / math.pi)
+    return torch.cat((r * scale, torch.cos(half)), -1)
+
+
+def rotvec_from_quat(q: Tensor) -> Tensor:
+    """Logarithm: unit quaternion to the shortest rotation vector [rad], angle in [0, pi]. (..., 4) -> (..., 3)."""
+    q = torch.where(q[..., 3:] < 0, -q, q)
+    sin_half = q[..., :3].norm(dim=-1, keepdim=True)
+    angle = 2.0 * torch.atan2(sin_half, q[..., 3:])
+    return q[..., :3] * torch.where(sin_half > 1e-7, angle / sin_half.clamp_min(1e-7), torch.full_like(angle, 2.0))
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Interpolate along the shorter arc, t in [0, 1]. (..., 4), (..., 4), (..., 1) -> (..., 4)."""
+    return quat_multiply(a, quat_from_rotvec(t * rotvec_from_quat(quat_multiply(quat_conjugate(a), b))))
+
+
+def heading(q: Tensor) -> Tensor:
+    """Yaw [rad] of the rotated +X axis on the ground. (..., 4) -> (...)."""
+    x, y, z, w = q.unbind(-1)
+    return torch.atan2(2.0 * (x * y + w * z), 1.0 - 2.0 * (y * y + z * z))
+
+
+def quat_from_yaw(yaw: Tensor) -> Tensor:
+    """Rotation about world Z. (...) [rad] -> (..., 4)."""
+    zero = torch.zeros_like(yaw)
+    return torch.stack((zero, zero, torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)), -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------
+# 2. The character, read from its MJCF file
+# ---------------------------------------------------------------------------------------------------------------------------------
+
+
+class Character(NamedTuple):
+    """Skeleton, drives and collision shape of a character (J bodies, D dofs, P collision points)."""
+
+    path: str
+    body_names: List[str]  # depth-first, as in the file; body 0 is the root
+    parents: List[int]  # index of the parent body, -1 for the root
+    offsets: Tensor  # (J, 3) body origin in its parent's frame [m]
+    dof_names: List[str]  # D names, in file order
+    dof_body: List[int]  # the body that each dof turns; three dofs on one body are one ball joint (exponential map, x y z)
+    dof_axis: Tensor  # (D, 3) in the body's frame
+    dof_range: Tensor  # (D, 2) lower and upper limit [rad]
+    kp: Tensor  # (D,) [Nm/rad]
+    kd: Tensor  # (D,) [Nms/rad]
+    effort: Tensor  # (D,) torque limit [Nm]
+    hull_body: Tensor  # (P,) long: the body that a collision point belongs to
+    hull_point: Tensor  # (P, 3) sphere centre, capsule ends, box corners, in the body's frame [m]
+    hull_radius: Tensor  # (P,) [m]
+
+
+def load_character(path: str, device: str = "cpu") -> Character:
+    """Read a character from an MJCF file written like motions/humanoid.xml (hinges only, no defaults for sizes or frames).
+
+    Raises MotionError for a file that is missing, is not XML or has joints other than one or three hinges a body."""
+    floats = lambda text: [float(x) for x in text.split()]  # noqa: E731
+    names, parents, offsets, dofs, hull = [], [], [], [], []
+
+    def visit(body: ET.Element, parent: int) -> None:
+        index = len(names)
+        names.append(body.get("name"))
+        parents.append(parent)
+        offsets.append(floats(body.get("pos", "0 0 0")) if parent >= 0 else [0.0, 0.0, 0.0])
+        joints = body.findall("joint")
+        if len(joints) not in (0, 1, 3):
+            raise MotionError(f"{path}: body {names[-1]} has {len(joints)} hinges; a body needs none, one, or three in x, y, z order")
+        dofs.extend((index, joint) for joint in joints)
+        for geom in body.findall("geom"):
+            size = floats(geom.get("size"))
+            if geom.get("type") == "box":
+                centre = np.array(floats(geom.get("pos", "0 0 0")))
+                corners = np.stack(np.meshgrid(*[(-1, 1)] * 3), -1).reshape(-1, 3)
+                hull.extend((index, list(centre + corner * size), 0.0) for corner in corners)
+            else:  # a sphere is a capsule whose ends coincide
+                ends = np.array(floats(geom.get("fromto") or geom.get("pos", "0 0 0"))).reshape(-1, 3)
+                hull.extend((index, list(end), size[0]) for end in ends)
+        for child in body.findall("body"):
+            visit(child, index)
+
+    try:
+        root = ET.parse(path).getroot()
+        visit(root.find("worldbody/body"), -1)
+        gear = {motor.get("joint"): float(motor.get("gear")) for motor in root.iter("motor")}
+        effort = [gear[joint.get("name")] for _, joint in dofs]
+        column = lambda key: torch.tensor([floats(joint.get(key)) for _, joint in dofs], device=device)  # noqa: E731
+        return Character(
+            path=str(path),
+            body_names=names,
+            parents=parents,
+            offsets=torch.tensor(offsets, device=device),
+            dof_names=[joint.get("name") for _, joint in dofs],
+            dof_body=[body for body, _ in dofs],
+            dof_axis=column("axis"),
+            dof_range=torch.deg2rad(column("range")),
+            kp=column("stiffness").squeeze(-1),
+            kd=column("damping").squeeze(-1),
+            effort=torch.tensor(effort, device=device),
+            hull_body=torch.tensor([body for body, _, _ in hull], device=device),
+            hull_point=torch.tensor([point for _, point, _ in hull], dtype=torch.float32, device=device),
+            hull_radius=torch.tensor([radius for _, _, radius in hull], device=device),
+        )
+    except MotionError:
+        raise
+    except OSError as error:
+        raise MotionError(f"{path}: cannot read the character file: {error.strerror}") from error
+    except (ET.ParseError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MotionError(f"{path}: not a character file written like motions/humanoid.xml ({error})") from error
+
+
+def forward_kinematics(character: Character, root_position: Tensor, rotations: Tensor) -> Tuple[Tensor, Tensor]:
+    """World position and rotation of every body.
+
+    root_position (..., 3) world [m]; rotations (..., J, 4) parent-relative, row 0 the root in the world
+    -> body_position (..., J, 3) world [m], body_rotation (..., J, 4) world."""
+    position, rotation = [root_position], [rotations[..., 0, :]]
+    for j in range(1, len(character.parents)):
+        parent = character.parents[j]
+        position.append(position[parent] + quat_rotate(rotation[parent], character.offsets[j].expand_as(root_position)))
+        rotation.append(quat_multiply(rotation[parent], rotations[..., j, :]) if j in character.dof_body else rotation[parent])
+    return torch.stack(position, -2), torch.stack(rotation, -2)
+
+
+def lowest_points(character: Character, body_position: Tensor, body_rotation: Tensor) -> Tensor:
+    """Height of the lowest point of each body's collision shape: (..., J, 3), (..., J, 4) world -> (..., J) world z [m]."""
+    q = body_rotation[..., character.hull_body, :]  # (..., P, 4)
+    x, y, z, w = q.unbind(-1)
+    # third row of the rotation matrix times the point: only its height is needed
+    px, py, pz = character.hull_point.unbind(-1)
+    height = 2 * (x * z - w * y) * px + 2 * (y * z + w * x) * py + (1 - 2 * (x * x + y * y)) * pz
+    height = body_position[..., character.hull_body, 2] + height - character.hull_radius  # (..., P)
+    lowest = torch.full(body_position.shape[:-1], float("inf"), device=height.device, dtype=height.dtype)
+    return lowest.scatter_reduce(-1, character.hull_body.expand(height.shape), height, "amin")
+
+
+def dof_positions(character: Character, rotations: Tensor) -> Tensor:
+    """Exponential-map components of the ball joints and angles of the hinges: (..., J, 4) -> (..., D) [rad]."""
+    return (rotvec_from_quat(rotations[..., character.dof_body, :]) * character.dof_axis).sum(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------
+# 3. Clip files
+# ---------------------------------------------------------------------------------------------------------------------------------
+
+
+class Clip(NamedTuple):
+    """One motion clip, as stored (format: motions/README.md)."""
+
+    fps: float
+    loop: str  # "wrap": the last frame is the first one of the next cycle; "clamp": it ends there
+    root_position: np.ndarray  # (F, 3) world [m]
+    rotations: np.ndarray  # (F, J, 4) xyzw, parent-relative; row 0 is the root in the world
+
+
+def load_clip(path: str, body_names: List[str]) -> Clip:
+    """Read and check one clip of the skeleton whose bodies are `body_names`. Nothing in the file is ever executed.
+
+    Raises MotionError when it is missing, unreadable, of another skeleton, or holds values that are no motion."""
+    keys = ("fps", "loop", "body_names", "root_position", "rotations")
+    if not os.path.isfile(path):
+        raise MotionError(f"{path}: no such motion file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > 2**30:
+                raise MotionError(f"{path}: unpacks to more than 1 GiB; that is no motion clip")
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in keys if key not in file.files]
+            if missing:
+                raise MotionError(f"{path}: not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
+            data = {key: file[key] for key in keys}
+        fps, loop = float(data["fps"]), str(data["loop"])
+        names = [str(name) for name in data["body_names"]]
+        root, rotations = data["root_position"].astype(np.float64), data["rotations"].astype(np.float64)
+    except MotionError:
+        raise
+    except Exception as error:  # whatever zipfile, zlib and numpy raise on a file that is not ours
+        hint = "convert it with motions/convert.py" if not zipfile.is_zipfile(path) else "is it truncated?"
+        raise MotionError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
+    frames = len(root) if root.ndim else 0
+    if names != body_names:
+        odd = sorted(set(names) ^ set(body_names)) or ["their order"]
+        raise MotionError(f"{path}: clip of another skeleton; body names differ: {', '.join(odd[:5])}")
+    if root.shape != (frames, 3) or rotations.shape != (frames, len(names), 4):
+        raise MotionError(f"{path}: root_position {root.shape} and rotations {rotations.shape} are not (F, 3), (F, {len(names)}, 4)")
+    if frames < 2:
+        raise MotionError(f"{path}: {frames} frame; a motion needs at least 2")
+    if not (np.isfinite(root).all() and np.isfinite(rotations).all()):
+        raise MotionError(f"{path}: NaN or infinity in root_position or rotations")
+    if np.abs(root).max() > 1e4:
+        raise MotionError(f"{path}: root_position reaches {np.abs(root).max():.3g}; the unit is metres")
+    if not 1.0 <= fps <= 1000.0:
+        raise MotionError(f"{path}: fps is {fps}; expected 1 to 1000")
+    if loop not in ("wrap", "clamp"):
+        raise MotionError(f'{path}: loop is "{loop[:20]}"; expected "wrap" or "clamp"')
+    norm = np.linalg.norm(rotations, axis=-1)
+    if np.abs(norm - 1).max() > 1e-3:
+        frame, body = np.unravel_index(np.abs(norm - 1).argmax(), norm.shape)
+        raise MotionError(f"{path}: rotation of {names[body]} in frame {frame} has norm {norm[frame, body]:.4g}; expected unit quaternions")
+    return Clip(fps, loop, root, rotations / norm[..., None])
+
+
+def save_clip(path: str, clip: Clip, body_names: List[str], source: str, license: str) -> None:
+    """Write a clip atomically: a reader sees the old file or the whole new one."""
+    with open(f"{path}.tmp", "wb") as file:
+        np.savez(
+            file,
+            fps=np.float64(clip.fps),
+            loop=np.array(clip.loop),
+            body_names=np.array(body_names),
+            root_position=np.asarray(clip.root_position, np.float32),
+            rotations=np.asarray(clip.rotations, np.float32),
+            source=np.array(source),
+            license=np.array(license),
+        )
+    os.replace(f"{path}.tmp", path)
+
+
+def find_clips(path: str) -> Tuple[List[str], List[float]]:
+    """The clip files and weights that a clip, a folder of clips or a JSON dataset file stands for.
+
+    A dataset file is {"clips": [{"file": "walk.npz", "weight": 1.0}, ...]}, with paths relative to itself; a folder weights its clips
+    equally. Raises MotionError for a path that is none of these."""
+    if os.path.isdir(path):
+        files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".npz"))
+        if not files:
+            raise MotionError(f"{path}: no .npz motion clip in this folder")
+        return files, [1.0] * len(files)
+    if not str(path).endswith(".json"):
+        return [path], [1.0]
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = json.load(file)["clips"]
+        files = [os.path.join(os.path.dirname(path), entry["file"]) for entry in entries]
+        weights = [float(entry.get("weight", 1.0)) for entry in entries]
+    except OSError as error:
+        raise MotionError(f"{path}: cannot read the dataset file: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MotionError(f'{path}: not a dataset file {{"clips": [{{"file": ..., "weight": ...}}]}} ({error})') from error
+    if not files or not all(0.0 < weight < math.inf for weight in weights):
+        raise MotionError(f"{path}: a dataset needs at least one clip, and positive finite weights")
+    return files, weights
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------
+# 4. Storage and sampling
+# ---------------------------------------------------------------------------------------------------------------------------------
+
+
+class MotionState(NamedTuple):
+    """State of a character: what a clip gives for a time and what a simulator sets and returns."""
+
+    root_position: Tensor  # (..., 3) world [m]
+    rotations: Tensor  # (..., J, 4) xyzw, parent-relative; row 0 is the root in the world
+    root_velocity: Tensor  # (..., 3) of the root body's origin, world [m/s]
+    root_angular_velocity: Tensor  # (..., 3) world [rad/s]
+    dof_velocity: Tensor  # (..., D) angular velocity relative to the parent, in the child's frame [rad/s]
+
+
+def _frame_velocities(clip: Clip, character: Character, turn: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Velocities at the frames: the mean of the differences to the next and from the previous frame, across the seam for a loop."""
+    root, rotations = torch.as_tensor(clip.root_position), torch.as_tensor(clip.rotations)
+    a, b = rotations[:-1], rotations[1:]
+    linear = (root[1:] - root[:-1]) * clip.fps  # (F-1, 3) world
+    angular = rotvec_from_quat(quat_multiply(b[:, 0], quat_conjugate(a[:, 0]))) * clip.fps  # (F-1, 3) world
+    local = rotvec_from_quat(quat_multiply(quat_conjugate(a), b)) * clip.fps  # (F-1, J, 3) child frame
+    dof = (local[:, character.dof_body] * character.dof_axis.cpu()).sum(-1)  # (F-1, D)
+
+    def at_frames(step: Tensor, vector: bool) -> Tensor:
+        carry = (lambda q, v: quat_rotate(q.expand(4), v)) if vector else (lambda q, v: v)
+        wrap = clip.loop == "wrap"
+        before = carry(quat_conjugate(turn), step[-1]) if wrap else step[0]  # the step that leads to frame 0
+        after = carry(turn, step[0]) if wrap else step[-1]  # the step that leaves the last frame
+        return 0.5 * (torch.cat((step, after[None])) + torch.cat((before[None], step)))
+
+    return at_frames(linear, True), at_frames(angular, True), at_frames(dof, False)
+
+
+class MotionLib:
+    """All frames of a set of clips on one device. Times are seconds from a clip's start; at a loop's seam the character goes on from
+    where, and in the direction in which, the cycle before has left it (height excepted)."""
+
+    def __init__(self, path: str, character: Character, device: str = "cpu") -> None:
+        """Load a clip, a folder or a dataset file (see find_clips). Raises MotionError."""
+        self.files, weights = find_clips(path)
+        self.character = character
+        self.clips = [load_clip(file, character.body_names) for file in self.files]
+        count = [len(clip.root_position) for clip in self.clips]
+        put = lambda x, dtype=torch.float32: torch.as_tensor(np.asarray(x), dtype=dtype).to(device)  # noqa: E731
+        self.weight = put(weights) / sum(weights)  # (C,)
+        self.first = put(np.cumsum([0] + count[:-1]), torch.long)  # (C,) index of a clip's first frame
+        self.last = put(np.array(count) - 1, torch.long)  # (C,) number of a clip's last frame
+        self.fps = put([clip.fps for clip in self.clips])  # (C,)
+        self.length = self.last / self.fps  # (C,) [s]
+        self.loop = put([clip.loop == "wrap" for clip in self.clips], torch.bool)  # (C,)
+        start = torch.stack([torch.as_tensor(clip.rotations[0, 0]) for clip in self.clips])
+        end = torch.stack([torch.as_tensor(clip.rotations[-1, 0]) for clip in self.clips])
+        turn = heading(end) - heading(start)
+        self.turn = put((turn + math.pi) % (2 * math.pi) - math.pi)  # (C,) yaw gained in a cycle [rad]
+        turns = quat_from_yaw(self.turn.cpu().double())
+        velocities = zip(*[_frame_velocities(clip, character, turns[i]) for i, clip in enumerate(self.clips)])
+        self.root_position = put(np.concatenate([clip.root_position for clip in self.clips]))  # (F, 3)
+        self.rotations = put(np.concatenate([clip.rotations for clip in self.clips]))  # (F, J, 4)
+        self.root_velocity, self.root_angular_velocity, self.dof_velocity = [put(torch.cat(v)) for v in velocities]
+
+    def sample(self, n: int, span: float, generator: torch.Generator) -> Tuple[Tensor, Tensor]:
+        """Draw n clips by weight and start times, uniform over what leaves `span` seconds in a clip that does not loop.
+
+        -> clip (n,) long, time (n,) [s]"""
+        clip = torch.multinomial(self.weight, n, replacement=True, generator=generator)
+        room = torch.where(self.loop, self.length, (self.length - span).clamp_min(0.0))[clip]
+        return clip, torch.rand(n, generator=generator, device=room.device) * room
+
+    def state(self, clip: Tensor, time: Tensor) -> MotionState:
+        """Interpolated state of clips (...) long at times (...) [s]; a clip that does not loop holds its ends."""
+        length, loop = self.length[clip], self.loop[clip]
+        cycle = torch.where(loop, torch.floor(time / length), torch.zeros_like(time))
+        frame = ((time - cycle * length).clamp_min(0.0) * self.fps[clip]).clamp(max=self.last[clip])
+        low = torch.minimum(frame.long(), self.last[clip] - 1)
+        blend = (frame - low)[..., None]
+        i = self.first[clip] + low
+        mix = lambda x: torch.lerp(x[i], x[i + 1], blend)  # noqa: E731
+        rotations = slerp(self.rotations[i], self.rotations[i + 1], blend[..., None])
+
+        # Cycle k starts at p_0 + sum_{i<k} R(i turn) d, turned by k turn. With e = exp(i turn) that sum is d (e^k - 1) / (e - 1),
+        # a chord of length sin(k turn / 2) / sin(turn / 2) in the direction (k - 1) turn / 2.
+        start, turn = self.root_position[self.first[clip]], self.turn[clip]
+        step = (self.root_position[(self.first + self.last)[clip]] - start) * torch.tensor([1.0, 1.0, 0.0], device=start.device)
+        chord = torch.where(turn.abs() < 1e-4, cycle, torch.sin(0.5 * cycle * turn) / torch.sin(0.5 * turn))
+        carried = quat_rotate(quat_from_yaw(0.5 * (cycle - 1) * turn), step) * chord[..., None]
+        yaw = quat_from_yaw(cycle * turn)
+        root = quat_multiply(yaw, rotations[..., 0, :])
+        return MotionState(
+            root_position=start + carried + quat_rotate(yaw, mix(self.root_position) - start),
+            rotations=torch.cat((root[..., None, :], rotations[..., 1:, :]), -2),
+            root_velocity=quat_rotate(yaw, mix(self.root_velocity)),
+            root_angular_velocity=quat_rotate(yaw, mix(self.root_angular_velocity)),
+            dof_velocity=mix(self.dof_velocity),
+        )
+
+    def mean_speed(self) -> float:
+        """Horizontal root displacement over duration, averaged over the clips by weight [m/s]."""
+        step = self.root_position[self.first + self.last] - self.root_position[self.first]
+        return float((self.weight * step[:, :2].norm(dim=-1) / self.length).sum())
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------
+# 5. Pose error
+# ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:
+    """Positions of the non-root bodies relative to the root, in the heading frame: (..., J, 3), (..., 4) -> (..., J-1, 3) [m]."""
+    q = quat_from_yaw(-heading(root_rotation))[..., None, :]
+    relative = body_position[..., 1:, :] - body_position[..., :1, :]
+    return quat_rotate(q.expand(relative.shape[:-1] + (4,)), relative)
+
+
+def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: int) -> Tensor:
+    """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
+
+    Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see relative_positions),
+    averaged along the best warping path: it starts at both first frames, advances by one frame in either or both, and ends at the
+    simulation's last frame, anywhere in the reference. steps (E,) is how many of the T frames an episode lived; each of the
+    horizon - steps control steps lost to a fall counts as 1 m. -> (E,) [m]"""
+    episodes, rows, columns = simulated.shape[0], simulated.shape[1], reference.shape[1]
+    cost = torch.zeros(episodes, rows, columns, device=simulated.device)
+    for joint in range(simulated.shape[2]):
+        cost += torch.cdist(simulated[:, :, joint], reference[:, :, joint], compute_mode="donot_use_mm_for_euclid_dist")
+    cost /= simulated.shape[2]
+    i, end = torch.arange(rows, device=cost.device), (steps.long() - 1).clamp_min(0)
+    far = torch.full((episodes, rows), float("inf"), device=cost.device)
+    total, length = [far, far], [far, far]  # of the best path to the cells of the last two anti-diagonals i + j = const
+    best = torch.full((episodes,), float("inf"), device=cost.device)
+    shift = lambda x: torch.cat((far[:, :1], x[:, :-1]), 1)  # row i of the result is row i - 1 of x  # noqa: E731
+    for diagonal in range(rows + columns - 1):
+        j = diagonal - i
+        inside = (j >= 0) & (j < columns)
+        ways = torch.stack((total[1], shift(total[1]), shift(total[0])))  # from (i, j-1), (i-1, j), (i-1, j-1)
+        cheapest, way = ways.min(0)
+        count = torch.stack((length[1], shift(length[1]), shift(length[0]))).gather(0, way[None])[0]
+        if diagonal == 0:
+            cheapest, count = torch.zeros_like(far), torch.zeros_like(far)
+        here = cheapest + cost[:, i, j.clamp(0, columns - 1)]
+        total = [total[1], torch.where(inside, here, far)]
+        length = [length[1], torch.where(inside, count + 1, far)]
+        mean = (total[1] / length[1]).gather(1, end[:, None])[:, 0]  # inf / inf = nan outside, which fmin passes over
+        best = torch.fmin(best, mean)
+    steps = steps.to(best.dtype)
+    return (torch.where(steps > 0, best, torch.zeros_like(best)) * steps + (horizon - steps).clamp_min(0.0)) / horizon

@@ -7,21 +7,23 @@ ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
     python amp_ppo_isaacgym.py --motion-file motions/run.npz --style-weight 0.5
     python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
-The idea: a discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the
-larger its style reward; PPO maximises that plus a task reward.
+A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
+style reward; PPO maximises that plus a task reward.
 
     L_disc  = -E_clip[log D(s, s')] - E_agent[log(1 - D(s, s'))]
     r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
-What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan is the paper's), PD targets around the clip's mean
-pose, a critic with normalised returns and its own learning rate, a policy learning rate steered by the KL divergence.
+What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan is the paper's), PD targets around the clip's
+mean pose, a critic with normalised returns and its own learning rate, a policy learning rate steered by the KL divergence.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, A actions, J bodies, K key bodies.
 Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
 """
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -30,6 +32,7 @@ import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from typing import Any, Dict, List, Literal, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -42,9 +45,9 @@ from tqdm import tqdm
 import motion_lib as ml
 from motion_lib import Character, MotionLib, MotionState
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 1. Options
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class UsageError(ValueError):
@@ -84,12 +87,12 @@ class Args:
     num_envs: Optional[int] = None
     """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
     num_steps: Optional[int] = None
-    """control steps T per environment and iteration; default 32 on the CPU, 16 on CUDA"""
+    """control steps T per environment and iteration; default 8 on the CPU, 16 on CUDA"""
     episode_steps: int = 300
     """control steps until a time-out (300 = 10 s, IsaacGymEnvs)"""
     control_hz: int = 30
     """control steps per second [Hz] (DeepMimic)"""
-    substeps: int = 4
+    substeps: int = 2
     """physics steps per control step"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in the clip an episode starts: anywhere (reference state initialisation), at its start, or either, evenly"""
@@ -98,10 +101,10 @@ class Args:
     """discount factor per control step"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
-    update_epochs: int = 4
+    update_epochs: int = 2
     """passes over the batch per iteration"""
     num_minibatches: Optional[int] = None
-    """minibatches per pass; default 8 on the CPU, 4 on CUDA"""
+    """minibatches per pass; default 4"""
     learning_rate: float = 3e-4
     """Adam's learning rate for the policy at the start; it then follows the KL divergence"""
     kl_low: float = 0.012
@@ -121,13 +124,13 @@ class Args:
     action_scale: float = 1.2
     """PD target = the clip's mean pose + action_scale * action [rad]"""
     hidden: Optional[Tuple[int, int]] = None
-    """widths of the hidden layers of all three networks; default 512 256 on the CPU, 1024 512 on CUDA"""
+    """widths of the hidden layers of all three networks; default 256 128 on the CPU, 1024 512 on CUDA"""
 
     disc_loss: Literal["bce", "lsgan"] = "bce"
     """bce: cross entropy; lsgan: least squares, the paper's equation 6 with the style reward of its equation 7"""
     disc_learning_rate: float = 2e-4
     """Adam's learning rate for the discriminator"""
-    disc_updates: int = 8
+    disc_updates: int = 2
     """discriminator updates per iteration"""
     disc_batch: int = 2048
     """clip transitions per discriminator update, and as many of the character's, half of them replayed"""
@@ -139,10 +142,10 @@ class Args:
     """weight of the squared weights of all the discriminator's layers (IsaacGymEnvs)"""
     replay_size: int = 200_000
     """transitions in the replay buffer"""
-    replay_keep: int = 2048
+    replay_keep: int = 512
     """transitions of an iteration, drawn at random, that replace random old ones once the buffer is full"""
 
-    eval_interval: int = 20
+    eval_interval: int = 100
     """evaluate every so many iterations, and at the end (0: only at the end)"""
     eval_episodes: int = 32
     """episodes of an evaluation"""
@@ -156,52 +159,41 @@ class Args:
 
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises UsageError."""
-    if args.cuda and not torch.cuda.is_available():
-        raise UsageError("--cuda: PyTorch finds no CUDA device here; leave the option out to train on the CPU")
-    if args.sim == "isaacgym":
-        raise UsageError("--sim isaacgym: the Isaac Gym simulator is not implemented yet; use --sim mujoco")
-    for name, on_cpu, on_cuda in (("num_envs", 512, 4096), ("num_steps", 32, 16), ("num_minibatches", 8, 4), ("hidden", (512, 256), (1024, 512))):
+    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), num_minibatches=(4, 4), hidden=((256, 128), (1024, 512)))
+    for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
-    args.sim = "mujoco"
-    option = lambda name: "--" + name.replace("_", "-")  # noqa: E731
+    may_be_zero = "seed style_weight gamma gae_lambda bound_coef grad_penalty logit_reg disc_weight_decay eval_interval".split()
     for field in dataclasses.fields(args):
-        value = getattr(args, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{option(field.name)} is {value}; it has to be a finite number")
-        zero_is_fine = field.name in ("seed", "style_weight", "bound_coef", "grad_penalty", "logit_reg", "disc_weight_decay", "eval_interval", "gamma")
-        if isinstance(value, (int, float)) and field.name not in ("action_std_log", "target_speed", "gae_lambda"):
-            if value < 0 or (value == 0 and not zero_is_fine and not isinstance(value, bool)):
-                raise UsageError(f"{option(field.name)} is {value}; it has to be {'at least' if zero_is_fine else 'above'} 0")
-    if min(args.hidden) < 1:
-        raise UsageError(f"--hidden is {args.hidden}; both widths have to be at least 1")
-    if not (args.gamma < 1 and 0 <= args.gae_lambda <= 1):
-        raise UsageError(f"--gamma {args.gamma} has to lie in [0, 1) and --gae-lambda {args.gae_lambda} in [0, 1]")
-    if args.kl_low >= args.kl_high:
-        raise UsageError(f"--kl-low {args.kl_low} has to lie below --kl-high {args.kl_high}")
-    batch = args.num_envs * args.num_steps
-    if batch % args.num_minibatches:
-        raise UsageError(f"--num-minibatches {args.num_minibatches} does not divide the batch of num_envs * num_steps = {batch}")
-    if args.disc_batch % 2:
-        raise UsageError(f"--disc-batch {args.disc_batch} has to be even: half of the character's transitions are replayed")
-    if args.replay_keep > min(batch, args.replay_size):
-        raise UsageError(f"--replay-keep {args.replay_keep} is larger than the batch ({batch}) or --replay-size {args.replay_size}")
-    if args.total_timesteps < batch and not args.evaluate:
-        raise UsageError(f"--total-timesteps {args.total_timesteps} is less than one batch of num_envs * num_steps = {batch}")
-    if args.task == "none" and args.target_speed is not None:
-        raise UsageError("--target-speed needs --task speed")
-    if args.evaluate != (args.checkpoint is not None):
-        raise UsageError("--evaluate and --checkpoint FILE go together")
-    if args.track:
-        try:
-            import wandb  # noqa: F401
-        except ImportError:
-            raise UsageError("--track needs Weights & Biases: pip install wandb") from None
+        value, low = getattr(args, field.name), 0 if field.name in may_be_zero else 1e-12
+        numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
+        low = -math.inf if field.name in ("action_std_log", "target_speed") else low
+        if not all(math.isfinite(x) and x >= low for x in numbers):
+            raise UsageError(f"--{field.name.replace('_', '-')} {value}: expected a finite number {'from' if low == 0 else 'above'} 0")
+    batch, missing = args.num_envs * args.num_steps, lambda name: importlib.util.find_spec(name) is None
+    refuse = {
+        "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
+        "--sim isaacgym: this simulator is not implemented yet; use --sim mujoco": args.sim == "isaacgym",
+        "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": missing("mujoco"),
+        "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
+        "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
+        "--target-speed needs --task speed": args.task == "none" and args.target_speed is not None,
+        "--gamma has to lie below 1, --gae-lambda at most at 1": args.gamma >= 1 or args.gae_lambda > 1,
+        "--kl-low has to lie below --kl-high": args.kl_low >= args.kl_high,
+        f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps = {batch}": batch % args.num_minibatches,
+        "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
+        f"--replay-keep exceeds num_envs * num_steps = {batch} or --replay-size": args.replay_keep > min(batch, args.replay_size),
+        f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
+    }
+    for message, refused in refuse.items():
+        if refused:
+            raise UsageError(message)
+    args.sim = "mujoco"
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 2. Observation and rewards
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
@@ -220,26 +212,21 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height [m] 1, root rotation 6, root linear 3 [m/s] and
     angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s], key bodies relative to the root 3 each [m]."""
-    dofs = [character.dof_body.count(j) for j in range(len(character.parents))]
-    balls = [j for j, n in enumerate(dofs) if n == 3]
-    hinges = [d for d, body in enumerate(character.dof_body) if dofs[body] == 1]
-    hinge_bodies = [character.dof_body[d] for d in hinges]
     keys = [character.body_names.index(name) for name in KEY_BODIES]
-
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
     key_position = body_position[..., keys, :] - body_position[..., :1, :]  # (..., K, 3)
     vectors = torch.cat((state.root_velocity[..., None, :], state.root_angular_velocity[..., None, :], key_position), -2)
     vectors = ml.quat_rotate(to_heading[..., None, :].expand(vectors.shape[:-1] + (4,)), vectors).flatten(-2)  # (..., 6 + 3 K)
-    hinge = state.rotations[..., hinge_bodies, :]
-    angle = 2.0 * torch.atan2((hinge[..., :3] * character.dof_axis[hinges]).sum(-1), hinge[..., 3])
+    hinge = state.rotations.index_select(-2, character.hinges)
+    angle = 2.0 * torch.atan2((hinge[..., :3] * character.dof_axis[character.hinge_dofs]).sum(-1), hinge[..., 3])
     angle = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
     return torch.cat(
         (
             state.root_position[..., 2:],
             tangent_normal(ml.quat_multiply(to_heading, root)),
             vectors[..., :6],
-            tangent_normal(state.rotations[..., balls, :]).flatten(-2),
+            tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2),
             angle,
             state.dof_velocity,
             vectors[..., 6:],
@@ -278,9 +265,9 @@ def style_reward(logits: Tensor, disc_loss: str) -> Tensor:
     return F.softplus(logits)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 3. The simulator (a first reader can skip this part: it turns PD targets into the next MotionState)
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class Sim(ABC):
@@ -306,7 +293,8 @@ class MujocoSim(Sim):
         import mujoco
         from mujoco import rollout
 
-        self.character, self.device = character, device
+        self.character = character = ml.load_character(character.path)  # on the CPU, where MuJoCo is
+        self.device = device
         self.model = self._build_model(mujoco, character, 1.0 / (control_hz * substeps))
         self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
         self.data = [mujoco.MjData(self.model) for _ in range(self.threads)]
@@ -316,16 +304,11 @@ class MujocoSim(Sim):
         self.trajectory = np.zeros((num_envs, substeps, size))
         self.control = np.zeros((num_envs, substeps, self.model.nu))
         # Where the parts of a MotionState stand in a row: qpos follows the time, qvel follows qpos; quaternions are wxyz there.
-        quat = np.array([1, 2, 3, 0])
-        start = {j: self.model.jnt_qposadr[self.model.body_jntadr[j + 1]] + 1 for j in [0] + character.dof_body}
+        start = torch.as_tensor(1 + self.model.jnt_qposadr[self.model.body_jntadr[1:]]).long()  # (J,), meaningless for welded bodies
+        self.rotating = torch.cat((torch.zeros(1, dtype=torch.long), character.balls))  # bodies whose rotation is a quaternion in qpos
+        self.quats = (start[self.rotating] + (self.rotating == 0) * 3)[:, None] + torch.tensor([1, 2, 3, 0])
+        self.angles, self.axis = start[character.hinges], character.dof_axis[character.hinge_dofs]
         self.velocity = 1 + self.model.nq
-        self.balls = [j for j in start if character.dof_body.count(j) == 3]
-        self.hinges = [d for d, j in enumerate(character.dof_body) if character.dof_body.count(j) == 1]
-        self.hinge_bodies = [character.dof_body[d] for d in self.hinges]
-        self.quat_index = torch.as_tensor(np.stack([start[0] + 3 + quat] + [start[j] + quat for j in self.balls]))
-        self.hinge_index = [int(start[j]) for j in self.hinge_bodies]
-        self.hinge_axis = character.dof_axis[self.hinges].cpu()
-        self.kp, self.kd, self.effort = character.kp.cpu(), character.kd.cpu(), character.effort.cpu()
 
     @staticmethod
     def _build_model(mujoco: Any, character: Character, timestep: float) -> Any:
@@ -344,25 +327,31 @@ class MujocoSim(Sim):
             elif dofs:  # the gains move from the joint, where MuJoCo reads a passive spring, to the actuator
                 joints[0].stiffness, joints[0].damping = 0.0 * joints[0].stiffness, 0.0 * joints[0].damping
             for d in dofs:
-                # On a ball joint the gear picks a component of the exponential map. No force range: a clamped actuator loses its
-                # implicit damping and light feet chatter at 100 rad/s; step() limits the torque through the target instead.
+                # on a ball joint the gear picks a component of the exponential map
                 target = name if len(dofs) == 3 else character.dof_names[d]
                 actuator = spec.add_actuator(name=character.dof_names[d], target=target, trntype=mujoco.mjtTrn.mjTRN_JOINT)
                 axis = character.dof_axis[d].tolist() if len(dofs) == 3 else [1, 0, 0]
                 actuator.gear = axis + [0, 0, 0]
-                actuator.set_to_position(kp=float(character.kp[d]), kv=float(character.kd[d]))
+                kp, kd, effort = float(character.kp[d]), float(character.kd[d]), float(character.effort[d])
+                actuator.set_to_position(kp=kp, kv=kd + timestep * kp)
+                actuator.forcelimited, actuator.forcerange = True, (-effort, effort)
         spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[1.0, 0.05, 0.05])
         spec.option.timestep = timestep
-        spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-        return spec.compile()
+        model = spec.compile()
+        # Stable PD (Tan, Liu, Turk 2011): the drive force at the end of the step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq, put
+        # its last term into the inertia. The contact solver sees it there. MuJoCo's implicit integrators apply it after contacts are
+        # solved: at h = 1/60 a character under noisy targets then falls in half the time that it takes at h = 1/480.
+        model.dof_armature[6:] += (timestep * character.kd + timestep**2 * character.kp).numpy()
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+        return model
 
     def _read(self) -> MotionState:
         row = torch.from_numpy(self.state).float()
         rotations = torch.zeros(len(row), len(self.character.parents), 4)
         rotations[..., 3] = 1.0
-        rotations[:, [0] + self.balls] = row[:, self.quat_index]
-        half = 0.5 * row[:, self.hinge_index, None]
-        rotations[:, self.hinge_bodies] = torch.cat((self.hinge_axis * torch.sin(half), torch.cos(half)), -1)
+        rotations[:, self.rotating] = row[:, self.quats]
+        half = 0.5 * row[:, self.angles, None]
+        rotations[:, self.character.hinges] = torch.cat((self.axis * torch.sin(half), torch.cos(half)), -1)
         v = self.velocity
         # MuJoCo's free joint has its linear velocity in the world and its angular velocity in the root's own frame
         angular = ml.quat_rotate(rotations[:, 0], row[:, v + 3 : v + 6])
@@ -374,31 +363,24 @@ class MujocoSim(Sim):
         root, rotations, linear, angular, dof = (x.cpu() for x in state)
         row = torch.zeros(len(ids), self.state.shape[1], dtype=torch.float64)
         row[:, 1:4] = root.double()
-        row[:, self.quat_index] = rotations[:, [0] + self.balls].double()
-        hinge = (ml.rotvec_from_quat(rotations[:, self.hinge_bodies]) * self.hinge_axis).sum(-1)
-        row[:, self.hinge_index] = hinge.double()
+        row[:, self.quats] = rotations[:, self.rotating].double()
+        row[:, self.angles] = (ml.rotvec_from_quat(rotations[:, self.character.hinges]) * self.axis).sum(-1).double()
         local = ml.quat_rotate(ml.quat_conjugate(rotations[:, 0]), angular)
         row[:, self.velocity :] = torch.cat((linear, local, dof), -1).double()
         self.state[ids] = row.numpy()
 
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
-        state = self._read()
-        position = ml.dof_positions(self.character, state.rotations).cpu()
-        # |kp (target - q) - kd dq| <= effort, at the start of the control step
-        centre = position + self.kd / self.kp * state.dof_velocity.cpu()
-        target = torch.maximum(torch.minimum(targets.cpu(), centre + self.effort / self.kp), centre - self.effort / self.kp)
-        self.control[:] = target.double().numpy()[:, None]
+        self.control[:] = targets.cpu().double().numpy()[:, None]
         self.rollout.rollout(self.model, self.data, self.state, self.control, state=self.trajectory)
         after = self.trajectory[:, -1]
         sound = np.isfinite(after).all(1) & (np.abs(after[:, self.velocity :]).max(1) < self.MAX_SPEED)
         np.copyto(self.state, after, where=sound[:, None])
-        self.state[:, 0] = 0.0
         return self._read(), torch.from_numpy(~sound).to(self.device)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 4. Environment
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class Box(NamedTuple):
@@ -413,10 +395,13 @@ class AMPEnv:
     Observations are (N, D), actions (N, A); info["final_obs"] is the observation before the reset of environments that are done,
     info["disc_obs"] (N, 2 D) the transition that the discriminator judges: it never spans a reset."""
 
-    def __init__(self, args: Args, character: Character, motions: MotionLib, num_envs: int, episode_steps: int, device: torch.device) -> None:
-        self.character, self.motions, self.device = character, motions, device
-        self.num_envs, self.episode_steps, self.reset_mode = num_envs, episode_steps, args.reset_mode
+    def __init__(self, args: Args, motions: MotionLib, num_envs: int, episode_steps: int, device: torch.device) -> None:
+        self.character, self.motions, self.device = motions.character, motions, device
+        character = motions.character
+        self.num_envs, self.episode_steps = num_envs, episode_steps
+        self.start_share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[args.reset_mode]
         self.dt = 1.0 / args.control_hz  # control step [s]
+        self.physics_seconds = 0.0  # spent in the simulator
         self.target_speed = None if args.task == "none" else args.target_speed
         self.sim = MujocoSim(character, num_envs, args.control_hz, args.substeps, device)
         self.generator = torch.Generator(device)
@@ -433,31 +418,47 @@ class AMPEnv:
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # where each episode started: clip ...
         self.time = torch.zeros(num_envs, device=device)  # ... and time [s]
         self.steps = torch.zeros(num_envs, dtype=torch.long, device=device)  # control steps of the episode so far
-        obs, _ = self.reset(args.seed)
+        self.pool = self._new_pool()
+        obs = self.pool[-1]
         self.single_observation_space, self.single_action_space = Box(tuple(obs.shape[1:])), Box((len(character.dof_names),))
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Start all episodes anew: obs (N, D), info."""
         if seed is not None:
             self.generator.manual_seed(seed)
+        self.pool = self._new_pool()
         self.obs = self._reset(torch.arange(self.num_envs, device=self.device))
         return self.obs, {}
 
-    def _reset(self, env_ids: Tensor) -> Tensor:
-        """Reference state initialisation of environments (n,) -> their first observations (n, D)."""
-        clip, start = self.motions.sample(len(env_ids), self.dt, self.generator)
-        if self.reset_mode != "random":
-            from_start = torch.rand(len(env_ids), generator=self.generator, device=self.device) < (1.0 if self.reset_mode == "start" else 0.5)
-            start = torch.where(from_start, torch.zeros_like(start), start)
+    def _new_pool(self) -> List[Tensor]:
+        """N initial states by reference state initialisation: clip (N,), time (N,) [s], the five tensors of a MotionState, obs (N, D).
+
+        Drawn in advance, because a few states a step would cost as much as many at once."""
+        clip, start = self.motions.sample(self.num_envs, self.dt, self.generator)
+        from_start = torch.rand(self.num_envs, generator=self.generator, device=self.device) < self.start_share
+        start = torch.where(from_start, torch.zeros_like(start), start)
         state = self.motions.state(clip, start)
-        self.sim.set_state(env_ids, state)
+        body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
+        # a pose that reaches into the ground would be thrown up by the contact solver
+        raised = (-ml.lowest_points(self.character, body_position, body_rotation).amin(-1)).clamp_min(0.0)  # (N,) [m]
+        state.root_position[:, 2] += raised
+        return [clip, start, *state, observe(state, body_position, self.character)]
+
+    def _reset(self, env_ids: Tensor) -> Tensor:
+        """Put environments (n,) into the pool's first states -> their first observations (n, D)."""
+        if len(self.pool[0]) < len(env_ids):
+            self.pool = self._new_pool()
+        clip, start, *state, obs = (x[: len(env_ids)] for x in self.pool)
+        self.pool = [x[len(env_ids) :] for x in self.pool]
+        self.sim.set_state(env_ids, MotionState(*state))
         self.clip[env_ids], self.time[env_ids], self.steps[env_ids] = clip, start, 0
-        body_position, _ = ml.forward_kinematics(self.character, state.root_position, state.rotations)
-        return observe(state, body_position, self.character)
+        return obs
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
         """One control step under actions (N, A) -> obs (N, D), task reward (N,), terminated (N,), truncated (N,), info."""
+        before = time.perf_counter()
         state, diverged = self.sim.step(self.action_offset + self.action_scale * action)
+        self.physics_seconds += time.perf_counter() - before
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
         final_obs = observe(state, body_position, self.character)
         disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, 2 D)
@@ -474,9 +475,9 @@ class AMPEnv:
         return self.obs, task_reward(state, self.target_speed), terminated, truncated, info
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 5. Networks, normaliser, replay buffer
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class Normaliser(nn.Module):
@@ -509,7 +510,8 @@ class Normaliser(nn.Module):
 
 def mlp(size_in: int, hidden: Tuple[int, int], size_out: int, last_gain: float) -> nn.Sequential:
     """ReLU network with two hidden layers; last_gain scales the last layer's initial weights."""
-    net = nn.Sequential(nn.Linear(size_in, hidden[0]), nn.ReLU(), nn.Linear(hidden[0], hidden[1]), nn.ReLU(), nn.Linear(hidden[1], size_out))
+    first, second = hidden
+    net = nn.Sequential(nn.Linear(size_in, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, size_out))
     for layer in net[::2]:
         nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
         nn.init.zeros_(layer.bias)
@@ -545,24 +547,21 @@ class ReplayBuffer:
         self.size = 0
 
     def add(self, rows: Tensor, keep: int) -> None:
-        """Store all rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
-        room = len(self.data) - self.size
-        if room:
-            rows = rows[torch.randperm(len(rows), device=rows.device)[:room]]
-            self.data[self.size : self.size + len(rows)] = rows
-            self.size += len(rows)
-        else:
-            chosen = torch.randperm(len(rows), device=rows.device)[:keep]
-            self.data[torch.randperm(len(self.data), device=rows.device)[: len(chosen)]] = rows[chosen]
+        """Store rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
+        room = min(len(self.data) - self.size, len(rows))
+        shuffled = lambda n: torch.randperm(n, device=rows.device)  # noqa: E731
+        slots = torch.arange(self.size, self.size + room, device=rows.device) if room else shuffled(len(self.data))[:keep]
+        self.data[slots] = rows[shuffled(len(rows))[: len(slots)]]
+        self.size += room
 
     def sample(self, n: int) -> Tensor:
         """n rows, drawn with replacement: (n, width)."""
         return self.data[torch.randint(self.size, (n,), device=self.data.device)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 6. Losses and advantages
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -595,9 +594,9 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
     return advantage
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 7. Evaluation and checkpoints
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -606,8 +605,8 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
     motions, (obs, _) = env.motions, env.reset(args.seed + 1000)
     clip, start = env.clip.clone(), env.time.clone()
     # an episode on a clip that does not loop ends with the clip
-    limit = torch.where(motions.loop, env.episode_steps * env.dt, motions.length)[clip] - torch.where(motions.loop[clip], 0.0, start)
-    limit = (limit / env.dt + 0.5).long().clamp(1, env.episode_steps)  # (N,) control steps
+    left = ((motions.length[clip] - start) / env.dt).round().long().clamp(1, env.episode_steps)
+    limit = torch.where(motions.loop[clip], env.episode_steps, left)  # (N,) control steps
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     steps, fell, sums = torch.zeros_like(limit), torch.zeros_like(alive), torch.zeros(3, device=env.device)
     poses, roots, rotations = [], [], []
@@ -643,160 +642,176 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
     return metrics, clips
 
 
-def save_checkpoint(path: str, agent: Agent, args: Args, extra: Dict[str, Any]) -> None:
-    """Write networks, normalisers and options atomically; torch.load(weights_only=True) reads it."""
-    torch.save({"format": 1, "script": "amp_ppo_isaacgym", "args": dataclasses.asdict(args), "agent": agent.state_dict(), **extra}, path + ".tmp")
+def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, extra: Dict[str, Any]) -> None:
+    """Write all that an evaluation needs, atomically; torch.load(weights_only=True) reads it."""
+    header = {"format": 1, "script": "amp_ppo_isaacgym", "args": dataclasses.asdict(args), "action_offset": env.action_offset}
+    torch.save({**header, "agent": agent.state_dict(), **extra}, path + ".tmp")
     os.replace(path + ".tmp", path)
 
 
-def load_checkpoint(path: str, device: torch.device) -> Dict[str, Any]:
+def load_checkpoint(path: str) -> Dict[str, Any]:
     """Read a checkpoint of this script without executing anything in it. Raises UsageError."""
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != "amp_ppo_isaacgym" or checkpoint["format"] != 1:
+            raise UsageError(
+                f"{path}: a checkpoint of {checkpoint['script']}, format {checkpoint['format']}; this script reads its format 1"
+            )
+        Args(**checkpoint["args"])
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
     except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
-        raise UsageError(f"{path}: not a checkpoint of this script ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("script") != "amp_ppo_isaacgym" or checkpoint.get("format") != 1:
-        raise UsageError(f"{path}: not a checkpoint of amp_ppo_isaacgym.py, format 1")
+        raise UsageError(f"{path}: not a checkpoint of amp_ppo_isaacgym.py ({type(error).__name__})") from error
     return checkpoint
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+def restore(agent: Agent, env: AMPEnv, checkpoint: Dict[str, Any], path: str) -> None:
+    """Put a checkpoint into the agent and its PD offset into the environment. Raises UsageError when a shape differs."""
+    try:
+        agent.load_state_dict(checkpoint["agent"])
+        env.action_offset.copy_(checkpoint["action_offset"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path}: does not fit these options and this character: {reason}") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 8. Main loop
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def main(args: Args) -> None:
-    device = torch.device("cuda" if args.cuda else "cpu")
-    checkpoint = load_checkpoint(args.checkpoint, device) if args.evaluate else None
-    if checkpoint:  # what the network was trained with; the options that an evaluation may change stay those of the command line
-        for name in ("hidden", "action_std_log", "action_scale", "disc_loss", "control_hz", "substeps"):
-            setattr(args, name, checkpoint["args"][name])
+def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
+    """Options of the command line, checked, and the checkpoint that --evaluate names: its options are then the defaults."""
+    args, checkpoint = tyro.cli(Args, args=argv), None
+    if args.evaluate and args.checkpoint:
+        checkpoint = load_checkpoint(args.checkpoint)
+        saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False}
+        args = tyro.cli(Args, args=argv, default=Args(**saved))
     check_args(args)
-    torch.manual_seed(args.seed)
-    character = ml.load_character(args.character_file, str(device))
-    motions = MotionLib(args.motion_file, character, str(device))
-    if args.task == "speed" and args.target_speed is None:
-        args.target_speed = motions.mean_speed()
-    eval_steps = int(round(args.eval_seconds * args.control_hz))
-    eval_env = AMPEnv(args, character, motions, args.eval_episodes, eval_steps, device)
-    obs_size, action_size = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
-    agent = Agent(obs_size, action_size, args.hidden, args.action_std_log).to(device)
-    if checkpoint:
-        try:
-            agent.load_state_dict(checkpoint["agent"])
-        except RuntimeError as error:
-            raise UsageError(f"{args.checkpoint}: networks of another shape: {str(error).splitlines()[1].strip()}") from error
-        metrics, clips = evaluate(agent, eval_env, args)
-        folder = os.path.splitext(args.checkpoint)[0] + "_rollouts"
-        os.makedirs(folder, exist_ok=True)
-        for n, clip in enumerate(clips):
-            ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, character.body_names, f"roll-out of {args.checkpoint}", "as the checkpoint")
-        print(json.dumps(metrics))
-        return
+    return args, checkpoint
 
+
+def start_run(args: Args) -> Tuple[str, Any]:
+    """Make the run's folder, with all that is needed to repeat it -> its path, a TensorBoard writer."""
     from torch.utils.tensorboard import SummaryWriter
 
-    env = AMPEnv(args, character, motions, args.num_envs, args.episode_steps, device)
-    clip_name = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
-    run = os.path.join("runs", f"{args.exp_name}__{clip_name}__{args.seed}__{int(time.time())}")
+    clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
+    run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
     os.makedirs(run)
     versions = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, platform=platform.platform())
+    versions["simulator"] = importlib.metadata.version(args.sim)
     with open(os.path.join(run, "args.json"), "w") as file:
         json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
     shutil.copy(__file__, run)
     if args.track:
         import wandb
 
-        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, sync_tensorboard=True, config=vars(args), name=os.path.basename(run))
-    writer = SummaryWriter(run)
-    print(f"{run}: simulator {args.sim} ({env.sim.threads} threads), learning on {device}")
-    print("options: " + ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(args).items()))
+        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=run[5:], config=vars(args), sync_tensorboard=True)
+    return run, SummaryWriter(run)
 
-    T, N, B = args.num_steps, args.num_envs, args.num_steps * args.num_envs
-    M = B // args.num_minibatches
+
+def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
+    device = torch.device("cuda" if args.cuda else "cpu")
+    torch.manual_seed(args.seed)
+    motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device))
+    if args.task == "speed" and args.target_speed is None:
+        args.target_speed = motions.mean_speed()
+    eval_env = AMPEnv(args, motions, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1), device)
+    D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
+    agent = Agent(D, A, args.hidden, args.action_std_log).to(device)
+    if checkpoint:
+        restore(agent, eval_env, checkpoint, args.checkpoint)
+        metrics, clips = evaluate(agent, eval_env, args)
+        folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
+        os.makedirs(folder, exist_ok=True)
+        for n, clip in enumerate(clips):
+            ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
+        print(json.dumps(metrics))
+        return
+
+    env = AMPEnv(args, motions, args.num_envs, args.episode_steps, device)
+    run, writer = start_run(args)
+    print(f"{run}: simulator {args.sim} on {env.sim.threads} threads, learning on {device}")
+    print("options: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items()))
+    T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
     actor_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=args.learning_rate)
     critic_optimizer = torch.optim.Adam(agent.critic.parameters(), lr=args.critic_learning_rate)
     disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate)
-    replay = ReplayBuffer(args.replay_size, 2 * obs_size, device)
     learning_rate = args.learning_rate
-    generator = torch.Generator(device).manual_seed(args.seed + 1)  # of the clip transitions
+    replay = ReplayBuffer(args.replay_size, 2 * D, device)
+    demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
 
-    obs_buf = torch.zeros(T, N, obs_size, device=device)  # raw
-    final_buf = torch.zeros(T, N, obs_size, device=device)  # raw, the state after the step and before a reset
-    disc_buf = torch.zeros(T, N, 2 * obs_size, device=device)  # raw
-    mean_buf, action_buf = torch.zeros(2, T, N, action_size, device=device).unbind(0)
-    task_buf, speed_buf, length_buf = torch.zeros(3, T, N, device=device).unbind(0)
-    terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device).unbind(0)
+    obs_buf, final_buf = torch.zeros(2, T, N, D, device=device)  # raw observations; after the step, before a reset
+    disc_buf = torch.zeros(T, N, 2 * D, device=device)  # raw transitions
+    mean_buf, action_buf = torch.zeros(2, T, N, A, device=device)
+    task_buf, speed_buf, length_buf, diverged_buf = torch.zeros(4, T, N, device=device)
+    terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device)
 
     # The normalisers start from the clip: the character, which starts from the clip's states, is close to it.
-    demo = demo_transitions(motions, 4096, env.dt, generator)
-    agent.obs_norm.update(demo[:, :obs_size])
+    demo = demo_transitions(motions, 4096, env.dt, demo_generator)
+    agent.obs_norm.update(demo[:, :D])
     agent.disc_norm.update(demo)
     obs, _ = env.reset(args.seed)
-    episode_length, metrics, best = torch.zeros((), device=device), {}, math.inf
-    iterations = args.total_timesteps // B
-    started = time.time()
-    bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True, smoothing=0.05)
+    metrics, best, started, iterations = {}, math.inf, time.time(), args.total_timesteps // B
+    bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
     for iteration in range(1, iterations + 1):
-        clock = [time.perf_counter()]
+        clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
+
         # 1. Roll out the policy.
-        physics_seconds = 0.0
         with torch.no_grad():
             for t in range(T):
                 mean = agent.actor(agent.obs_norm(obs))  # (N, A)
                 action = mean + agent.action_std * torch.randn_like(mean)
                 obs_buf[t], mean_buf[t], action_buf[t] = obs, mean, action
                 obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
-                final_buf[t], disc_buf[t], speed_buf[t], length_buf[t] = info["final_obs"], info["disc_obs"], info["speed"], info["episode_length"]
-        done_buf = terminated_buf | truncated_buf
-        fresh = disc_buf.view(B, -1)
+                final_buf[t], disc_buf[t], diverged_buf[t] = info["final_obs"], info["disc_obs"], info["diverged"]
+                speed_buf[t], length_buf[t] = info["speed"], info["episode_length"]
+        done_buf, fresh = terminated_buf | truncated_buf, disc_buf.view(B, 2 * D)
         clock.append(time.perf_counter())
 
         # 2. Discriminator: clip transitions against the character's, half of them fresh and half replayed.
         replay.add(fresh, args.replay_keep)
-        demo = demo_transitions(motions, args.disc_updates * args.disc_batch, env.dt, generator)
+        demo = demo_transitions(motions, args.disc_updates * args.disc_batch, env.dt, demo_generator)
         agent.disc_norm.update(torch.cat((demo, fresh[torch.randint(B, (len(demo),), device=device)])))
-        half = args.disc_batch // 2
-        disc_log = []
-        for mb_demo in demo.chunk(args.disc_updates):
-            mb_agent = torch.cat((fresh[torch.randint(B, (half,), device=device)], replay.sample(half)))  # (disc_batch, 2 D)
-            loss, penalty, demo_logit, agent_logit = disc_losses(agent.disc, agent.disc_norm(mb_demo), agent.disc_norm(mb_agent), args.disc_loss)
-            weights = [layer.weight for layer in agent.disc[::2]]
-            decay = sum((w**2).sum() for w in weights)
-            total = loss + args.grad_penalty * penalty + args.logit_reg * (weights[-1] ** 2).sum() + args.disc_weight_decay * decay
+        for mb_demo in agent.disc_norm(demo).chunk(args.disc_updates):
+            mb_fresh = fresh[torch.randint(B, (args.disc_batch // 2,), device=device)]
+            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(args.disc_batch // 2))))  # (disc_batch, 2 D)
+            loss, penalty, demo_logit, agent_logit = disc_losses(agent.disc, mb_demo, mb_agent, args.disc_loss)
+            squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]
+            regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
             disc_optimizer.zero_grad()
-            total.backward()
+            (loss + args.grad_penalty * penalty + regulariser).backward()
             nn.utils.clip_grad_norm_(agent.disc.parameters(), args.max_grad_norm)
             disc_optimizer.step()
-            with torch.no_grad():
-                fresh_logit, replay_logit = agent_logit.chunk(2)
-                accuracy = ((demo_logit > 0).float().mean(), (fresh_logit < 0).float().mean(), (replay_logit < 0).float().mean())
-                disc_log.append(torch.stack((loss, penalty, demo_logit.mean(), fresh_logit.mean(), replay_logit.mean(), *accuracy)))
+            stats["disc/loss"].append(loss.detach())
+            stats["disc/grad_penalty"].append(penalty.detach())
+            for name, logit, sign in zip(("demo", "fresh", "replay"), (demo_logit, *agent_logit.chunk(2)), (1, -1, -1)):
+                stats[f"disc/logit_{name}"].append(logit.detach())
+                stats[f"disc/accuracy_{name}"].append((sign * logit > 0).float())
         clock.append(time.perf_counter())
 
         # 3. Rewards and advantages.
         with torch.no_grad():
-            logits = agent.disc(agent.disc_norm(fresh))[:, 0]
-            style_buf = style_reward(logits, args.disc_loss).view(T, N)
+            style_buf = style_reward(agent.disc(agent.disc_norm(fresh)), args.disc_loss).view(T, N)
             # r_total = r_task + style_weight * r_style
             reward = task_buf + args.style_weight * style_buf
             value = agent.value(torch.cat((obs_buf, obs[None])))  # (T + 1, N)
             value, next_value = value[:-1], value[1:].clone()
-            next_value[truncated_buf] = agent.value(final_buf[truncated_buf])  # a time-out is not the end: bootstrap, from before the reset
+            # a time-out is not the end: bootstrap from the state before the reset
+            next_value[truncated_buf] = agent.value(final_buf[truncated_buf])
             advantage = gae(reward, value, next_value, terminated_buf, done_buf, args.gamma, args.gae_lambda)
             returns = advantage + value
-            explained = 1.0 - (returns - value).var() / returns.var().clamp_min(1e-8)
-            agent.return_norm.update(returns.view(-1, 1))
-            b_obs = agent.obs_norm(obs_buf.view(B, -1))  # (B, D) normalised
-            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]
+            stats["policy/explained_variance"] = [1.0 - advantage.var() / returns.var().clamp_min(1e-8)]
+            agent.return_norm.update(returns.view(B, 1))
+            b_obs = agent.obs_norm(obs_buf.view(B, D))  # normalised, like the returns
+            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
             b_advantage = ((advantage - advantage.mean()) / (advantage.std() + 1e-8)).view(B)
-            b_mean, b_action = mean_buf.view(B, -1), action_buf.view(B, -1)
-            b_log_prob = agent.log_prob(b_mean, b_action)
+            b_mean, b_action = mean_buf.view(B, A), action_buf.view(B, A)
+            b_log_prob = agent.log_prob(b_mean, b_action)  # (B,)
 
         # 4. PPO.
-        ppo_log = []
         for _ in range(args.update_epochs):
             for mb in torch.randperm(B, device=device).split(M):
                 mean = agent.actor(b_obs[mb])  # (M, A)
@@ -805,42 +820,66 @@ def main(args: Args) -> None:
                 clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
                 bound_loss = ((mean.abs() - 1.0).clamp_min(0.0) ** 2).sum(-1).mean()
-                actor_optimizer.zero_grad()
-                (policy_loss + args.bound_coef * bound_loss).backward()
-                nn.utils.clip_grad_norm_(agent.actor.parameters(), args.max_grad_norm)
-                actor_optimizer.step()
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
-                critic_optimizer.zero_grad()
-                value_loss.backward()
-                nn.utils.clip_grad_norm_(agent.critic.parameters(), args.max_grad_norm)
-                critic_optimizer.step()
-                with torch.no_grad():
-                    # KL of two Gaussians with the same fixed standard deviation
-                    kl = (((mean - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean() / 2
-                    ppo_log.append(torch.stack((policy_loss, value_loss, bound_loss, kl, ((ratio - 1).abs() > args.clip_coef).float().mean())))
-        agent.obs_norm.update(obs_buf.view(B, -1))
-        policy_loss, value_loss, bound_loss, _, clip_fraction = torch.stack(ppo_log).mean(0).tolist()
-        kl = float(torch.stack(ppo_log)[-args.num_minibatches :, 3].mean())
-        learning_rate *= 1.2 if kl < args.kl_low else 1 / 1.2 if kl > args.kl_high else 1.0
-        learning_rate = min(max(learning_rate, 1e-6), 1e-2)
-        actor_optimizer.param_groups[0]["lr"] = learning_rate
+                for optimizer, net, loss in (
+                    (actor_optimizer, agent.actor, policy_loss + args.bound_coef * bound_loss),
+                    (critic_optimizer, agent.critic, value_loss),
+                ):
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm)
+                    optimizer.step()
+                # KL of two Gaussians with the same standard deviation
+                kl = 0.5 * (((mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
+                for name, x in dict(kl=kl, loss=policy_loss, bound_loss=bound_loss, value_loss=value_loss).items():
+                    stats[f"policy/{name}"].append(x.detach())
+                stats["policy/clip_fraction"].append(((ratio.detach() - 1).abs() > args.clip_coef).float())
+        agent.obs_norm.update(obs_buf.view(B, D))
         clock.append(time.perf_counter())
-        if done_buf.any():
-            episode_length = length_buf[done_buf].mean()
-        names = ("loss", "grad_penalty", "logit_demo", "logit_fresh", "logit_replay", "accuracy_demo", "accuracy_fresh", "accuracy_replay")
-        dl = dict(zip(names, torch.stack(disc_log).mean(0).tolist()))
-        if iteration % 10 == 0:
-            bar.write(f"{iteration*B/1e6:.2f}M {time.time()-started:.0f}s len {float(episode_length):.0f} task {float(task_buf.mean()):.2f} style {float(style_buf.mean()):.3f} speed {float(speed_buf.mean()):.2f} "
-              f"lr {learning_rate:.1e} kl {kl:.4f} clip {clip_fraction:.2f} ev {float(explained):.2f} acc {dl['accuracy_demo']:.2f} {dl['accuracy_fresh']:.2f} {dl['accuracy_replay']:.2f} bound {bound_loss:.4f} gp {dl['grad_penalty']:.3f} times " + " ".join(f"{b-a:.2f}" for a,b in zip(clock,clock[1:])) + f" err {metrics.get('pose_error_m', 9):.3f} fall {metrics.get('fall_rate', 9):.2f} espeed {metrics.get('speed_m_s',0):.2f}")
+
+        # 5. Log, evaluate, save.
+        samples = iteration * B
+        stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
+        stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/diverged_per_step": [diverged_buf]})
+        stats["episode/falls_per_step"] = [terminated_buf.float()]
+        stats["episode/length"] = [(length_buf * done_buf).sum() / done_buf.sum().clamp_min(1)]
+        # the iteration's one transfer from the device
+        log = dict(zip(stats, torch.stack([torch.stack([x.mean() for x in xs]).mean() for xs in stats.values()]).tolist()))
+        learning_rate *= 1.2 if log["policy/kl"] < args.kl_low else 1 / 1.2 if log["policy/kl"] > args.kl_high else 1.0
+        actor_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
+        log["policy/learning_rate"] = learning_rate
+        seconds = dict(physics=env.physics_seconds, rollout=clock[1] - clock[0], disc=clock[2] - clock[1], ppo=clock[3] - clock[2])
+        env.physics_seconds = 0.0
+        log.update({f"samples_per_s/{name}": B / x for name, x in dict(seconds, training=clock[3] - clock[0]).items()})
         if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
             metrics, _ = evaluate(agent, eval_env, args)
-            save_checkpoint(os.path.join(run, "latest.pt"), agent, args, {"iteration": iteration, "metrics": metrics})
+            log.update({f"eval/{name}": x for name, x in metrics.items()})
+            for name in ("latest", "best") if metrics["pose_error_m"] < best else ("latest",):
+                save_checkpoint(os.path.join(run, f"{name}.pt"), agent, eval_env, args, {"samples": samples, "metrics": metrics})
+            best = min(best, metrics["pose_error_m"])
+        for name, x in log.items():
+            writer.add_scalar(name, x, samples)
+        bar.set_postfix_str(
+            f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}, "
+            f"pose error {metrics.get('pose_error_m', math.nan):.3f} m",
+            refresh=False,
+        )
+        if os.environ.get("DBG") and iteration % 20 == 0:
+            bar.write(
+                f"{samples / 1e6:.2f}M {time.time() - started:.0f}s len {log['episode/length']:.0f} task {log['reward/task']:.2f} style {log['reward/style']:.3f} v {log['episode/speed_m_s']:.2f} lr {learning_rate:.1e} kl {log['policy/kl']:.4f} clip {log['policy/clip_fraction']:.2f} ev {log['policy/explained_variance']:.2f} acc {log['disc/accuracy_demo']:.2f} {log['disc/accuracy_fresh']:.2f} {log['disc/accuracy_replay']:.2f} gp {log['disc/grad_penalty']:.3f} "
+                + " ".join(f"{k} {v:.2f}" for k, v in seconds.items())
+                + f" | err {metrics.get('pose_error_m', 9):.3f} fall {metrics.get('fall_rate', 9):.2f} v {metrics.get('speed_m_s', 0):.2f} style {metrics.get('style_reward', 0):.2f}"
+            )
         bar.update(B)
+    bar.close()
+    writer.close()
+    print(f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt")
+    print(json.dumps(metrics))
 
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Args))
+        main(*parse_args())
     except (UsageError, ml.MotionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

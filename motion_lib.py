@@ -21,23 +21,21 @@ class MotionError(ValueError):
     """A motion file, dataset file or character file that cannot be used; the message is one line that names file and fault."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 1. Quaternions (xyzw)
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+# The Hamilton product is bilinear: row 4 i + j holds the product of the i-th and the j-th of the basis quaternions (i, j, k, 1).
+_HAMILTON = torch.zeros(16, 4)
+_HAMILTON[range(16), [3, 2, 1, 0, 2, 3, 0, 1, 1, 0, 3, 2, 0, 1, 2, 3]] = torch.tensor(
+    [-1.0, 1, -1, 1, -1, -1, 1, 1, 1, -1, -1, 1, 1, 1, 1, 1]
+)
 
 
 def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
     """Hamilton product: the rotation b followed by the rotation a. (..., 4), (..., 4) -> (..., 4)."""
-    (ax, ay, az, aw), (bx, by, bz, bw) = a.unbind(-1), b.unbind(-1)
-    return torch.stack(
-        (
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-            aw * bw - ax * bx - ay * by - az * bz,
-        ),
-        -1,
-    )
+    return (a[..., :, None] * b[..., None, :]).flatten(-2) @ _HAMILTON.to(a)
 
 
 def quat_conjugate(q: Tensor) -> Tensor:
@@ -47,9 +45,10 @@ def quat_conjugate(q: Tensor) -> Tensor:
 
 def quat_rotate(q: Tensor, v: Tensor) -> Tensor:
     """Rotate vectors by unit quaternions. (..., 4), (..., 3) -> (..., 3)."""
-    u, w = q[..., :3], q[..., 3:]
-    t = 2.0 * torch.cross(u.expand_as(v), v, dim=-1)
-    return v + w * t + torch.cross(u.expand_as(t), t, dim=-1)
+    u, v = torch.broadcast_tensors(q[..., :3], v)
+    w = q[..., 3:]
+    t = 2.0 * torch.linalg.cross(u, v)
+    return v + w * t + torch.linalg.cross(u, t)
 
 
 def quat_from_rotvec(r: Tensor) -> Tensor:
@@ -85,9 +84,9 @@ def quat_from_yaw(yaw: Tensor) -> Tensor:
     return torch.stack((zero, zero, torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)), -1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 2. The character, read from its MJCF file
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class Character(NamedTuple):
@@ -96,6 +95,11 @@ class Character(NamedTuple):
     path: str
     body_names: List[str]  # depth-first, as in the file; body 0 is the root
     parents: List[int]  # index of the parent body, -1 for the root
+    levels: List[Tuple[Tensor, Tensor]]  # each depth below the root: its bodies (n,), and where their parents stand in the depth above
+    level_order: Tensor  # (J,) where each body stands in the concatenation of all depths
+    balls: Tensor  # long: bodies on ball joints
+    hinges: Tensor  # long: bodies on hinges
+    hinge_dofs: Tensor  # long: the dofs of those hinges
     offsets: Tensor  # (J, 3) body origin in its parent's frame [m]
     dof_names: List[str]  # D names, in file order
     dof_body: List[int]  # the body that each dof turns; three dofs on one body are one ball joint (exponential map, x y z)
@@ -143,10 +147,21 @@ def load_character(path: str, device: str = "cpu") -> Character:
         gear = {motor.get("joint"): float(motor.get("gear")) for motor in root.iter("motor")}
         effort = [gear[joint.get("name")] for _, joint in dofs]
         column = lambda key: torch.tensor([floats(joint.get(key)) for _, joint in dofs], device=device)  # noqa: E731
+        count = [sum(body == j for body, _ in dofs) for j in range(len(names))]
+        long = lambda numbers: torch.tensor(numbers, dtype=torch.long, device=device)  # noqa: E731
+        depths = [[0]]
+        while sum(map(len, depths)) < len(names):
+            depths.append([j for j, parent in enumerate(parents) if parent in depths[-1]])
+        levels = [(long(b), long([a.index(parents[j]) for j in b])) for a, b in zip(depths, depths[1:])]
         return Character(
             path=str(path),
             body_names=names,
             parents=parents,
+            levels=levels,
+            level_order=torch.argsort(long(sum(depths, []))),
+            balls=long([j for j, n in enumerate(count) if n == 3]),
+            hinges=long([j for j, n in enumerate(count) if n == 1]),
+            hinge_dofs=long([d for d, (body, _) in enumerate(dofs) if count[body] == 1]),
             offsets=torch.tensor(offsets, device=device),
             dof_names=[joint.get("name") for _, joint in dofs],
             dof_body=[body for body, _ in dofs],
@@ -172,12 +187,15 @@ def forward_kinematics(character: Character, root_position: Tensor, rotations: T
 
     root_position (..., 3) world [m]; rotations (..., J, 4) parent-relative, row 0 the root in the world
     -> body_position (..., J, 3) world [m], body_rotation (..., J, 4) world."""
-    position, rotation = [root_position], [rotations[..., 0, :]]
-    for j in range(1, len(character.parents)):
-        parent = character.parents[j]
-        position.append(position[parent] + quat_rotate(rotation[parent], character.offsets[j].expand_as(root_position)))
-        rotation.append(quat_multiply(rotation[parent], rotations[..., j, :]) if j in character.dof_body else rotation[parent])
-    return torch.stack(position, -2), torch.stack(rotation, -2)
+    p, q = root_position[..., None, :], rotations[..., :1, :]
+    position, rotation = [p], [q]
+    for bodies, above in character.levels:  # all bodies of one depth at a time
+        p, q = p.index_select(-2, above), q.index_select(-2, above)
+        p = p + quat_rotate(q, character.offsets[bodies].to(q))
+        q = quat_multiply(q, rotations.index_select(-2, bodies))
+        position.append(p)
+        rotation.append(q)
+    return tuple(torch.cat(x, -2).index_select(-2, character.level_order) for x in (position, rotation))
 
 
 def lowest_points(character: Character, body_position: Tensor, body_rotation: Tensor) -> Tensor:
@@ -197,9 +215,9 @@ def dof_positions(character: Character, rotations: Tensor) -> Tensor:
     return (rotvec_from_quat(rotations[..., character.dof_body, :]) * character.dof_axis).sum(-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 3. Clip files
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class Clip(NamedTuple):
@@ -300,9 +318,9 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
     return files, weights
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 4. Storage and sampling
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 class MotionState(NamedTuple):
@@ -402,9 +420,9 @@ class MotionLib:
         return float((self.weight * step[:, :2].norm(dim=-1) / self.length).sum())
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 # 5. Pose error
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:

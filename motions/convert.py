@@ -118,9 +118,7 @@ def parse_deepmimic(path: str, body_names: List[str]) -> Clip:
     return Clip((len(root_position) - 1) / time[-1], loop, root_position, rotations)
 
 
-def resample(
-    old: np.ndarray, new: np.ndarray, root_position: np.ndarray, rotations: np.ndarray
-) -> Tuple[np.ndarray, np.ndarray]:
+def resample(old: np.ndarray, new: np.ndarray, root_position: np.ndarray, rotations: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Frames at the times `new` (N,), all within the times `old` (F,) [s]. (F, 3), (F, J, 4) -> (N, 3), (N, J, 4)."""
     low = np.clip(np.searchsorted(old, new, side="right") - 1, 0, len(old) - 2)  # (N,)
     blend = ((new - old[low]) / (old[low + 1] - old[low]))[:, None]  # (N, 1)
@@ -178,22 +176,22 @@ def print_table(character: Character, paths: List[str]) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def convert(
-    character: Character, path: str, out: str, source: str, license: str, loop: Optional[str] = None, lift: bool = True
-) -> None:
-    """Convert one file. lift: one constant raises or lowers the whole clip until its lowest collision point is at 0.
+def convert(character: Character, path: str, out: str, source: str, license: str, loop: Optional[str] = None, lift: bool = True) -> None:
+    """Convert one file. lift: one constant raises or lowers the whole clip until a quarter of its frames reach the ground.
+
+    Not until the lowest frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm).
 
     Raises MotionError for input that is no motion and for an `out` that cannot be written."""
     clip = parse_deepmimic(path, character.body_names)
     before = lowest(character, clip)  # (F,)
-    rise = -float(before.min()) if lift else 0.0
+    rise = -float(before.quantile(0.25)) if lift else 0.0
     clip = clip._replace(loop=loop or clip.loop, root_position=clip.root_position + [0.0, 0.0, rise])
     try:
         lib.save_clip(out, clip, character.body_names, source, license)
     except OSError as error:
         raise MotionError(f"{out}: cannot write the clip: {error.strerror}") from error
     after = lowest(character, clip)
-    # a large mean on a clip that never leaves the ground tells of one low frame that makes the others hover
+    # a low minimum tells of frames that sink into the ground, a high mean on a clip that never jumps of frames that hover
     print(f"{out}: {len(after)} frames, {clip.fps:.2f} /s, {clip.loop}; lowest point [m]", end=" ")
     print(f"{before.min():.3f} -> {after.min():.3f}, its mean over frames {before.mean():.3f} -> {after.mean():.3f}")
 

@@ -1,0 +1,111 @@
+"""Fixtures shared by all tests: the character, small motion files, and a way to run the scripts inside this process."""
+
+import contextlib
+import io
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import motion_lib as ml
+
+ROOT = Path(__file__).resolve().parent.parent
+# the same examples every time, and nothing that depends on how fast the machine is
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
+torch.set_num_threads(1)  # the tensors here are small; more threads only wait for one another
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def character() -> ml.Character:
+    return ml.load_character(str(ROOT / "motions/humanoid.xml"))
+
+
+@pytest.fixture(scope="session")
+def walk(character) -> ml.MotionLib:
+    return ml.MotionLib(str(ROOT / "motions/walk.npz"), character)
+
+
+@pytest.fixture(scope="session")
+def all_motions(character) -> ml.MotionLib:
+    """Every clip in motions/."""
+    return ml.MotionLib(str(ROOT / "motions"), character)
+
+
+@pytest.fixture
+def write_clip(tmp_path, character):
+    """write_clip(name, frames=..., fps=..., loop=..., root_position=..., rotations=..., ...) -> path of a motion file.
+
+    What is not given is a character that stands upright at the height 0.9 m; `None` leaves an array out of the file."""
+
+    def write(name="clip.npz", frames=5, **arrays):
+        data = {
+            "fps": np.float64(10.0),
+            "loop": np.array("clamp"),
+            "body_names": np.array(character.body_names),
+            "root_position": np.tile(np.array([0.0, 0.0, 0.9], np.float32), (frames, 1)),
+            "rotations": np.tile(np.array([0.0, 0.0, 0.0, 1.0], np.float32), (frames, len(character.body_names), 1)),
+            "source": np.array("a test"),
+            "license": np.array("none"),
+        }
+        data.update(arrays)
+        path = tmp_path / name
+        with open(path, "wb") as file:
+            np.savez(file, **{key: np.asarray(value) for key, value in data.items() if value is not None})
+        return str(path)
+
+    return write
+
+
+class Payload:
+    """Unpickling this makes a folder: proof that a file was executed."""
+
+    def __init__(self, path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture
+def payload():
+    """The class of an object whose unpickling makes the folder that it is given."""
+    return Payload
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_script(monkeypatch, tmp_path):
+    """run_script(script, *arguments) -> Result: what `python script arguments` does, in tmp_path, but inside this process."""
+
+    def run(script, *arguments):
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        code = 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as stop:
+                code = stop.code or 0
+        return Result(code, out.getvalue(), err.getvalue())
+
+    return run

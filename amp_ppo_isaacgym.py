@@ -45,9 +45,7 @@ from tqdm import tqdm
 import motion_lib as ml
 from motion_lib import Character, MotionLib, MotionState
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 1. Options
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
 
 class UsageError(ValueError):
@@ -68,8 +66,6 @@ class Args:
     """log to Weights & Biases as well (pip install wandb)"""
     wandb_project_name: str = "amp-ppo"
     """Weights & Biases project"""
-    wandb_entity: Optional[str] = None
-    """Weights & Biases team"""
 
     motion_file: str = "motions/walk.npz"
     """clip to imitate (.npz), folder of clips, or dataset file (.json); formats in motions/README.md"""
@@ -103,14 +99,12 @@ class Args:
     """lambda of generalised advantage estimation"""
     update_epochs: int = 2
     """passes over the batch per iteration"""
-    num_minibatches: Optional[int] = None
-    """minibatches per pass; default 4"""
+    num_minibatches: int = 4
+    """minibatches per pass"""
     learning_rate: float = 3e-4
     """Adam's learning rate for the policy at the start; it then follows the KL divergence"""
-    kl_low: float = 0.012
-    """KL divergence of an iteration's update below which the policy's learning rate grows by a factor of 1.2"""
-    kl_high: float = 0.024
-    """KL divergence above which it shrinks by a factor of 1.2"""
+    target_kl: float = 0.018
+    """mean KL divergence of an iteration's minibatches: a third more shrinks the policy's learning rate by 1.2, a third less lets it grow"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -132,7 +126,7 @@ class Args:
     """Adam's learning rate for the discriminator"""
     disc_updates: int = 2
     """discriminator updates per iteration"""
-    disc_batch: int = 2048
+    disc_batch: int = 1024
     """clip transitions per discriminator update, and as many of the character's, half of them replayed"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code uses 10 / 2)"""
@@ -159,7 +153,7 @@ class Args:
 
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises UsageError."""
-    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), num_minibatches=(4, 4), hidden=((256, 128), (1024, 512)))
+    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), hidden=((256, 128), (1024, 512)))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
@@ -177,12 +171,10 @@ def check_args(args: Args) -> None:
         "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": missing("mujoco"),
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
         "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
-        "--target-speed needs --task speed": args.task == "none" and args.target_speed is not None,
+        "--target-speed needs --task speed": args.task == "none" and args.target_speed is not None and not args.evaluate,
         "--gamma has to lie below 1, --gae-lambda at most at 1": args.gamma >= 1 or args.gae_lambda > 1,
-        "--kl-low has to lie below --kl-high": args.kl_low >= args.kl_high,
         f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps = {batch}": batch % args.num_minibatches,
         "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
-        f"--replay-keep exceeds num_envs * num_steps = {batch} or --replay-size": args.replay_keep > min(batch, args.replay_size),
         f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
     }
     for message, refused in refuse.items():
@@ -191,9 +183,7 @@ def check_args(args: Args) -> None:
     args.sim = "mujoco"
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 2. Observation and rewards
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 2. Observation and rewards ------------------------------------------------------------------------------------------------
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
@@ -211,7 +201,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
     """What policy and discriminator see of one instant; all in the heading frame of the root (AMP paper, section 5.2; IsaacGymEnvs).
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height [m] 1, root rotation 6, root linear 3 [m/s] and
-    angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s], key bodies relative to the root 3 each [m]."""
+    angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s], key bodies from the root 3 each [m]."""
     keys = [character.body_names.index(name) for name in KEY_BODIES]
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
@@ -221,18 +211,9 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
     hinge = state.rotations.index_select(-2, character.hinges)
     angle = 2.0 * torch.atan2((hinge[..., :3] * character.dof_axis[character.hinge_dofs]).sum(-1), hinge[..., 3])
     angle = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-    return torch.cat(
-        (
-            state.root_position[..., 2:],
-            tangent_normal(ml.quat_multiply(to_heading, root)),
-            vectors[..., :6],
-            tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2),
-            angle,
-            state.dof_velocity,
-            vectors[..., 6:],
-        ),
-        -1,
-    )
+    balls = tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2)
+    root_part = (state.root_position[..., 2:], tangent_normal(ml.quat_multiply(to_heading, root)), vectors[..., :6])
+    return torch.cat((*root_part, balls, angle, state.dof_velocity, vectors[..., 6:]), -1)
 
 
 def demo_transitions(motions: MotionLib, n: int, dt: float, generator: torch.Generator) -> Tensor:
@@ -265,9 +246,7 @@ def style_reward(logits: Tensor, disc_loss: str) -> Tensor:
     return F.softplus(logits)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 3. The simulator (a first reader can skip this part: it turns PD targets into the next MotionState)
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 3. The simulator (a first reader can skip this part: it turns PD targets into the next MotionState) -----------------------
 
 
 class Sim(ABC):
@@ -378,14 +357,10 @@ class MujocoSim(Sim):
         return self._read(), torch.from_numpy(~sound).to(self.device)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 4. Environment
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 4. Environment ------------------------------------------------------------------------------------------------------------
 
 
-class Box(NamedTuple):
-    """Shape of an unbounded float32 space (Gymnasium's Box, as far as a learner needs it)."""
-
+class Box(NamedTuple):  # Gymnasium's space of that name, as far as a learner needs it
     shape: Tuple[int, ...]
 
 
@@ -475,9 +450,7 @@ class AMPEnv:
         return self.obs, task_reward(state, self.target_speed), terminated, truncated, info
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 5. Networks, normaliser, replay buffer
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 5. Networks, normaliser, replay buffer ------------------------------------------------------------------------------------
 
 
 class Normaliser(nn.Module):
@@ -549,9 +522,11 @@ class ReplayBuffer:
     def add(self, rows: Tensor, keep: int) -> None:
         """Store rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
         room = min(len(self.data) - self.size, len(rows))
-        shuffled = lambda n: torch.randperm(n, device=rows.device)  # noqa: E731
-        slots = torch.arange(self.size, self.size + room, device=rows.device) if room else shuffled(len(self.data))[:keep]
-        self.data[slots] = rows[shuffled(len(rows))[: len(slots)]]
+        rows = rows[torch.randperm(len(rows), device=rows.device)[: room or keep]]
+        slots = torch.arange(self.size, self.size + room, device=rows.device)
+        if not room:
+            slots = torch.randperm(len(self.data), device=rows.device)[: len(rows)]
+        self.data[slots] = rows[: len(slots)]
         self.size += room
 
     def sample(self, n: int) -> Tensor:
@@ -559,9 +534,7 @@ class ReplayBuffer:
         return self.data[torch.randint(self.size, (n,), device=self.data.device)]
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 6. Losses and advantages
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 6. Losses and advantages --------------------------------------------------------------------------------------------------
 
 
 def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -594,9 +567,7 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
     return advantage
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 7. Evaluation and checkpoints
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 7. Evaluation and checkpoints ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -634,18 +605,14 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
     speed, task, style = (sums / counted).tolist()
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
     metrics.update(speed_m_s=speed, pose_error_m=float(errors.mean()), task_reward=task, style_reward=style)
-    clips = []
-    for n in range(env.num_envs):
-        length = max(int(steps[n]), 2)
-        root, rotation = torch.stack(roots[:length], 1)[n].cpu().numpy(), torch.stack(rotations[:length], 1)[n].cpu().numpy()
-        clips.append(ml.Clip(float(args.control_hz), "clamp", root, rotation))
-    return metrics, clips
+    roots, rotations, ends = torch.stack(roots, 1).cpu().numpy(), torch.stack(rotations, 1).cpu().numpy(), steps.clamp_min(2).tolist()
+    return metrics, [ml.Clip(args.control_hz, "clamp", x[:end], q[:end]) for x, q, end in zip(roots, rotations, ends)]
 
 
-def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, extra: Dict[str, Any]) -> None:
+def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> None:
     """Write all that an evaluation needs, atomically; torch.load(weights_only=True) reads it."""
-    header = {"format": 1, "script": "amp_ppo_isaacgym", "args": dataclasses.asdict(args), "action_offset": env.action_offset}
-    torch.save({**header, "agent": agent.state_dict(), **extra}, path + ".tmp")
+    content = {"script": "amp_ppo_isaacgym", "format": 1, "args": dataclasses.asdict(args), "samples": samples, "metrics": metrics}
+    torch.save({**content, "agent": agent.state_dict(), "action_offset": env.action_offset}, path + ".tmp")
     os.replace(path + ".tmp", path)
 
 
@@ -653,33 +620,18 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
     """Read a checkpoint of this script without executing anything in it. Raises UsageError."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["script"] != "amp_ppo_isaacgym" or checkpoint["format"] != 1:
-            raise UsageError(
-                f"{path}: a checkpoint of {checkpoint['script']}, format {checkpoint['format']}; this script reads its format 1"
-            )
+        kind = (checkpoint["script"], checkpoint["format"])
         Args(**checkpoint["args"])
-    except UsageError:
-        raise
     except OSError as error:
         raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
     except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
-        raise UsageError(f"{path}: not a checkpoint of amp_ppo_isaacgym.py ({type(error).__name__})") from error
+        raise UsageError(f"{path}: not a checkpoint of this script ({type(error).__name__})") from error
+    if kind != ("amp_ppo_isaacgym", 1):
+        raise UsageError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads amp_ppo_isaacgym, format 1")
     return checkpoint
 
 
-def restore(agent: Agent, env: AMPEnv, checkpoint: Dict[str, Any], path: str) -> None:
-    """Put a checkpoint into the agent and its PD offset into the environment. Raises UsageError when a shape differs."""
-    try:
-        agent.load_state_dict(checkpoint["agent"])
-        env.action_offset.copy_(checkpoint["action_offset"])
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path}: does not fit these options and this character: {reason}") from error
-
-
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 8. Main loop
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 8. Main loop --------------------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
@@ -698,17 +650,20 @@ def start_run(args: Args) -> Tuple[str, Any]:
     from torch.utils.tensorboard import SummaryWriter
 
     clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
-    run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
-    os.makedirs(run)
-    versions = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, platform=platform.platform())
-    versions["simulator"] = importlib.metadata.version(args.sim)
+    run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    try:
+        os.makedirs(run)
+    except OSError as error:
+        raise UsageError(f"{run}: cannot make the run's folder: {error.strerror}") from error
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", args.sim)}
+    versions.update(python=platform.python_version(), platform=platform.platform())
     with open(os.path.join(run, "args.json"), "w") as file:
         json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
     shutil.copy(__file__, run)
     if args.track:
         import wandb
 
-        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=run[5:], config=vars(args), sync_tensorboard=True)
+        wandb.init(project=args.wandb_project_name, name=run[5:], config=vars(args), sync_tensorboard=True)
     return run, SummaryWriter(run)
 
 
@@ -722,7 +677,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
     agent = Agent(D, A, args.hidden, args.action_std_log).to(device)
     if checkpoint:
-        restore(agent, eval_env, checkpoint, args.checkpoint)
+        try:
+            agent.load_state_dict(checkpoint["agent"])
+            eval_env.action_offset.copy_(checkpoint["action_offset"])
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{args.checkpoint}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
         metrics, clips = evaluate(agent, eval_env, args)
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
         os.makedirs(folder, exist_ok=True)
@@ -821,10 +780,9 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
                 bound_loss = ((mean.abs() - 1.0).clamp_min(0.0) ** 2).sum(-1).mean()
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
-                for optimizer, net, loss in (
-                    (actor_optimizer, agent.actor, policy_loss + args.bound_coef * bound_loss),
-                    (critic_optimizer, agent.critic, value_loss),
-                ):
+                actor_loss = policy_loss + args.bound_coef * bound_loss
+                steps = ((actor_optimizer, agent.actor, actor_loss), (critic_optimizer, agent.critic, value_loss))
+                for optimizer, net, loss in steps:
                     optimizer.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm)
@@ -840,12 +798,13 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         # 5. Log, evaluate, save.
         samples = iteration * B
         stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
-        stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/diverged_per_step": [diverged_buf]})
-        stats["episode/falls_per_step"] = [terminated_buf.float()]
-        stats["episode/length"] = [(length_buf * done_buf).sum() / done_buf.sum().clamp_min(1)]
+        stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/falls_per_step": [terminated_buf.float()]})
+        length = (length_buf * done_buf).sum() / done_buf.sum().clamp_min(1)
+        stats.update({"episode/length": [length], "episode/diverged_per_step": [diverged_buf]})
         # the iteration's one transfer from the device
         log = dict(zip(stats, torch.stack([torch.stack([x.mean() for x in xs]).mean() for xs in stats.values()]).tolist()))
-        learning_rate *= 1.2 if log["policy/kl"] < args.kl_low else 1 / 1.2 if log["policy/kl"] > args.kl_high else 1.0
+        kl = log["policy/kl"] / args.target_kl
+        learning_rate *= 1.2 if kl < 2 / 3 else 1 / 1.2 if kl > 4 / 3 else 1.0
         actor_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
         log["policy/learning_rate"] = learning_rate
         seconds = dict(physics=env.physics_seconds, rollout=clock[1] - clock[0], disc=clock[2] - clock[1], ppo=clock[3] - clock[2])
@@ -855,15 +814,12 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             metrics, _ = evaluate(agent, eval_env, args)
             log.update({f"eval/{name}": x for name, x in metrics.items()})
             for name in ("latest", "best") if metrics["pose_error_m"] < best else ("latest",):
-                save_checkpoint(os.path.join(run, f"{name}.pt"), agent, eval_env, args, {"samples": samples, "metrics": metrics})
+                save_checkpoint(os.path.join(run, f"{name}.pt"), agent, eval_env, args, samples, metrics)
             best = min(best, metrics["pose_error_m"])
         for name, x in log.items():
             writer.add_scalar(name, x, samples)
-        bar.set_postfix_str(
-            f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}, "
-            f"pose error {metrics.get('pose_error_m', math.nan):.3f} m",
-            refresh=False,
-        )
+        shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
+        bar.set_postfix_str(f"{shown}, pose error {metrics.get('pose_error_m', math.nan):.3f} m", refresh=False)
         if os.environ.get("DBG") and iteration % 20 == 0:
             bar.write(
                 f"{samples / 1e6:.2f}M {time.time() - started:.0f}s len {log['episode/length']:.0f} task {log['reward/task']:.2f} style {log['reward/style']:.3f} v {log['episode/speed_m_s']:.2f} lr {learning_rate:.1e} kl {log['policy/kl']:.4f} clip {log['policy/clip_fraction']:.2f} ev {log['policy/explained_variance']:.2f} acc {log['disc/accuracy_demo']:.2f} {log['disc/accuracy_fresh']:.2f} {log['disc/accuracy_replay']:.2f} gp {log['disc/grad_penalty']:.3f} "

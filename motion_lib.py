@@ -21,9 +21,7 @@ class MotionError(ValueError):
     """A motion file, dataset file or character file that cannot be used; the message is one line that names file and fault."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 1. Quaternions (xyzw)
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 1. Quaternions (xyzw) -----------------------------------------------------------------------------------------------------
 
 
 # The Hamilton product is bilinear: row 4 i + j holds the product of the i-th and the j-th of the basis quaternions (i, j, k, 1).
@@ -84,9 +82,7 @@ def quat_from_yaw(yaw: Tensor) -> Tensor:
     return torch.stack((zero, zero, torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)), -1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 2. The character, read from its MJCF file
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 2. The character, read from its MJCF file ---------------------------------------------------------------------------------
 
 
 class Character(NamedTuple):
@@ -158,7 +154,7 @@ def load_character(path: str, device: str = "cpu") -> Character:
             body_names=names,
             parents=parents,
             levels=levels,
-            level_order=torch.argsort(long(sum(depths, []))),
+            level_order=torch.argsort(long([j for depth in depths for j in depth])),
             balls=long([j for j, n in enumerate(count) if n == 3]),
             hinges=long([j for j, n in enumerate(count) if n == 1]),
             hinge_dofs=long([d for d, (body, _) in enumerate(dofs) if count[body] == 1]),
@@ -215,9 +211,7 @@ def dof_positions(character: Character, rotations: Tensor) -> Tensor:
     return (rotvec_from_quat(rotations[..., character.dof_body, :]) * character.dof_axis).sum(-1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 3. Clip files
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 3. Clip files -------------------------------------------------------------------------------------------------------------
 
 
 class Clip(NamedTuple):
@@ -318,9 +312,7 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
     return files, weights
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 4. Storage and sampling
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 4. Storage and sampling ---------------------------------------------------------------------------------------------------
 
 
 class MotionState(NamedTuple):
@@ -420,9 +412,7 @@ class MotionLib:
         return float((self.weight * step[:, :2].norm(dim=-1) / self.length).sum())
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# 5. Pose error
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- 5. Pose error -------------------------------------------------------------------------------------------------------------
 
 
 def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:

@@ -88,12 +88,12 @@ class Args:
     """control steps until a time-out (300 = 10 s, IsaacGymEnvs)"""
     control_hz: int = 30
     """control steps per second [Hz] (DeepMimic)"""
-    substeps: int = 2
+    substeps: int = 4
     """physics steps per control step"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in the clip an episode starts: anywhere (reference state initialisation), at its start, or either, evenly"""
 
-    gamma: float = 0.97
+    gamma: float = 0.95
     """discount factor per control step"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""

@@ -227,18 +227,19 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
     """Read and check one clip of the skeleton whose bodies are `body_names`. Nothing in the file is ever executed.
 
     Raises MotionError when it is missing, unreadable, of another skeleton, or holds values that are no motion."""
-    keys = ("fps", "loop", "body_names", "root_position", "rotations")
-    if not os.path.isfile(path):
-        raise MotionError(f"{path}: no such motion file")
+
+    def check(sound: bool, fault: str) -> None:
+        if not sound:
+            raise MotionError(f"{path}: {fault}")
+
+    check(os.path.isfile(path), "no such motion file")
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > 2**30:
-                raise MotionError(f"{path}: unpacks to more than 1 GiB; that is no motion clip")
+            check(sum(member.file_size for member in archive.infolist()) <= 2**30, "unpacks to more than 1 GiB; that is no motion clip")
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file.files]
-            if missing:
-                raise MotionError(f"{path}: not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
-            data = {key: file[key] for key in keys}
+            missing = [key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in file.files]
+            check(not missing, f"not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
+            data = {key: file[key] for key in file.files}
         fps, loop = float(data["fps"]), str(data["loop"])
         names = [str(name) for name in data["body_names"]]
         root, rotations = data["root_position"].astype(np.float64), data["rotations"].astype(np.float64)
@@ -247,26 +248,20 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
     except Exception as error:  # whatever zipfile, zlib and numpy raise on a file that is not ours
         hint = "convert it with motions/convert.py" if not zipfile.is_zipfile(path) else "is it truncated?"
         raise MotionError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
+    odd, J = sorted(set(names) ^ set(body_names)), len(body_names)
     frames = len(root) if root.ndim else 0
-    if names != body_names:
-        odd = sorted(set(names) ^ set(body_names)) or ["their order"]
-        raise MotionError(f"{path}: clip of another skeleton; body names differ: {', '.join(odd[:5])}")
-    if root.shape != (frames, 3) or rotations.shape != (frames, len(names), 4):
-        raise MotionError(f"{path}: root_position {root.shape} and rotations {rotations.shape} are not (F, 3), (F, {len(names)}, 4)")
-    if frames < 2:
-        raise MotionError(f"{path}: {frames} frame; a motion needs at least 2")
-    if not (np.isfinite(root).all() and np.isfinite(rotations).all()):
-        raise MotionError(f"{path}: NaN or infinity in root_position or rotations")
-    if np.abs(root).max() > 1e4:
-        raise MotionError(f"{path}: root_position reaches {np.abs(root).max():.3g}; the unit is metres")
-    if not 1.0 <= fps <= 1000.0:
-        raise MotionError(f"{path}: fps is {fps}; expected 1 to 1000")
-    if loop not in ("wrap", "clamp"):
-        raise MotionError(f'{path}: loop is "{loop[:20]}"; expected "wrap" or "clamp"')
-    norm = np.linalg.norm(rotations, axis=-1)
-    if np.abs(norm - 1).max() > 1e-3:
-        frame, body = np.unravel_index(np.abs(norm - 1).argmax(), norm.shape)
-        raise MotionError(f"{path}: rotation of {names[body]} in frame {frame} has norm {norm[frame, body]:.4g}; expected unit quaternions")
+    check(names == body_names, f"clip of another skeleton; body names differ: {', '.join(odd[:5]) or 'their order'}")
+    shaped = root.shape == (frames, 3) and rotations.shape == (frames, J, 4)
+    check(shaped, f"root_position {root.shape} and rotations {rotations.shape} are not (F, 3) and (F, {J}, 4)")
+    check(frames >= 2, f"{frames} frame; a motion needs at least 2")
+    check(np.isfinite(root).all() and np.isfinite(rotations).all(), "NaN or infinity in root_position or rotations")
+    check(np.abs(root).max() < 1e4, f"root_position reaches {np.abs(root).max():.3g}; the unit is metres")
+    check(1.0 <= fps <= 1000.0, f"fps is {fps}; expected 1 to 1000")
+    check(loop in ("wrap", "clamp"), f'loop is "{loop[:20]}"; expected "wrap" or "clamp"')
+    norm = np.linalg.norm(rotations, axis=-1)  # (F, J)
+    worst = np.unravel_index(np.abs(norm - 1).argmax(), norm.shape)
+    found = f"rotation of {names[worst[1]]} in frame {worst[0]} has norm {norm[worst]:.4g}"
+    check(abs(norm[worst] - 1) < 1e-3, f"{found}; expected unit quaternions")
     return Clip(fps, loop, root, rotations / norm[..., None])
 
 

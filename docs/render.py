@@ -1,4 +1,4 @@
-"""Draw poses of a clip side by side, as a film strip seen from the character's right: docs/walk.png is one.
+"""Draw poses of a clip side by side, as a film strip that reads from left to right: docs/walk.png is one.
 
     python docs/render.py CLIP.npz OUT.png [--start S] [--seconds S] [--poses N]
 
@@ -17,11 +17,11 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import torch
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as ml
 
+ROOT = os.path.dirname(os.path.abspath(ml.__file__))
 COLOURS = {"right": "0.90 0.50 0.20 1", "left": "0.25 0.47 0.72 1", "": "0.78 0.79 0.82 1"}
 MARGIN = 0.12  # free space to either side of the outermost characters, as a share of their distance from one another
 SCENE = """<mujoco>
@@ -54,7 +54,7 @@ def poses_of(clip, character, start: float, seconds: float, count: int):
     first, last = round(start * clip.fps), round((start + seconds) * clip.fps)
     last = min(last, len(clip.root_position) - 1)
     if not 0 <= first < last:
-        raise ml.MotionError(f"--start {start} lies outside the clip, which is {(len(clip.root_position) - 1) / clip.fps:.2f} s long")
+        raise ValueError(f"--start {start} lies outside the clip, which is {(len(clip.root_position) - 1) / clip.fps:.2f} s long")
     frames = np.linspace(first, last, count).round().astype(int)
     root, rotations = torch.as_tensor(clip.root_position[frames]).float(), torch.as_tensor(clip.rotations[frames]).float()
     way = torch.as_tensor(clip.root_position[last] - clip.root_position[first])
@@ -115,16 +115,16 @@ def draw(xml: str, width: int, height: int) -> np.ndarray:
         import mujoco  # reads MUJOCO_GL
 
         model = mujoco.MjModel.from_xml_string(xml)
-        data = mujoco.MjData(model)
-        mujoco.mj_forward(model, data)
         renderer = mujoco.Renderer(model, height, width)
     except ModuleNotFoundError as error:
         raise RuntimeError(f"{error}; pip install -r requirements.txt, with Python 3.10 or newer") from error
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:  # what the ways of not having an OpenGL raise
+    except Exception as error:  # each way of having no OpenGL raises something else
         raise RuntimeError(
             f"no OpenGL to draw without a screen (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {str(error).splitlines()[0][:120]}); "
             "on Debian or Ubuntu: apt-get install libosmesa6, then set MUJOCO_GL=osmesa"
         ) from error
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
     renderer.update_scene(data, "side")
     image = renderer.render()
     renderer.close()
@@ -143,7 +143,9 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.poses < 1 or min(args.size) < 16 or not args.seconds > 0:
-            raise ml.MotionError("--poses, --size and --seconds have to be positive")
+            raise ValueError("--poses, --size and --seconds have to be positive")
+        if not args.out.endswith(".png"):
+            raise ValueError(f"{args.out}: expected a name that ends in .png")
         character = ml.load_character(args.character_file)
         clip = ml.load_clip(args.clip, character.body_names)
         position, rotation = poses_of(clip, character, args.start, args.seconds, args.poses)
@@ -153,7 +155,7 @@ def main() -> None:
 
         # drawn at twice the size: smooth edges
         Image.fromarray(image).resize((width, height), Image.LANCZOS).save(args.out, optimize=True)
-    except (ml.MotionError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

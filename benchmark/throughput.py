@@ -1,0 +1,154 @@
+"""How much of the machine's physics speed the environment and the training keep: one table of control steps per second.
+
+    python benchmark/throughput.py [--repeats 10] [--steps 32] [--iterations 80] [--out FILE.json] [option of amp_ppo_isaacgym.py ...]
+
+    physics    mujoco.rollout alone: the environment's own model, substeps and threads, on the very states and PD targets of `env step`
+    env step   AMPEnv.step with observations, rewards, falls and resets, under random actions of the policy's noise
+    training   the script itself, in a process of its own: samples_per_s/training of its TensorBoard log, the first quarter left out
+
+Physics and env step take turns, a block of --steps each, and the training runs once before them and once after them. Their characters
+fall as often as those of an untrained policy: "episode" is how long they last. Peak memory is that of the training.
+"""
+
+import argparse
+import glob
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any, Dict, List, Tuple
+
+from train import ROOT, SCRIPT, run_script, stamp
+
+LOGGED = ("training", "physics", "rollout", "disc", "ppo")  # samples_per_s/* in the script's log
+
+
+def load_script() -> Any:
+    """amp_ppo_isaacgym.py as a module."""
+    sys.path.insert(0, ROOT)
+    spec = importlib.util.spec_from_file_location("amp", os.path.join(ROOT, SCRIPT))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["amp"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def training_rates(options: List[str], iterations: int) -> Tuple[Dict[str, List[float]], float]:
+    """Run the training -> samples/s of each iteration by part, and `wall`, with logging; peak memory [GiB]."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with tempfile.TemporaryDirectory() as folder:  # takes the run's folder
+        peak = run_script(options, cwd=folder, echo=False).peak_gib
+        events = EventAccumulator(glob.glob(os.path.join(folder, "runs", "*"))[0], size_guidance={"scalars": 0})
+        events.Reload()
+        log = {name: events.Scalars(f"samples_per_s/{name}") for name in LOGGED}
+    skip = iterations // 4
+    rates = {name: [event.value for event in scalars[skip:]] for name, scalars in log.items()}
+    # The last iteration also evaluates.
+    first, last = log["training"][skip], log["training"][-2]
+    rates["wall"] = [(last.step - first.step) / (last.wall_time - first.wall_time)]
+    return rates, peak
+
+
+def env_block(env: Any, actions: Any) -> Tuple[float, List[Any], List[Any], List[int]]:
+    """Seconds that env.step takes over actions (K, N, A); states and PD targets that it simulated; lengths of the episodes that ended."""
+    seconds, states, controls, lengths = 0.0, [], [], []
+    for action in actions:
+        states.append(env.sim.state.copy())
+        before = time.perf_counter()
+        _, _, terminated, truncated, info = env.step(action)
+        seconds += time.perf_counter() - before
+        controls.append(env.sim.control.copy())
+        lengths += info["episode_length"][terminated | truncated].tolist()
+    return seconds, states, controls, lengths
+
+
+def physics_block(sim: Any, states: List[Any], controls: List[Any]) -> float:
+    """Seconds that mujoco.rollout takes to simulate the same control steps once more."""
+    seconds = 0.0
+    for state, control in zip(states, controls):
+        before = time.perf_counter()
+        sim.rollout.rollout(sim.model, sim.data, state, control, state=sim.trajectory)
+        seconds += time.perf_counter() - before
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--repeats", type=int, default=10, help="blocks of physics and of env steps (default 10)")
+    parser.add_argument("--steps", type=int, default=32, help="control steps a block (default 32)")
+    parser.add_argument("--iterations", type=int, default=80, help="iterations of each training (default 80: the replay buffer fills)")
+    parser.add_argument("--out", default=os.path.join(ROOT, "benchmark/throughput.json"), help="raw figures (default: beside this file)")
+    own, options = parser.parse_known_args()
+    if min(own.repeats, own.steps) < 1 or own.iterations < 8:
+        parser.error("--repeats and --steps have to be at least 1, --iterations at least 8")
+    amp = load_script()
+    import torch
+
+    os.chdir(ROOT)  # where the script's default files are
+    try:
+        args, _ = amp.parse_args(options)
+        device = torch.device("cuda" if args.cuda else "cpu")
+        motions = amp.MotionLib(args.motion_file, amp.ml.load_character(args.character_file, str(device)), str(device))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    total = own.iterations * args.num_envs * args.num_steps
+    files = ["--motion-file", os.path.abspath(args.motion_file), "--character-file", os.path.abspath(args.character_file)]
+    training = [*options, *files, "--total-timesteps", str(total), "--eval-interval", "0"]
+    # The first of the two comes before this process grows: its peak memory counts from this one's.
+    rates, peak_gib = training_rates(training, own.iterations)
+
+    if args.task == "speed" and args.target_speed is None:
+        args.target_speed = motions.mean_speed()
+    env = amp.AMPEnv(args, motions, args.num_envs, args.episode_steps, device)
+    env.reset(args.seed)
+    torch.manual_seed(args.seed)
+    size = (own.steps, args.num_envs, *env.single_action_space.shape)
+    seconds, lengths = {"physics": [], "env": []}, []
+    for repeat in range(-2, own.repeats):  # the first two only let the episodes spread out
+        # the clip's mean pose, around which the policy starts, and its noise
+        actions = torch.exp(torch.tensor(args.action_std_log)) * torch.randn(size, device=device)
+        env_seconds, states, controls, ended = env_block(env, actions)
+        physics_seconds = physics_block(env.sim, states, controls)
+        if repeat >= 0:
+            seconds["env"].append(env_seconds)
+            seconds["physics"].append(physics_seconds)
+            lengths += ended
+    more, _ = training_rates(training, own.iterations)
+
+    block = own.steps * args.num_envs
+    steps_per_s = {name: [block / s for s in values] for name, values in seconds.items()}
+    steps_per_s.update({name: rates[name] + more[name] for name in ("training", "wall")})
+    physics = statistics.median(steps_per_s["physics"])
+    ratio = {name: statistics.median(values) / physics for name, values in steps_per_s.items()}
+    ratio["env"] = statistics.median([p / e for p, e in zip(seconds["physics"], seconds["env"])])  # of blocks side by side
+    where = stamp()
+    settings = dict(num_envs=args.num_envs, num_steps=args.num_steps, substeps=args.substeps, control_hz=args.control_hz)
+    settings.update(simulator_threads=env.sim.threads, torch_threads=torch.get_num_threads(), device=str(device))
+    episode = statistics.mean(lengths) if lengths else float("nan")
+    with open(own.out, "w") as file:
+        raw = dict(steps_per_s=steps_per_s, ratio=ratio, peak_gib=peak_gib, episode_steps=episode)
+        parts = {name: rates[name] + more[name] for name in LOGGED}
+        command = f"python benchmark/throughput.py --repeats {own.repeats} --steps {own.steps} --iterations {own.iterations}"
+        json.dump({"command": " ".join([command, *options]), **where, "settings": settings, **raw, "training_parts": parts}, file, indent=1)
+        file.write("\n")
+
+    print(f"commit {where['commit']}; {where['machine']}; " + ", ".join(f"{name} {value}" for name, value in settings.items()))
+    print("\n| | control steps/s, median | lowest | highest | ratio to physics |\n|---|---|---|---|---|")
+    labels = {"physics": "physics", "env": "env step", "training": "training", "wall": "training, with logging"}
+    for name, label in labels.items():
+        values = steps_per_s[name]
+        print(f"| {label} | {statistics.median(values):.0f} | {min(values):.0f} | {max(values):.0f} | {ratio[name]:.2f} |")
+    spent = {name: sum(1.0 / rate for rate in parts[name]) for name in LOGGED}
+    spent["rollout"] -= spent["physics"]
+    names = {"physics": "physics", "rollout": "rest of the roll-out", "disc": "discriminator", "ppo": "rewards and PPO"}
+    share = ", ".join(f"{label} {spent[name] / spent['training']:.0%}" for name, label in names.items())
+    print(f"\nOf the training: {share}. Episode {episode:.0f} steps. Peak memory of the training {peak_gib:.2f} GiB.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Train and evaluate with several seeds, one after another, and print one table; train_walk.sh and train_run.sh call this.
+
+    python benchmark/train.py OUT.jsonl [OPTIONS ...] -- [SEED ...] [OPTION ...]
+    python benchmark/train.py --table OUT.jsonl       # the table again, from the file
+
+Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, in one argument. Seeds (default 1 2 3) follow, and further
+options, which go to every training. Every run appends one JSON object to OUT: its command, commit, machine, versions and result. Paths in
+options are relative to the repository, where everything runs. Minutes are those of the whole training command, from its start to its end.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Dict, List, NamedTuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPT = "amp_ppo_isaacgym.py"
+COLUMNS = (("samples", ".0f"), ("minutes", ".1f"), ("fall_rate", ".3f"), ("speed_m_s", ".2f"), ("pose_error_m", ".4f"), ("peak_gib", ".2f"))
+
+
+class Run(NamedTuple):
+    """What a command did."""
+
+    out: str  # its stdout
+    seconds: float  # wall clock
+    peak_gib: float  # largest resident memory [GiB]
+
+
+def run_script(options: List[str], cwd: str = ROOT, echo: bool = True) -> Run:
+    """Run the script with these options, its progress on our stderr. Exits with its code, or 1, if it fails.
+
+    On Linux a child's peak memory counts from that of the process that starts it: call this before anything large is imported."""
+    started, lines, peak = time.perf_counter(), [], float("nan")
+    script = [sys.executable, os.path.join(ROOT, SCRIPT), *options]
+    with subprocess.Popen(script, cwd=cwd, stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            lines.append(line)
+            if echo:
+                print(line, end="", flush=True)
+        if hasattr(os, "wait4"):  # not on Windows
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
+            peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    seconds = time.perf_counter() - started
+    if child.returncode:
+        print(f"error: python {SCRIPT} {' '.join(options)} ended with exit code {child.returncode}", file=sys.stderr)
+        sys.exit(child.returncode)
+    return Run("".join(lines), seconds, peak)
+
+
+def stamp() -> Dict[str, Any]:
+    """Where and with what a figure was measured: commit, machine, versions."""
+    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)  # noqa: E731
+    try:
+        commit = git("rev-parse", "--short", "HEAD").stdout.strip() or "unknown"
+        commit += "-dirty" if git("diff", "--quiet", "HEAD", "--", "*.py", "motions").returncode == 1 else ""
+    except OSError:
+        commit = "unknown"
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            found = re.search(r"model name\s*:\s*(.+)", file.read())
+        processor = found.group(1) if found else processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "mujoco"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return {"date": date, "commit": commit, "machine": f"{processor}, {cores} cores, {platform.system()}", "versions": versions}
+
+
+def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
+    """One training and the evaluation of what it learnt."""
+    options = [*experiment.split(), "--seed", str(seed), *extra]
+    print(f"+ python {SCRIPT} {' '.join(options)}", flush=True)
+    record = {"seed": seed, "command": f"python {SCRIPT} {' '.join(options)}", **stamp()}
+    training = run_script(options)
+    found = re.search(r"--checkpoint (\S+)[/\\]latest\.pt", training.out)
+    if not found:
+        sys.exit("error: the training did not say where its checkpoint is")
+    folder = found.group(1)
+    with open(os.path.join(ROOT, folder, "args.json")) as file:
+        args = json.load(file)["args"]
+    batch = args["num_envs"] * args["num_steps"]
+    record.update(run=folder, samples=args["total_timesteps"] // batch * batch)
+    record.update(minutes=training.seconds / 60, peak_gib=training.peak_gib)
+    device = [option for option in extra if option in ("--cuda", "--no-cuda")]
+    evaluation = ["--evaluate", "--checkpoint", f"{folder}/latest.pt", "--eval-episodes", "32", "--eval-seconds", "20", *device]
+    print(f"+ python {SCRIPT} {' '.join(evaluation)}", flush=True)
+    record.update(json.loads(run_script(evaluation).out.splitlines()[-1]))
+    return record
+
+
+def print_table(records: List[Dict[str, Any]]) -> None:
+    """One table in Markdown for each command and commit: a row a seed, then mean and standard deviation over the seeds."""
+    groups: Dict[Any, List[Dict[str, Any]]] = {}
+    for r in records:
+        groups.setdefault((r["command"].replace(f"--seed {r['seed']}", "--seed S"), r["commit"], r["machine"]), []).append(r)
+    for (command, commit, machine), rows in groups.items():
+        print(f"\n{command}   (commit {commit}; {machine})\n")
+        print("| seed | " + " | ".join(name for name, _ in COLUMNS) + " |")
+        print("|---" * (1 + len(COLUMNS)) + "|")
+        for r in rows:
+            print(f"| {r['seed']} | " + " | ".join(format(r[name], form) for name, form in COLUMNS) + " |")
+        if len(rows) > 1:
+            for label, statistic in (("mean", statistics.mean), ("std", statistics.stdev)):
+                cells = [format(statistic([r[name] for r in rows]), form) for name, form in COLUMNS]
+                print(f"| {label} | " + " | ".join(cells) + " |")
+
+
+def main(argv: List[str]) -> None:
+    if len(argv) == 2 and argv[0] == "--table":
+        with open(argv[1]) as file:
+            print_table([json.loads(line) for line in file])
+        return
+    if "--" not in argv[1:]:
+        sys.exit(__doc__)
+    split = argv.index("--")
+    out, experiments, rest = argv[0], argv[1:split] or [""], argv[split + 1 :]
+    seeds = []
+    while rest and rest[0].isdigit():
+        seeds.append(int(rest.pop(0)))
+    if rest and not rest[0].startswith("-"):
+        sys.exit(f"error: {rest[0]}: expected a seed, which is a whole number, or an option of {SCRIPT}")
+    records = []
+    for experiment in experiments:
+        for seed in seeds or [1, 2, 3]:
+            records.append(train(experiment, seed, rest))
+            with open(out, "a") as file:
+                file.write(json.dumps(records[-1]) + "\n")
+    print_table(records)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,523 @@
+"""The script as a whole: options, short runs, checkpoints, evaluation, bad input, repeatability, and a training that learns."""
+
+import ast
+import dataclasses
+import json
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import tyro
+
+import amp_ppo_isaacgym as amp
+import motion_lib as ml
+
+SCRIPT = "amp_ppo_isaacgym.py"
+FIELDS = [field.name for field in dataclasses.fields(amp.Args)]
+METRICS = {"episodes", "mean_episode_s", "fall_rate", "speed_m_s", "pose_error_m", "task_reward", "style_reward"}
+needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
+
+
+def options(root, **changes):
+    """Command-line options of a tiny training."""
+    chosen = dict(
+        motion_file=root / "motions/walk.npz",
+        character_file=root / "motions/humanoid.xml",
+        num_envs=8,
+        num_steps=8,
+        total_timesteps=64 * 6,
+        num_minibatches=4,
+        hidden=(16, 16),
+        disc_batch=64,
+        replay_size=256,
+        replay_keep=16,
+        eval_interval=4,
+        eval_episodes=2,
+        eval_seconds=1,
+    )
+    chosen.update(changes)
+    flags = ["--no-cuda"]
+    for name, value in chosen.items():
+        if value is not None:
+            flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
+
+
+def start(root, folder, *flags, threads=2):
+    """Start the script as a process of its own in `folder`."""
+    # threads that wait asleep: with others at work on the machine, waiting in a loop takes ten times as long
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, str(root / SCRIPT), *flags], cwd=str(folder), env=env, universal_newlines=True, **pipes)
+
+
+def scalars(run):
+    """Everything logged: name -> list of (samples, value)."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# Options and documents
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def class_body(root):
+    tree = ast.parse((root / SCRIPT).read_text(encoding="utf-8"))
+    return tree, next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args").body
+
+
+def test_every_option_is_documented(root):
+    body = class_body(root)[1]
+    documented = {}
+    for field, text in zip(body, body[1:]):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            documented[field.target.id] = ast.literal_eval(text.value)
+    assert set(documented) == set(FIELDS)
+    assert [name for name, text in documented.items() if not text.strip() or "\n" in text] == []
+
+
+def test_every_option_is_read(root):
+    """Somewhere outside check_args, which only fills in and refuses."""
+    read = set()
+    for node in class_body(root)[0].body:
+        if getattr(node, "name", "") != "check_args":
+            for part in ast.walk(node):
+                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load) and getattr(part.value, "id", "") == "args":
+                    read.add(part.attr)
+    assert set(FIELDS) - read == set()
+
+
+def test_help(run_script):
+    result = run_script(SCRIPT, "--help")
+    assert result.code == 0 and result.err == ""
+    words = result.out.replace(",", " ").split()
+    assert [name for name in FIELDS if f"--{name.replace('_', '-')}" not in words] == []
+
+
+def commands(text):
+    """Flags of every command in a text that runs the script."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for command in line.split("&&"):
+            words = shlex.split(command, comments=True) if SCRIPT in command and "python" in command and "`" not in command else []
+            if SCRIPT in words and words[words.index(SCRIPT) - 1].startswith("python"):
+                yield words[words.index(SCRIPT) + 1 :]
+
+
+@pytest.mark.parametrize("document", ["README.md", SCRIPT])
+def test_the_commands_of_the_documents_parse(root, document):
+    if not (root / document).exists():
+        pytest.skip(f"no {document} yet")
+    text = (root / document).read_text(encoding="utf-8")
+    if document == "README.md":
+        text = "\n".join(text.split("```")[1::2])  # its code blocks
+    else:
+        text = ast.get_docstring(ast.parse(text))
+    found = list(commands(text))
+    assert [] in found  # the command without options
+    assert any("--evaluate" in flags for flags in found)
+    for flags in found:
+        flags = [flag for flag in flags if not flag.startswith("[")]
+        args = tyro.cli(amp.Args, args=flags)
+        assert (root / args.motion_file).exists() and (root / args.character_file).exists()
+        amp.check_args(dataclasses.replace(args, cuda=False))
+
+
+def test_the_code_stays_short(root):
+    for name, limit in ((SCRIPT, 750), ("motion_lib.py", 400)):
+        assert len((root / name).read_text(encoding="utf-8").splitlines()) <= limit, name
+
+
+def test_the_code_parses_as_python_3_8(root):
+    for path in (SCRIPT, "motion_lib.py", "motions/convert.py"):
+        ast.parse((root / path).read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+@needs_mujoco
+def test_defaults_are_filled_in_and_explicit_options_win():
+    args = amp.Args(cuda=False)
+    amp.check_args(args)
+    assert None not in (args.num_envs, args.num_steps, args.num_minibatches, args.hidden) and args.sim == "mujoco"
+    args = amp.Args(cuda=False, num_envs=24, num_steps=6, num_minibatches=9, hidden=(7, 5), replay_keep=1)
+    amp.check_args(args)
+    assert (args.num_envs, args.num_steps, args.num_minibatches, args.hidden) == (24, 6, 9, (7, 5))
+
+
+@needs_mujoco
+def test_defaults_on_a_gpu_are_larger(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    args = amp.Args(cuda=True)
+    amp.check_args(args)
+    assert args.num_envs == 4096 and args.hidden == (1024, 512)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# Whole runs
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def trained(root, tmp_path_factory):
+    """Two trainings with the same seed, as processes of their own: [(run folder, output)]. More rows than one thread takes on."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    flags = options(root, num_envs=32, total_timesteps=32 * 8 * 5, hidden=(64, 64), disc_batch=512, seed=3)
+    processes = [start(root, folder, *flags) for folder in folders]
+    runs = []
+    for process, folder in zip(processes, folders):
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        (run,) = (folder / "runs").iterdir()
+        runs.append((run, out, err))
+    return runs
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path):
+    """A copy of a trained checkpoint, in tmp_path."""
+    path = tmp_path / "policy.pt"
+    path.write_bytes((trained[0][0] / "latest.pt").read_bytes())
+    return path
+
+
+@needs_mujoco
+def test_what_a_training_writes(trained, root):
+    run, out, err = trained[0]
+    names = {path.name.split(".out.")[0] for path in run.iterdir()}
+    assert {"args.json", SCRIPT, "events", "latest.pt", "best.pt"} == names
+    assert run.name.startswith("amp__walk__3__")
+    assert (run / SCRIPT).read_bytes() == (root / SCRIPT).read_bytes()
+    saved = json.loads((run / "args.json").read_text())
+    assert set(saved["args"]) == set(FIELDS)
+    assert (saved["args"]["num_envs"], saved["args"]["hidden"], saved["args"]["seed"]) == (32, [64, 64], 3)
+    assert saved["args"]["target_speed"] == pytest.approx(0.978, abs=0.01)  # the value used, not None
+    assert None not in [saved["args"][name] for name in ("num_steps", "num_minibatches")]
+    assert saved["versions"]["torch"] == torch.__version__ and "--num-envs" in saved["command"]
+    assert "num_envs 32" in out and "target_speed 0.97" in out  # and printed
+    assert set(json.loads(out.splitlines()[-1])) == METRICS
+    assert "1.28k" in err.replace("1280", "1.28k")  # the progress line has counted the samples
+    assert os.listdir(run.parent.parent) == ["runs"]
+
+
+@needs_mujoco
+def test_what_a_training_logs(trained):
+    log = scalars(trained[0][0])
+    wanted = ["episode/length", "reward/task", "reward/style", "reward/style_weighted", "disc/loss", "disc/grad_penalty", "policy/kl"]
+    wanted += [f"disc/{what}_{side}" for what in ("logit", "accuracy") for side in ("demo", "fresh", "replay")]
+    wanted += ["policy/clip_fraction", "policy/explained_variance", "episode/speed_m_s"]
+    wanted += [f"eval/{name}" for name in METRICS]
+    assert [name for name in wanted if name not in log] == []
+    assert all(np.isfinite(value) for values in log.values() for _, value in values)
+    assert [samples for samples, _ in log["reward/style"]] == [256, 512, 768, 1024, 1280]
+    assert [samples for samples, _ in log["eval/pose_error_m"]] == [1024, 1280]  # every fourth iteration, and the last one
+    for (_, style), (_, weighted) in zip(log["reward/style"], log["reward/style_weighted"]):
+        assert weighted == pytest.approx(2 * style, rel=1e-5)  # the default weight
+
+
+@needs_mujoco
+def test_the_same_seed_gives_the_same_run(trained, root, run_script, tmp_path):
+    (first, out_one, _), (second, out_two, _) = trained
+    assert out_one.splitlines()[-1] == out_two.splitlines()[-1]
+    one, two = scalars(first), scalars(second)
+    assert set(one) == set(two)
+    timed = {name for name in one if any(word in name for word in ("per_s/", "samples_per_s", "seconds"))}
+    assert 0 < len(timed) < len(one) / 2
+    for name in set(one) - timed:
+        assert one[name] == two[name], name
+    one, two = (torch.load(run / "latest.pt", weights_only=True) for run in (first, second))
+    assert set(one["agent"]) == set(two["agent"]) and one["metrics"] == two["metrics"]
+    for name, value in one["agent"].items():
+        assert torch.equal(value, two["agent"][name]), name
+    # another seed, another run
+    result = run_script(SCRIPT, *options(root, num_envs=32, total_timesteps=32 * 8 * 5, hidden=(64, 64), disc_batch=512, seed=4))
+    assert result.code == 0 and result.out.splitlines()[-1] != out_one.splitlines()[-1]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert not torch.equal(torch.load(run / "latest.pt", weights_only=True)["agent"]["actor.0.weight"], one["agent"]["actor.0.weight"])
+
+
+@needs_mujoco
+def test_training_changes_all_networks(trained):
+    agent = torch.load(trained[0][0] / "latest.pt", weights_only=True)["agent"]
+    for net in ("actor", "critic", "disc"):
+        biases = [value for name, value in agent.items() if name.startswith(net) and name.endswith("bias")]
+        assert len(biases) == 3 and all(bias.abs().max() > 0 for bias in biases)  # they start at zero
+    for norm in ("obs_norm", "disc_norm", "return_norm"):
+        assert agent[f"{norm}.count"] > 1000
+
+
+@needs_mujoco
+def test_evaluation(trained, root, tmp_path, checkpoint, character):
+    process = start(root, tmp_path, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-episodes", "3")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    metrics = json.loads(out.splitlines()[-1])
+    assert set(metrics) == METRICS and metrics["episodes"] == 3
+    assert all(isinstance(value, (int, float)) and np.isfinite(value) for value in metrics.values())
+    assert 0 < metrics["mean_episode_s"] <= 1 and 0 <= metrics["fall_rate"] <= 1  # a second, as the training was told
+    clips = sorted((tmp_path / "policy_rollouts").iterdir())
+    assert len(clips) == 3
+    for path in clips:
+        clip = ml.load_clip(str(path), character.body_names)
+        assert (clip.fps, clip.loop) == (30.0, "clamp") and 2 <= len(clip.root_position) <= 31
+        with np.load(path, allow_pickle=False) as file:
+            assert "policy.pt" in str(file["source"]) and str(file["license"])
+    assert sorted(os.listdir(tmp_path)) == ["policy.pt", "policy_rollouts"]  # no run
+    assert checkpoint.read_bytes() == (trained[0][0] / "latest.pt").read_bytes()
+
+
+@needs_mujoco
+def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpoint, tmp_path):
+    result = run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt")
+    assert result.code == 0
+    mine, theirs = json.loads(result.out.splitlines()[-1]), json.loads(trained[0][1].splitlines()[-1])
+    assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+    # options of the command line win over those of the training
+    result = run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-seconds", "0.2", "--eval-episodes", "4")
+    metrics = json.loads(result.out.splitlines()[-1])
+    assert metrics["episodes"] == 4 and metrics["mean_episode_s"] <= 0.2 + 1e-6
+
+
+@needs_mujoco
+@pytest.mark.parametrize(
+    "changes", [dict(task="none", disc_loss="lsgan", reset_mode="hybrid"), dict(motion_file="set.json", style_weight=0)]
+)
+def test_other_ways_to_train(run_script, root, tmp_path, changes):
+    clips = [dict(file=str(root / f"motions/{name}.npz"), weight=weight) for name, weight in (("run", 1), ("kick", 2), ("crawl", 0.5))]
+    (tmp_path / "set.json").write_text(json.dumps({"clips": clips}))
+    result = run_script(SCRIPT, *options(root, total_timesteps=128, **changes))
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out.splitlines()[-1])
+    assert set(metrics) == METRICS and all(np.isfinite(value) for value in metrics.values())
+    (run,) = (tmp_path / "runs").iterdir()
+    log = scalars(run)
+    if changes.get("task") == "none":
+        assert metrics["task_reward"] == 0 and {value for _, value in log["reward/task"]} == {0.0}
+        assert all(0 <= value <= 1 for _, value in log["reward/style"])  # the range of the least-squares reward
+    else:
+        assert all(value > 0 for _, value in log["reward/task"])
+        assert log["reward/total"] == log["reward/task"]
+
+
+@needs_mujoco
+def test_evaluations_do_not_change_the_training(run_script, root, tmp_path):
+    for interval in (0, 1):
+        result = run_script(SCRIPT, *options(root, eval_interval=interval, exp_name=f"every{interval}"))
+        assert result.code == 0, result.err
+    one, two = (torch.load(run / "latest.pt", weights_only=True) for run in sorted((tmp_path / "runs").iterdir()))
+    assert one["metrics"] == two["metrics"]
+    assert all(torch.equal(value, two["agent"][name]) for name, value in one["agent"].items())
+
+
+@needs_mujoco
+@pytest.mark.parametrize("seconds", [0.01, 0.04])
+def test_the_shortest_evaluation(run_script, root, tmp_path, character, seconds):
+    """An episode of one control step; every roll-out is still a clip that can be read."""
+    result = run_script(SCRIPT, *options(root, total_timesteps=64, eval_seconds=seconds))
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out.splitlines()[-1])
+    assert metrics["mean_episode_s"] == pytest.approx(1 / 30)
+    (run,) = (tmp_path / "runs").iterdir()
+    result = run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", run / "latest.pt")
+    assert result.code == 0, result.err
+    clips = sorted((run / "latest_rollouts").iterdir())
+    assert len(clips) == 2
+    for path in clips:
+        ml.load_clip(str(path), character.body_names)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# Bad input
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def refused(result, *words):
+    """One line on stderr that says what is wrong, exit code 2."""
+    assert result.code == 2 and result.out == ""
+    assert result.err.startswith("error: ") and result.err.endswith("\n") and result.err.count("\n") == 1, result.err
+    assert [word for word in words if str(word) not in result.err] == [], result.err
+
+
+def unit(frames):
+    return np.tile([0.0, 0.0, 0.0, 1.0], (frames, 15, 1))
+
+
+BAD_CLIPS = {
+    "lacks an array": dict(rotations=None),
+    "NaN": dict(root_position=np.full((5, 3), np.nan)),
+    "non-unit quaternions": dict(rotations=2 * unit(5)),
+    "one frame": dict(root_position=np.zeros((1, 3)), rotations=unit(1)),
+    "another skeleton": dict(body_names=np.array([f"body{i}" for i in range(15)])),
+    "fewer bodies": dict(body_names=np.array(["pelvis", "torso"]), rotations=unit(5)[:, :2]),
+}
+
+
+@needs_mujoco
+@pytest.mark.parametrize("arrays", BAD_CLIPS.values(), ids=BAD_CLIPS.keys())
+def test_bad_motions(run_script, root, tmp_path, write_clip, arrays):
+    path = write_clip("bad.npz", **arrays)
+    refused(run_script(SCRIPT, *options(root, motion_file=path)), path)
+    assert os.listdir(tmp_path) == ["bad.npz"]
+
+
+@needs_mujoco
+def test_bad_motion_files(run_script, root, tmp_path, write_clip, payload):
+    good = write_clip("good.npz", frames=50)
+    data = open(good, "rb").read()
+    os.remove(good)
+    proof = tmp_path / "executed"
+    (tmp_path / "truncated.npz").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.npz").write_text("no clip")
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(payload(proof)))
+    names = np.array([payload(proof)] * 15, dtype=object)
+    write_clip("object.npz", body_names=names)
+    (tmp_path / "set.json").write_text('{"clips": [{"file": "gone.npz"}]}')
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "folder").mkdir()
+    before = sorted(os.listdir(tmp_path))
+    for name in ("missing.npz", *before):
+        fault = "gone.npz" if name == "set.json" else name
+        refused(run_script(SCRIPT, *options(root, motion_file=name)), fault)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@needs_mujoco
+def test_bad_character_files(run_script, root, tmp_path):
+    text = (root / "motions/humanoid.xml").read_text()
+    (tmp_path / "text.xml").write_text("no character")
+    (tmp_path / "handless.xml").write_text(text.replace('name="left_hand"', 'name="left_claw"'))
+    for name in ("missing.xml", "text.xml", "handless.xml"):
+        refused(run_script(SCRIPT, *options(root, character_file=name)), name if name != "handless.xml" else "left_")
+    assert not (tmp_path / "runs").exists()
+
+
+BAD_OPTIONS = {
+    "minibatches that do not divide the batch": (dict(num_minibatches=3), "--num-minibatches"),
+    "more minibatches than rows": (dict(num_minibatches=128), "--num-minibatches"),
+    "negative style weight": (dict(style_weight=-1), "--style-weight"),
+    "negative gradient penalty": (dict(grad_penalty=-0.1), "--grad-penalty"),
+    "NaN": (dict(learning_rate="nan"), "--learning-rate"),
+    "infinity": (dict(target_speed="inf"), "--target-speed"),
+    "no environments": (dict(num_envs=0), "--num-envs"),
+    "negative environments": (dict(num_envs=-8), "--num-envs"),
+    "a layer without units": (dict(hidden=(16, 0)), "--hidden"),
+    "negative seed": (dict(seed=-1), "--seed"),
+    "no episode": (dict(eval_episodes=0), "--eval-episodes"),
+    "discount above one": (dict(gamma=1.5), "--gamma"),
+    "lambda above one": (dict(gae_lambda=1.5), "--gae-lambda"),
+    "odd batch": (dict(disc_batch=63), "--disc-batch"),
+    "less than a batch": (dict(total_timesteps=63), "--total-timesteps"),
+    "a speed without the task": (dict(task="none", target_speed=1.0), "--target-speed"),
+    "Isaac Gym": (dict(sim="isaacgym"), "--sim isaacgym"),
+    "a checkpoint without --evaluate": (dict(checkpoint="policy.pt"), "--checkpoint"),
+}
+
+
+@needs_mujoco
+@pytest.mark.parametrize("changes, word", BAD_OPTIONS.values(), ids=BAD_OPTIONS.keys())
+def test_options_that_cannot_work(run_script, root, tmp_path, changes, word):
+    refused(run_script(SCRIPT, *options(root, **changes)), word)
+    assert os.listdir(tmp_path) == []
+
+
+@needs_mujoco
+def test_options_that_this_machine_cannot_serve(run_script, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused(run_script(SCRIPT, *options(root)[1:], "--cuda"), "--cuda")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    refused(run_script(SCRIPT, *options(root), "--track"), "wandb")
+    refused(run_script(SCRIPT, "--no-cuda", "--evaluate"), "--checkpoint")
+    assert os.listdir(tmp_path) == []
+
+
+@needs_mujoco
+def test_bad_checkpoints(run_script, root, tmp_path, checkpoint, payload):
+    data = checkpoint.read_bytes()
+    proof = tmp_path / "executed"
+    content = torch.load(checkpoint, weights_only=True)
+    smaller, renamed = dict(content, args=dict(content["args"], hidden=(8, 8))), dict(content)
+    renamed["agent"] = {f"old.{name}": value for name, value in content["agent"].items()}
+    (tmp_path / "truncated.pt").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(payload(proof)))
+    torch.save({"script": payload(proof), "format": 1}, tmp_path / "payload.pt")
+    torch.save(dict(content, agent=payload(proof)), tmp_path / "hidden.pt")
+    torch.save({"a": 1}, tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(dict(content, format=99), tmp_path / "future.pt")
+    torch.save(dict(content, script="another"), tmp_path / "foreign.pt")
+    torch.save(smaller, tmp_path / "smaller.pt")
+    torch.save(renamed, tmp_path / "renamed.pt")
+    torch.save({key: value for key, value in content.items() if key != "agent"}, tmp_path / "agentless.pt")
+    torch.save({key: value for key, value in content.items() if key != "args"}, tmp_path / "argless.pt")
+    torch.save(dict(content, agent=7), tmp_path / "number.pt")
+    before = sorted(os.listdir(tmp_path))
+    for name in ("missing.pt", *before):
+        if name != "policy.pt":
+            refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", name), name)
+    refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", tmp_path), tmp_path)
+    # options that contradict a good one
+    refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--hidden", "32", "32"), "policy.pt")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@needs_mujoco
+def test_bad_input_of_the_process(root, tmp_path, payload):
+    """Once more as processes of their own: what the shell sees, warnings of the libraries included."""
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(payload(tmp_path / "executed"), protocol=4))
+    flags = (options(root, motion_file="missing.npz"), ["--evaluate", "--checkpoint", "pickle.pt"])
+    processes = [start(root, tmp_path, *words, threads=1) for words in flags]
+    for process, name in zip(processes, ("missing.npz", "pickle.pt")):
+        out, err = process.communicate()
+        assert (process.returncode, out) == (2, "")
+        assert err.startswith(f"error: {name}") and err.count("\n") == 1, err
+    assert os.listdir(tmp_path) == ["pickle.pt"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+# Learning
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@needs_mujoco
+def test_a_short_training_learns(root, tmp_path):
+    """Episodes grow from 33 to 46 steps within 140,000 samples; untrained, they stay as they are."""
+    flags = options(
+        root,
+        num_envs=128,
+        total_timesteps=140_000,
+        hidden=(64, 64),
+        gamma=0.95,
+        action_std_log=-2.3,
+        update_epochs=4,
+        learning_rate=1e-3,
+        target_kl=0.08,
+        disc_updates=1,
+        disc_batch=512,
+        replay_size=100_000,
+        replay_keep=64,
+        eval_interval=0,
+    )
+    process = start(root, tmp_path, *flags, threads=1)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    (run,) = (tmp_path / "runs").iterdir()
+    log = {name: np.array([value for _, value in values]) for name, values in scalars(run).items()}
+    tenth = len(log["episode/length"]) // 10
+
+    def mean(name, first, last):
+        """Over iterations, from one tenth of the training to another."""
+        return log[name][first * tenth : last * tenth].mean()
+
+    # the first tenth has no long episodes yet, as all of them start at once
+    assert mean("episode/length", 8, 10) > 1.15 * mean("episode/length", 1, 3)
+    # the discriminator tells the clip from the character, and the critic foresees the returns
+    assert mean("disc/accuracy_demo", 8, 10) > 0.9 and mean("disc/accuracy_fresh", 8, 10) > 0.5 > mean("disc/accuracy_fresh", 0, 1)
+    assert mean("policy/explained_variance", 8, 10) > 0.8

@@ -3,12 +3,12 @@
 Paper: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control",
 ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
 
-    python amp_ppo_isaacgym.py                                          # walk; about 20 minutes on two CPU cores
+    python amp_ppo_isaacgym.py                                          # walk; @@ minutes on two CPU cores
     python amp_ppo_isaacgym.py --motion-file motions/run.npz --style-weight 0.5
     python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
-style reward; PPO maximises that plus a task reward.
+style reward; PPO maximises that plus a task reward:
 
     L_disc  = -E_clip[log D(s, s')] - E_agent[log(1 - D(s, s'))]
     r_style = -log(1 - D(s, s'))
@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import motion_lib as ml
-from motion_lib import Character, MotionLib, MotionState
+from motion_lib import Character, MotionLib, MotionState, forward_speed, tangent_normal
 
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
@@ -63,10 +63,7 @@ class Args:
     sim: Literal["auto", "mujoco", "isaacgym"] = "auto"
     """the simulator; auto takes MuJoCo (Isaac Gym is not implemented yet)"""
     track: bool = False
-    """log to Weights & Biases as well (pip install wandb)"""
-    wandb_project_name: str = "amp-ppo"
-    """Weights & Biases project"""
-
+    """log to Weights & Biases as well (pip install wandb; its WANDB_PROJECT and WANDB_ENTITY say where)"""
     motion_file: str = "motions/walk.npz"
     """clip to imitate (.npz), folder of clips, or dataset file (.json); formats in motions/README.md"""
     character_file: str = "motions/humanoid.xml"
@@ -77,7 +74,6 @@ class Args:
     """forward speed for --task speed [m/s]; default: the clip's mean speed"""
     style_weight: float = 2.0
     """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
-
     total_timesteps: int = 6_000_000
     """control steps of training, summed over environments"""
     num_envs: Optional[int] = None
@@ -92,7 +88,6 @@ class Args:
     """physics steps per control step"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in the clip an episode starts: anywhere (reference state initialisation), at its start, or either, evenly"""
-
     gamma: float = 0.95
     """discount factor per control step"""
     gae_lambda: float = 0.95
@@ -104,13 +99,11 @@ class Args:
     learning_rate: float = 3e-4
     """Adam's learning rate for the policy at the start; it then follows the KL divergence"""
     target_kl: float = 0.018
-    """mean KL divergence of an iteration's minibatches: a third more shrinks the policy's learning rate by 1.2, a third less lets it grow"""
+    """mean KL divergence of an update: at a third more the policy's learning rate shrinks by 1.2, at a third less it grows"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
-    bound_coef: float = 10.0
-    """weight of the penalty on mean actions outside [-1, 1] (IsaacGymEnvs)"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm, for each network"""
     action_std_log: float = -2.5
@@ -119,7 +112,6 @@ class Args:
     """PD target = the clip's mean pose + action_scale * action [rad]"""
     hidden: Optional[Tuple[int, int]] = None
     """widths of the hidden layers of all three networks; default 256 128 on the CPU, 1024 512 on CUDA"""
-
     disc_loss: Literal["bce", "lsgan"] = "bce"
     """bce: cross entropy; lsgan: least squares, the paper's equation 6 with the style reward of its equation 7"""
     disc_learning_rate: float = 2e-4
@@ -138,7 +130,6 @@ class Args:
     """transitions in the replay buffer"""
     replay_keep: int = 512
     """transitions of an iteration, drawn at random, that replace random old ones once the buffer is full"""
-
     eval_interval: int = 100
     """evaluate every so many iterations, and at the end (0: only at the end)"""
     eval_episodes: int = 32
@@ -157,13 +148,12 @@ def check_args(args: Args) -> None:
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
-    may_be_zero = "seed style_weight gamma gae_lambda bound_coef grad_penalty logit_reg disc_weight_decay eval_interval".split()
-    for field in dataclasses.fields(args):
-        value, low = getattr(args, field.name), 0 if field.name in may_be_zero else 1e-12
+    may_be_zero = "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval".split()
+    for name, value in vars(args).items():
+        low = -math.inf if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
         numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
-        low = -math.inf if field.name in ("action_std_log", "target_speed") else low
         if not all(math.isfinite(x) and x >= low for x in numbers):
-            raise UsageError(f"--{field.name.replace('_', '-')} {value}: expected a finite number {'from' if low == 0 else 'above'} 0")
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a finite number {'from' if low == 0 else 'above'} 0")
     batch, missing = args.num_envs * args.num_steps, lambda name: importlib.util.find_spec(name) is None
     refuse = {
         "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
@@ -187,14 +177,6 @@ def check_args(args: Args) -> None:
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
-
-
-def tangent_normal(q: Tensor) -> Tensor:
-    """Six continuous numbers for a rotation: its rotated X and Z axes. (..., 4) -> (..., 6)."""
-    x, y, z, w = q.unbind(-1)
-    tangent = (1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y))
-    normal = (2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y))
-    return torch.stack(tangent + normal, -1)
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
@@ -224,12 +206,6 @@ def demo_transitions(motions: MotionLib, n: int, dt: float, generator: torch.Gen
     return torch.cat(observe(state, body_position, motions.character).chunk(2), -1)
 
 
-def forward_speed(state: MotionState) -> Tensor:
-    """Root velocity along its heading: (...) [m/s]."""
-    yaw = ml.heading(state.rotations[..., 0, :])
-    return state.root_velocity[..., 0] * torch.cos(yaw) + state.root_velocity[..., 1] * torch.sin(yaw)
-
-
 def task_reward(state: MotionState, target_speed: Optional[float]) -> Tensor:
     """Reward for the forward speed; target_speed None is the task "none". (...)."""
     speed = forward_speed(state)
@@ -239,11 +215,9 @@ def task_reward(state: MotionState, target_speed: Optional[float]) -> Tensor:
 
 def style_reward(logits: Tensor, disc_loss: str) -> Tensor:
     """Style reward of transitions with discriminator outputs `logits` (...) -> (...)."""
-    if disc_loss == "lsgan":
-        # r_style = max(0, 1 - (D - 1)^2 / 4)   (AMP paper, equation 7)
-        return (1.0 - 0.25 * (logits - 1.0) ** 2).clamp_min(0.0)
-    # r_style = -log(1 - D) with D = sigmoid(logit), which is softplus(logit)
-    return F.softplus(logits)
+    # bce: r_style = -log(1 - D) with D = sigmoid(logit), which is softplus(logit)
+    # lsgan: r_style = max(0, 1 - (D - 1)^2 / 4)   (AMP paper, equation 7)
+    return F.softplus(logits) if disc_loss == "bce" else (1.0 - 0.25 * (logits - 1.0) ** 2).clamp_min(0.0)
 
 
 # ---- 3. The simulator (a first reader can skip this part: it turns PD targets into the next MotionState) -----------------------
@@ -260,7 +234,7 @@ class Sim(ABC):
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
         """Advance by one control step under PD targets (N, A) [rad, exponential map] that hold for the whole step.
 
-        -> state of batch (N,), diverged (N,) bool: physics broke down, and the state is the one from before the step."""
+        -> state of batch (N,), diverged (N,) bool: physics broke down, and the state is the character's rest pose."""
 
 
 class MujocoSim(Sim):
@@ -278,9 +252,8 @@ class MujocoSim(Sim):
         self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
         self.data = [mujoco.MjData(self.model) for _ in range(self.threads)]
         self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
-        size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
-        self.state = np.zeros((num_envs, size))  # full physics state: time, qpos, qvel
-        self.trajectory = np.zeros((num_envs, substeps, size))
+        self.rest = np.concatenate(([0.0], self.model.qpos0, np.zeros(self.model.nv)))  # a full physics state: time, qpos, qvel
+        self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, substeps, 1))
         self.control = np.zeros((num_envs, substeps, self.model.nu))
         # Where the parts of a MotionState stand in a row: qpos follows the time, qvel follows qpos; quaternions are wxyz there.
         start = torch.as_tensor(1 + self.model.jnt_qposadr[self.model.body_jntadr[1:]]).long()  # (J,), meaningless for welded bodies
@@ -293,33 +266,29 @@ class MujocoSim(Sim):
     def _build_model(mujoco: Any, character: Character, timestep: float) -> Any:
         """The character with a ball joint for each hinge triple, PD position actuators, and a floor."""
         spec = mujoco.MjSpec.from_file(character.path)
-        for actuator in list(spec.actuators):
-            spec.delete(actuator)
-        for j, name in enumerate(character.body_names):
-            dofs = [d for d, body in enumerate(character.dof_body) if body == j]
-            joints = [spec.joint(character.dof_names[d]) for d in dofs]
-            if len(dofs) == 3:
-                armature = joints[0].armature
-                for joint in joints:
-                    spec.delete(joint)
-                spec.body(name).add_joint(name=name, type=mujoco.mjtJoint.mjJNT_BALL, armature=armature)
-            elif dofs:  # the gains move from the joint, where MuJoCo reads a passive spring, to the actuator
-                joints[0].stiffness, joints[0].damping = 0.0 * joints[0].stiffness, 0.0 * joints[0].damping
-            for d in dofs:
-                # on a ball joint the gear picks a component of the exponential map
-                target = name if len(dofs) == 3 else character.dof_names[d]
-                actuator = spec.add_actuator(name=character.dof_names[d], target=target, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-                axis = character.dof_axis[d].tolist() if len(dofs) == 3 else [1, 0, 0]
-                actuator.gear = axis + [0, 0, 0]
-                kp, kd, effort = float(character.kp[d]), float(character.kd[d]), float(character.effort[d])
-                actuator.set_to_position(kp=kp, kv=kd + timestep * kp)
-                actuator.forcelimited, actuator.forcerange = True, (-effort, effort)
+        for motor in list(spec.actuators):
+            spec.delete(motor)
+        for d, (name, body) in enumerate(zip(character.dof_names, character.dof_body)):
+            joint, ball = spec.joint(name), character.dof_body.count(body) == 3
+            if ball and d == character.dof_body.index(body):
+                parent, kind = spec.body(character.body_names[body]), mujoco.mjtJoint.mjJNT_BALL
+                parent.add_joint(name=f"ball{body}", type=kind, armature=joint.armature)
+            if ball:
+                spec.delete(joint)
+            else:  # the gains move from the joint, where MuJoCo reads a passive spring, to the actuator
+                joint.stiffness, joint.damping = 0.0 * joint.stiffness, 0.0 * joint.damping
+            actuator = spec.add_actuator(name=name, target=f"ball{body}" if ball else name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+            # on a ball joint the gear picks a component of the exponential map
+            actuator.gear = (character.dof_axis[d].tolist() if ball else [1, 0, 0]) + [0, 0, 0]
+            kp, kd, effort = float(character.kp[d]), float(character.kd[d]), float(character.effort[d])
+            actuator.set_to_position(kp=kp, kv=kd + timestep * kp)
+            actuator.forcelimited, actuator.forcerange = True, (-effort, effort)
         spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[1.0, 0.05, 0.05])
         spec.option.timestep = timestep
         model = spec.compile()
-        # Stable PD (Tan, Liu, Turk 2011): the drive force at the end of the step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq, put
-        # its last term into the inertia. The contact solver sees it there. MuJoCo's implicit integrators apply it after contacts are
-        # solved: at h = 1/60 a character under noisy targets then falls in half the time that it takes at h = 1/480.
+        # Stable PD (Tan, Liu, Turk 2011): of the drive force at the end of a step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq, the
+        # last term goes into the inertia, where the contact solver sees it. MuJoCo's implicit integrators would apply it after contacts
+        # are solved; at h = 1/60 a character under noisy targets then falls far sooner than at h = 1/480 (docs/log.md).
         model.dof_armature[6:] += (timestep * character.kd + timestep**2 * character.kp).numpy()
         mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
@@ -351,9 +320,10 @@ class MujocoSim(Sim):
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
         self.control[:] = targets.cpu().double().numpy()[:, None]
         self.rollout.rollout(self.model, self.data, self.state, self.control, state=self.trajectory)
-        after = self.trajectory[:, -1]
-        sound = np.isfinite(after).all(1) & (np.abs(after[:, self.velocity :]).max(1) < self.MAX_SPEED)
-        np.copyto(self.state, after, where=sound[:, None])
+        clock, self.state = self.state[:, 0] + self.trajectory.shape[1] * self.model.opt.timestep, self.trajectory[:, -1].copy()
+        # where MuJoCo has found a broken state, it has reset it: its clock shows that
+        sound = (np.abs(self.state[:, 0] - clock) < 1e-6) & (np.abs(self.state[:, self.velocity :]).max(1) < self.MAX_SPEED)
+        self.state[~sound] = self.rest
         return self._read(), torch.from_numpy(~sound).to(self.device)
 
 
@@ -371,9 +341,8 @@ class AMPEnv:
     info["disc_obs"] (N, 2 D) the transition that the discriminator judges: it never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, num_envs: int, episode_steps: int, device: torch.device) -> None:
-        self.character, self.motions, self.device = motions.character, motions, device
-        character = motions.character
-        self.num_envs, self.episode_steps = num_envs, episode_steps
+        self.character = character = motions.character
+        self.motions, self.device, self.num_envs, self.episode_steps = motions, device, num_envs, episode_steps
         self.start_share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[args.reset_mode]
         self.dt = 1.0 / args.control_hz  # control step [s]
         self.physics_seconds = 0.0  # spent in the simulator
@@ -381,21 +350,14 @@ class AMPEnv:
         self.sim = MujocoSim(character, num_envs, args.control_hz, args.substeps, device)
         self.generator = torch.Generator(device)
         # Zero action is the clips' mean pose: a mid-range pose (knees and elbows bent by 80 degrees) learns far more slowly.
-        times = torch.linspace(0, 1, 200, device=device)[:, None] * motions.length
-        states = motions.state(torch.arange(len(motions.files), device=device).expand(times.shape), times)
-        self.action_offset = (ml.dof_positions(character, states.rotations).mean(0) * motions.weight[:, None]).sum(0)  # (A,) [rad]
+        self.action_offset, lowest = motions.statistics()  # (A,) [rad], (J,) [m]
         self.action_scale = args.action_scale
-        # A fall is ground contact of a body other than the feet that the clips keep off the ground (at least 0.05 m above it).
-        body_position, body_rotation = ml.forward_kinematics(character, states.root_position, states.rotations)
-        lowest = ml.lowest_points(character, body_position, body_rotation).flatten(0, 1).amin(0)  # (J,)
-        feet = torch.tensor([name in FEET for name in character.body_names], device=device)
-        self.fall_bodies = ((lowest > 0.05) & ~feet).nonzero()[:, 0]
-        self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # where each episode started: clip ...
-        self.time = torch.zeros(num_envs, device=device)  # ... and time [s]
-        self.steps = torch.zeros(num_envs, dtype=torch.long, device=device)  # control steps of the episode so far
-        self.pool = self._new_pool()
-        obs = self.pool[-1]
-        self.single_observation_space, self.single_action_space = Box(tuple(obs.shape[1:])), Box((len(character.dof_names),))
+        # A fall is ground contact of a body, the feet excepted, that the clips keep off the ground by at least 0.05 m.
+        self.fall_bodies = [j for j, name in enumerate(character.body_names) if name not in FEET and lowest[j] > 0.05]
+        self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
+        self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
+        self.single_observation_space = Box(tuple(self._new_pool()[-1].shape[1:]))
+        self.single_action_space = Box((len(character.dof_names),))
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Start all episodes anew: obs (N, D), info."""
@@ -410,8 +372,7 @@ class AMPEnv:
 
         Drawn in advance, because a few states a step would cost as much as many at once."""
         clip, start = self.motions.sample(self.num_envs, self.dt, self.generator)
-        from_start = torch.rand(self.num_envs, generator=self.generator, device=self.device) < self.start_share
-        start = torch.where(from_start, torch.zeros_like(start), start)
+        start = start * (torch.rand(self.num_envs, generator=self.generator, device=self.device) >= self.start_share)
         state = self.motions.state(clip, start)
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
         # a pose that reaches into the ground would be thrown up by the contact solver
@@ -431,9 +392,9 @@ class AMPEnv:
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
         """One control step under actions (N, A) -> obs (N, D), task reward (N,), terminated (N,), truncated (N,), info."""
-        before = time.perf_counter()
+        self.physics_seconds -= time.perf_counter()
         state, diverged = self.sim.step(self.action_offset + self.action_scale * action)
-        self.physics_seconds += time.perf_counter() - before
+        self.physics_seconds += time.perf_counter()
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
         final_obs = observe(state, body_position, self.character)
         disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, 2 D)
@@ -477,19 +438,17 @@ class Normaliser(nn.Module):
         return ((x - self.mean) / torch.sqrt(self.var + 1e-5)).clamp(-5.0, 5.0)
 
     def undo(self, x: Tensor) -> Tensor:
-        """Inverse of forward within the clipping range."""
+        """Inverse of forward, within its clipping range."""
         return x * torch.sqrt(self.var + 1e-5) + self.mean
 
 
 def mlp(size_in: int, hidden: Tuple[int, int], size_out: int, last_gain: float) -> nn.Sequential:
     """ReLU network with two hidden layers; last_gain scales the last layer's initial weights."""
-    first, second = hidden
-    net = nn.Sequential(nn.Linear(size_in, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, size_out))
-    for layer in net[::2]:
-        nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
+    layers = [nn.Linear(*size) for size in zip((size_in, *hidden), (*hidden, size_out))]
+    for layer, gain in zip(layers, (math.sqrt(2.0), math.sqrt(2.0), last_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
         nn.init.zeros_(layer.bias)
-    nn.init.orthogonal_(net[-1].weight, last_gain)
-    return net
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 
 class Agent(nn.Module):
@@ -523,10 +482,8 @@ class ReplayBuffer:
         """Store rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
         room = min(len(self.data) - self.size, len(rows))
         rows = rows[torch.randperm(len(rows), device=rows.device)[: room or keep]]
-        slots = torch.arange(self.size, self.size + room, device=rows.device)
-        if not room:
-            slots = torch.randperm(len(self.data), device=rows.device)[: len(rows)]
-        self.data[slots] = rows[: len(slots)]
+        old = torch.randperm(len(self.data), device=rows.device)[: len(rows)] if not room else slice(self.size, self.size + room)
+        self.data[old] = rows
         self.size += room
 
     def sample(self, n: int) -> Tensor:
@@ -541,12 +498,12 @@ def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) ->
     """Classification loss, gradient penalty, and logits of clip and character (n,) for normalised transitions (n, 2 D)."""
     demo = demo.detach().requires_grad_(True)
     demo_logit, agent_logit = disc(demo)[:, 0], disc(agent)[:, 0]
-    if disc_loss == "lsgan":
-        # L = E_clip[(D - 1)^2] + E_agent[(D + 1)^2]   (AMP paper, equation 6)
-        loss = ((demo_logit - 1.0) ** 2).mean() + ((agent_logit + 1.0) ** 2).mean()
-    else:
+    if disc_loss == "bce":
         # L = -E_clip[log D] - E_agent[log(1 - D)],   D = sigmoid(logit)
         loss = F.softplus(-demo_logit).mean() + F.softplus(agent_logit).mean()
+    else:
+        # L = E_clip[(D - 1)^2] + E_agent[(D + 1)^2]   (AMP paper, equation 6)
+        loss = ((demo_logit - 1.0) ** 2).mean() + ((agent_logit + 1.0) ** 2).mean()
     # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8)
     (gradient,) = torch.autograd.grad(demo_logit.sum(), demo, create_graph=True)
     return loss, (gradient**2).sum(-1).mean(), demo_logit, agent_logit
@@ -556,8 +513,7 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
     """Generalised advantage estimates (Schulman et al. 2016, equation 16). All (T, N) -> (T, N).
 
     next_value[t] is the value of the state that step t led to, before any reset; terminated cuts the bootstrap, done the trace."""
-    advantage = torch.zeros_like(reward)
-    trace = torch.zeros_like(reward[0])
+    advantage, trace = torch.zeros_like(reward), torch.zeros_like(reward[0])
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
     delta = reward + gamma * next_value * (~terminated) - value
     for t in reversed(range(len(reward))):
@@ -580,7 +536,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
     limit = torch.where(motions.loop[clip], env.episode_steps, left)  # (N,) control steps
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     steps, fell, sums = torch.zeros_like(limit), torch.zeros_like(alive), torch.zeros(3, device=env.device)
-    poses, roots, rotations = [], [], []
+    frames = []  # of pose (N, J-1, 3), root position and rotations
     for _ in range(env.episode_steps):
         obs, reward, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
         state = info["state"]
@@ -588,25 +544,22 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
         sums += (torch.stack((info["speed"], reward, style)) * alive).sum(-1)
         fell |= alive & terminated
         steps += alive & ~terminated
-        poses.append(ml.relative_positions(info["body_position"], state.rotations[:, 0]))
-        roots.append(state.root_position)
-        rotations.append(state.rotations)
+        frames.append((ml.relative_positions(info["body_position"], state.rotations[:, 0]), state.root_position, state.rotations))
         alive &= ~terminated & (steps < limit)
         if not alive.any():
             break
-    frames = len(poses)
+    poses, roots, rotations = (torch.stack(x, 1) for x in zip(*frames))
     # the reference is unrolled to one and a half times the episode, so that a slow character can be matched as well as a fast one
-    times = start[:, None] + env.dt * torch.arange(1, int(1.5 * frames) + 1, device=env.device)  # (N, R) [s]
+    times = start[:, None] + env.dt * torch.arange(1, int(1.5 * len(frames)) + 1, device=env.device)  # (N, R) [s]
     reference = motions.state(clip[:, None].expand(times.shape), times)
     body_position, _ = ml.forward_kinematics(env.character, reference.root_position, reference.rotations)
     reference_poses = ml.relative_positions(body_position, reference.rotations[..., 0, :])
-    errors = ml.pose_error(torch.stack(poses, 1), reference_poses, steps, limit)
-    counted = (steps + fell).sum()
-    speed, task, style = (sums / counted).tolist()
+    errors = ml.pose_error(poses, reference_poses, steps, limit)
+    speed, task, style = (sums / (steps + fell).sum()).tolist()
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
     metrics.update(speed_m_s=speed, pose_error_m=float(errors.mean()), task_reward=task, style_reward=style)
-    roots, rotations, ends = torch.stack(roots, 1).cpu().numpy(), torch.stack(rotations, 1).cpu().numpy(), steps.clamp_min(2).tolist()
-    return metrics, [ml.Clip(args.control_hz, "clamp", x[:end], q[:end]) for x, q, end in zip(roots, rotations, ends)]
+    lived = zip(roots.cpu().numpy(), rotations.cpu().numpy(), steps.clamp_min(2).tolist())
+    return metrics, [ml.Clip(args.control_hz, "clamp", x[:end], q[:end]) for x, q, end in lived]
 
 
 def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> None:
@@ -622,10 +575,8 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
         Args(**checkpoint["args"])
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
     except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
-        raise UsageError(f"{path}: not a checkpoint of this script ({type(error).__name__})") from error
+        raise UsageError(f"{path}: cannot be read as a checkpoint of this script ({type(error).__name__})") from error
     if kind != ("amp_ppo_isaacgym", 1):
         raise UsageError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads amp_ppo_isaacgym, format 1")
     return checkpoint
@@ -651,10 +602,7 @@ def start_run(args: Args) -> Tuple[str, Any]:
 
     clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
     run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-    try:
-        os.makedirs(run)
-    except OSError as error:
-        raise UsageError(f"{run}: cannot make the run's folder: {error.strerror}") from error
+    os.makedirs(run)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", args.sim)}
     versions.update(python=platform.python_version(), platform=platform.platform())
     with open(os.path.join(run, "args.json"), "w") as file:
@@ -663,7 +611,7 @@ def start_run(args: Args) -> Tuple[str, Any]:
     if args.track:
         import wandb
 
-        wandb.init(project=args.wandb_project_name, name=run[5:], config=vars(args), sync_tensorboard=True)
+        wandb.init(name=run[5:], config=vars(args), sync_tensorboard=True)
     return run, SummaryWriter(run)
 
 
@@ -778,10 +726,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 # L_clip = -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)]   (Schulman et al. 2017, equation 7)
                 clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
-                bound_loss = ((mean.abs() - 1.0).clamp_min(0.0) ** 2).sum(-1).mean()
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
-                actor_loss = policy_loss + args.bound_coef * bound_loss
-                steps = ((actor_optimizer, agent.actor, actor_loss), (critic_optimizer, agent.critic, value_loss))
+                steps = (actor_optimizer, agent.actor, policy_loss), (critic_optimizer, agent.critic, value_loss)
                 for optimizer, net, loss in steps:
                     optimizer.zero_grad()
                     loss.backward()
@@ -789,7 +735,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                     optimizer.step()
                 # KL of two Gaussians with the same standard deviation
                 kl = 0.5 * (((mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
-                for name, x in dict(kl=kl, loss=policy_loss, bound_loss=bound_loss, value_loss=value_loss).items():
+                for name, x in dict(kl=kl, loss=policy_loss, value_loss=value_loss).items():
                     stats[f"policy/{name}"].append(x.detach())
                 stats["policy/clip_fraction"].append(((ratio.detach() - 1).abs() > args.clip_coef).float())
         agent.obs_norm.update(obs_buf.view(B, D))
@@ -836,6 +782,6 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 if __name__ == "__main__":
     try:
         main(*parse_args())
-    except (UsageError, ml.MotionError) as error:
+    except (UsageError, ml.MotionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

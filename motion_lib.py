@@ -82,6 +82,14 @@ def quat_from_yaw(yaw: Tensor) -> Tensor:
     return torch.stack((zero, zero, torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)), -1)
 
 
+def tangent_normal(q: Tensor) -> Tensor:
+    """Six continuous numbers for a rotation: its rotated X and Z axes. (..., 4) -> (..., 6)."""
+    x, y, z, w = q.unbind(-1)
+    tangent = (1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y))
+    normal = (2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y))
+    return torch.stack(tangent + normal, -1)
+
+
 # ---- 2. The character, read from its MJCF file ---------------------------------------------------------------------------------
 
 
@@ -100,7 +108,6 @@ class Character(NamedTuple):
     dof_names: List[str]  # D names, in file order
     dof_body: List[int]  # the body that each dof turns; three dofs on one body are one ball joint (exponential map, x y z)
     dof_axis: Tensor  # (D, 3) in the body's frame
-    dof_range: Tensor  # (D, 2) lower and upper limit [rad]
     kp: Tensor  # (D,) [Nm/rad]
     kd: Tensor  # (D,) [Nms/rad]
     effort: Tensor  # (D,) torque limit [Nm]
@@ -162,7 +169,6 @@ def load_character(path: str, device: str = "cpu") -> Character:
             dof_names=[joint.get("name") for _, joint in dofs],
             dof_body=[body for body, _ in dofs],
             dof_axis=column("axis"),
-            dof_range=torch.deg2rad(column("range")),
             kp=column("stiffness").squeeze(-1),
             kd=column("damping").squeeze(-1),
             effort=torch.tensor(effort, device=device),
@@ -320,6 +326,12 @@ class MotionState(NamedTuple):
     dof_velocity: Tensor  # (..., D) angular velocity relative to the parent, in the child's frame [rad/s]
 
 
+def forward_speed(state: MotionState) -> Tensor:
+    """Root velocity along its heading: (...) [m/s]."""
+    yaw = heading(state.rotations[..., 0, :])
+    return state.root_velocity[..., 0] * torch.cos(yaw) + state.root_velocity[..., 1] * torch.sin(yaw)
+
+
 def _frame_velocities(clip: Clip, character: Character, turn: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Velocities at the frames: the mean of the differences to the next and from the previous frame, across the seam for a loop."""
     root, rotations = torch.as_tensor(clip.root_position), torch.as_tensor(clip.rotations)
@@ -405,6 +417,14 @@ class MotionLib:
         """Horizontal root displacement over duration, averaged over the clips by weight [m/s]."""
         step = self.root_position[self.first + self.last] - self.root_position[self.first]
         return float((self.weight * step[:, :2].norm(dim=-1) / self.length).sum())
+
+    def statistics(self) -> Tuple[Tensor, Tensor]:
+        """The clips' mean dof positions, by weight (D,) [rad], and the lowest height that each body reaches in them (J,) [m]."""
+        time = torch.linspace(0, 1, 200, device=self.length.device)[:, None] * self.length  # (200, C)
+        state = self.state(torch.arange(len(self.files), device=time.device).expand(time.shape), time)
+        lowest = lowest_points(self.character, *forward_kinematics(self.character, state.root_position, state.rotations))
+        mean = dof_positions(self.character, state.rotations).mean(0)  # (C, D)
+        return (mean * self.weight[:, None]).sum(0), lowest.flatten(0, 1).amin(0)
 
 
 # ---- 5. Pose error -------------------------------------------------------------------------------------------------------------

@@ -308,13 +308,11 @@ def qpos_of_frame(sim, character, clip, frame):
     qpos[:3] = clip.root_position[frame]
     qpos[3:7] = clip.rotations[frame, 0, [3, 0, 1, 2]]
     for body in set(character.dof_body):
-        name, q = character.body_names[body], clip.rotations[frame, body]
+        start, q = sim.model.jnt_qposadr[sim.model.body_jntadr[body + 1]], clip.rotations[frame, body]
         if character.dof_body.count(body) == 3:
-            start = sim.model.joint(name).qposadr[0]
             qpos[start : start + 4] = q[[3, 0, 1, 2]]
         else:
-            joint = character.dof_names[character.dof_body.index(body)]
-            qpos[sim.model.joint(joint).qposadr[0]] = 2 * np.arctan2(q[1], q[3])
+            qpos[start] = 2 * np.arctan2(q[1], q[3])
     return qpos
 
 

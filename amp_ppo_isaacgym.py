@@ -33,7 +33,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from typing import Any, Dict, List, Literal, NamedTuple, Optional, Tuple
+from types import SimpleNamespace
+from typing import Any, Dict, List, Literal, Optional, Tuple
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Args:
     """forward speed for --task speed [m/s]; default: the clip's mean speed"""
     style_weight: float = 2.0
     """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
-    total_timesteps: int = 6_000_000
+    total_timesteps: int = 4_000_000
     """control steps of training, summed over environments"""
     num_envs: Optional[int] = None
     """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
@@ -286,9 +287,9 @@ class MujocoSim(Sim):
         spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[1.0, 0.05, 0.05])
         spec.option.timestep = timestep
         model = spec.compile()
-        # Stable PD (Tan, Liu, Turk 2011): of the drive force at the end of a step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq, the
-        # last term goes into the inertia, where the contact solver sees it. MuJoCo's implicit integrators would apply it after contacts
-        # are solved; at h = 1/60 a character under noisy targets then falls far sooner than at h = 1/480 (docs/log.md).
+        # Stable PD (Tan, Liu, Turk 2011): of the drive force at the end of a step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq,
+        # the last term goes into the inertia, where the contact solver sees it. MuJoCo's implicit integrators would apply it after
+        # contacts are solved; at h = 1/60 a character under noisy targets then falls far sooner than at h = 1/480 (docs/log.md).
         model.dof_armature[6:] += (timestep * character.kd + timestep**2 * character.kp).numpy()
         mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
@@ -330,10 +331,6 @@ class MujocoSim(Sim):
 # ---- 4. Environment ------------------------------------------------------------------------------------------------------------
 
 
-class Box(NamedTuple):  # Gymnasium's space of that name, as far as a learner needs it
-    shape: Tuple[int, ...]
-
-
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors, reset in the same step.
 
@@ -356,8 +353,9 @@ class AMPEnv:
         self.fall_bodies = [j for j, name in enumerate(character.body_names) if name not in FEET and lowest[j] > 0.05]
         self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
-        self.single_observation_space = Box(tuple(self._new_pool()[-1].shape[1:]))
-        self.single_action_space = Box((len(character.dof_names),))
+        # Gymnasium's Box spaces, as far as a learner needs them
+        self.single_observation_space = SimpleNamespace(shape=tuple(self._new_pool()[-1].shape[1:]))
+        self.single_action_space = SimpleNamespace(shape=(len(character.dof_names),))
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Start all episodes anew: obs (N, D), info."""
@@ -419,9 +417,8 @@ class Normaliser(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("var", torch.ones(size))
-        self.register_buffer("count", torch.zeros(()))
+        for name, value in (("mean", torch.zeros(size)), ("var", torch.ones(size)), ("count", torch.zeros(()))):
+            self.register_buffer(name, value)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -604,7 +601,7 @@ def start_run(args: Args) -> Tuple[str, Any]:
     run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
     os.makedirs(run)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", args.sim)}
-    versions.update(python=platform.python_version(), platform=platform.platform())
+    versions.update(python=sys.version, platform=platform.platform())
     with open(os.path.join(run, "args.json"), "w") as file:
         json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
     shutil.copy(__file__, run)
@@ -662,6 +659,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     agent.disc_norm.update(demo)
     obs, _ = env.reset(args.seed)
     metrics, best, started, iterations = {}, math.inf, time.time(), args.total_timesteps // B
+    episode_length = torch.zeros((), device=device)  # mean over the episodes that ended in the last iteration that saw one end
     bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
     for iteration in range(1, iterations + 1):
         clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
@@ -745,8 +743,9 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         samples = iteration * B
         stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
         stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/falls_per_step": [terminated_buf.float()]})
-        length = (length_buf * done_buf).sum() / done_buf.sum().clamp_min(1)
-        stats.update({"episode/length": [length], "episode/diverged_per_step": [diverged_buf]})
+        ended = (length_buf * done_buf).sum() / done_buf.sum().clamp_min(1)
+        episode_length = torch.where(done_buf.any(), ended, episode_length)
+        stats.update({"episode/length": [episode_length], "episode/diverged_per_step": [diverged_buf]})
         # the iteration's one transfer from the device
         log = dict(zip(stats, torch.stack([torch.stack([x.mean() for x in xs]).mean() for xs in stats.values()]).tolist()))
         kl = log["policy/kl"] / args.target_kl
@@ -766,12 +765,6 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             writer.add_scalar(name, x, samples)
         shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
         bar.set_postfix_str(f"{shown}, pose error {metrics.get('pose_error_m', math.nan):.3f} m", refresh=False)
-        if os.environ.get("DBG") and iteration % 20 == 0:
-            bar.write(
-                f"{samples / 1e6:.2f}M {time.time() - started:.0f}s len {log['episode/length']:.0f} task {log['reward/task']:.2f} style {log['reward/style']:.3f} v {log['episode/speed_m_s']:.2f} lr {learning_rate:.1e} kl {log['policy/kl']:.4f} clip {log['policy/clip_fraction']:.2f} ev {log['policy/explained_variance']:.2f} acc {log['disc/accuracy_demo']:.2f} {log['disc/accuracy_fresh']:.2f} {log['disc/accuracy_replay']:.2f} gp {log['disc/grad_penalty']:.3f} "
-                + " ".join(f"{k} {v:.2f}" for k, v in seconds.items())
-                + f" | err {metrics.get('pose_error_m', 9):.3f} fall {metrics.get('fall_rate', 9):.2f} v {metrics.get('speed_m_s', 0):.2f} style {metrics.get('style_reward', 0):.2f}"
-            )
         bar.update(B)
     bar.close()
     writer.close()

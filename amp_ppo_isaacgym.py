@@ -117,10 +117,10 @@ class Args:
     """bce: cross entropy; lsgan: least squares, the paper's equation 6 with the style reward of its equation 7"""
     disc_learning_rate: float = 2e-4
     """Adam's learning rate for the discriminator"""
-    disc_updates: int = 2
-    """discriminator updates per iteration"""
-    disc_batch: int = 1024
-    """clip transitions per discriminator update, and as many of the character's, half of them replayed"""
+    disc_updates: Optional[int] = None
+    """discriminator updates per iteration; default 2 on the CPU, 6 on CUDA"""
+    disc_batch: Optional[int] = None
+    """clip transitions per update, and as many of the character's, half of them replayed; default 1024 on the CPU, 4096 on CUDA"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code uses 10 / 2)"""
     logit_reg: float = 0.05
@@ -145,7 +145,8 @@ class Args:
 
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises UsageError."""
-    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), hidden=((256, 128), (1024, 512)))
+    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096))
+    defaults["hidden"] = ((256, 128), (1024, 512))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)

@@ -75,7 +75,7 @@ class Args:
     """forward speed for --task speed [m/s]; default: the clip's mean speed"""
     style_weight: float = 2.0
     """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
-    total_timesteps: int = 4_000_000
+    total_timesteps: int = 3_000_000
     """control steps of training, summed over environments"""
     num_envs: Optional[int] = None
     """parallel environments N; default 512 on the CPU, 4096 on CUDA"""

@@ -31,6 +31,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from types import SimpleNamespace
@@ -358,13 +359,14 @@ class AMPEnv:
         self.single_observation_space = SimpleNamespace(shape=tuple(self._new_pool()[-1].shape[1:]))
         self.single_action_space = SimpleNamespace(shape=(len(character.dof_names),))
 
-    def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Start all episodes anew: obs (N, D), info."""
+    def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Any]]:
+        """Start all episodes anew: obs (N, D), info with the "state" that they start from."""
         if seed is not None:
             self.generator.manual_seed(seed)
         self.pool = self._new_pool()
+        info = {"state": MotionState(*self.pool[2:7])}
         self.obs = self._reset(torch.arange(self.num_envs, device=self.device))
-        return self.obs, {}
+        return self.obs, info
 
     def _new_pool(self) -> List[Tensor]:
         """N initial states by reference state initialisation: clip (N,), time (N,) [s], the five tensors of a MotionState, obs (N, D).
@@ -527,14 +529,14 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
 @torch.no_grad()
 def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], List[ml.Clip]]:
     """Run the policy without noise, one episode per environment, up to env.episode_steps: metrics and roll-outs as clips."""
-    motions, (obs, _) = env.motions, env.reset(args.seed + 1000)
+    motions, (obs, info) = env.motions, env.reset(args.seed + 1000)
     clip, start = env.clip.clone(), env.time.clone()
     # an episode on a clip that does not loop ends with the clip
     left = ((motions.length[clip] - start) / env.dt).round().long().clamp(1, env.episode_steps)
     limit = torch.where(motions.loop[clip], env.episode_steps, left)  # (N,) control steps
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     steps, fell, sums = torch.zeros_like(limit), torch.zeros_like(alive), torch.zeros(3, device=env.device)
-    frames = []  # of pose (N, J-1, 3), root position and rotations
+    poses, states = [], [info["state"]]
     for _ in range(env.episode_steps):
         obs, reward, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
         state = info["state"]
@@ -542,22 +544,23 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
         sums += (torch.stack((info["speed"], reward, style)) * alive).sum(-1)
         fell |= alive & terminated
         steps += alive & ~terminated
-        frames.append((ml.relative_positions(info["body_position"], state.rotations[:, 0]), state.root_position, state.rotations))
+        poses.append(ml.relative_positions(info["body_position"], state.rotations[:, 0]))
+        states.append(state)
         alive &= ~terminated & (steps < limit)
         if not alive.any():
             break
-    poses, roots, rotations = (torch.stack(x, 1) for x in zip(*frames))
     # the reference is unrolled to one and a half times the episode, so that a slow character can be matched as well as a fast one
-    times = start[:, None] + env.dt * torch.arange(1, int(1.5 * len(frames)) + 1, device=env.device)  # (N, R) [s]
+    times = start[:, None] + env.dt * torch.arange(1, int(1.5 * len(poses)) + 1, device=env.device)  # (N, R) [s]
     reference = motions.state(clip[:, None].expand(times.shape), times)
     body_position, _ = ml.forward_kinematics(env.character, reference.root_position, reference.rotations)
     reference_poses = ml.relative_positions(body_position, reference.rotations[..., 0, :])
-    errors = ml.pose_error(poses, reference_poses, steps, limit)
+    errors = ml.pose_error(torch.stack(poses, 1), reference_poses, steps, limit)
     speed, task, style = (sums / (steps + fell).sum()).tolist()
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
     metrics.update(speed_m_s=speed, pose_error_m=float(errors.mean()), task_reward=task, style_reward=style)
-    lived = zip(roots.cpu().numpy(), rotations.cpu().numpy(), steps.clamp_min(2).tolist())
-    return metrics, [ml.Clip(args.control_hz, "clamp", x[:end], q[:end]) for x, q, end in lived]
+    roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
+    frames = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
+    return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, frames)]
 
 
 def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> None:
@@ -570,7 +573,9 @@ def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: i
 def load_checkpoint(path: str) -> Dict[str, Any]:
     """Read a checkpoint of this script without executing anything in it. Raises UsageError."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
         Args(**checkpoint["args"])
     except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
@@ -586,7 +591,7 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
 def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
     """Options of the command line, checked, and the checkpoint that --evaluate names: its options are then the defaults."""
     args, checkpoint = tyro.cli(Args, args=argv), None
-    if args.evaluate and args.checkpoint:
+    if args.evaluate and args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint)
         saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False}
         args = tyro.cli(Args, args=argv, default=Args(**saved))
@@ -709,11 +714,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             next_value[truncated_buf] = agent.value(final_buf[truncated_buf])
             advantage = gae(reward, value, next_value, terminated_buf, done_buf, args.gamma, args.gae_lambda)
             returns = advantage + value
-            stats["policy/explained_variance"] = [1.0 - advantage.var() / returns.var().clamp_min(1e-8)]
+            stats["policy/explained_variance"] = [1.0 - advantage.var(unbiased=False) / returns.var(unbiased=False).clamp_min(1e-8)]
             agent.return_norm.update(returns.view(B, 1))
             b_obs = agent.obs_norm(obs_buf.view(B, D))  # normalised, like the returns
             b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
-            b_advantage = ((advantage - advantage.mean()) / (advantage.std() + 1e-8)).view(B)
+            b_advantage = ((advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)).view(B)
             b_mean, b_action = mean_buf.view(B, A), action_buf.view(B, A)
             b_log_prob = agent.log_prob(b_mean, b_action)  # (B,)
 

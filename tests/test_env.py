@@ -303,8 +303,8 @@ def test_steps_hang_together_across_resets(walk):
     assert torch.equal(log["disc_obs"][..., :105], log["before"]) and torch.equal(log["disc_obs"][..., 105:], log["final_obs"])
     assert torch.equal(log["obs"][~done], log["final_obs"][~done])
     assert ((log["obs"] - log["final_obs"])[done].abs().amax(-1) > 0.1).all()
-    # heights do not leap within a transition: 0.1 s of free fall is 5 cm
-    assert (log["disc_obs"][..., 105] - log["disc_obs"][..., 0]).abs().max() < 0.15
+    # whoever has fallen lies low in the last observation and stands in the next one
+    assert log["final_obs"][log["terminated"]][:, 0].max() < 0.8 < log["obs"][log["terminated"]][:, 0].min()
     # every episode counts its steps from one
     length, expected = log["episode_length"], torch.zeros(16, dtype=torch.long)
     for t in range(45):
@@ -371,7 +371,8 @@ def test_bodies_that_the_clip_puts_on_the_ground_may_touch_it(walk, character, r
             env = make_env(motions, 20)
             env.sim.set_state(torch.arange(20), state)
             fallen[motions is crawl, state is on_its_back] = env.step(torch.zeros(20, 28))[2].sum().item()
-    assert fallen == {(False, False): 20, (False, True): 20, (True, False): 0, (True, True): 20}
+    assert fallen[True, False] == 0 and fallen[False, False] > 10
+    assert fallen[False, True] == fallen[True, True] == 20
 
 
 @pytest.mark.parametrize("what", ["NaN position", "NaN velocity", "infinite velocity", "huge velocity", "fast fall"])
@@ -394,8 +395,8 @@ def test_a_broken_simulation_is_contained(walk, what):
     assert terminated.tolist() == [False, True, False, False] and not truncated.any()
     assert torch.isfinite(obs).all()
     assert np.isfinite(env.sim.state).all()
-    if "NaN" not in what and "infinite" not in what:  # the state before the step, which a failed step hands back, was finite
-        assert torch.isfinite(info["final_obs"]).all() and torch.isfinite(reward).all()
+    # what goes into buffers and normalisers is sane as well
+    assert torch.isfinite(reward).all() and torch.isfinite(info["disc_obs"]).all() and info["final_obs"].abs().max() < 100
     for action in actions[2:]:
         assert torch.equal(obs[others], expected[0][others])
         obs, reward, terminated, _, info = env.step(action)
@@ -473,10 +474,14 @@ def test_evaluation_of_short_episodes(agent, walk):
         assert np.abs((clip.rotations[1:] * clip.rotations[:-1]).sum(-1)).min() > 0.9
 
 
-def test_evaluation_of_falls(agent, walk, character):
-    """Hips and knees folded with all their force: everybody falls in less than a second."""
+def fold(agent, character):
+    """Let hips and knees fold with all their force: everybody falls in less than a second."""
     for name, action in (("right_hip_y", -1.5), ("left_hip_y", -1.5), ("right_knee", 1.5), ("left_knee", 1.5)):
         agent.actor[-1].bias.data[character.dof_names.index(name)] = action
+
+
+def test_evaluation_of_falls(agent, walk, character):
+    fold(agent, character)
     metrics, clips = evaluate(agent, walk, 100)
     assert metrics["fall_rate"] == 1
     assert 0 < metrics["mean_episode_s"] < 1.5
@@ -494,6 +499,19 @@ def test_evaluation_ends_with_a_clip_that_does_not_loop(agent, write_clip, chara
     assert [len(clip.root_position) for clip in clips] == [6] * 6
     metrics, _ = evaluate(agent, motions, 600)  # from anywhere: shorter, and nothing is lost
     assert 1 / 30 <= metrics["mean_episode_s"] < 0.2 and metrics["pose_error_m"] < 0.02
+
+
+def test_falls_after_the_end_do_not_count(agent, write_clip, character, tmp_path):
+    """Episodes on a clip of 0.2 s are over before anybody falls; they take no notice of those on the other clip, which go on."""
+    standing_still = np.tile([0, 0, 0.8815], (7, 1))
+    write_clip("short.npz", frames=7, fps=30.0, root_position=standing_still)
+    write_clip("long.npz", frames=7, fps=2.0, root_position=standing_still, loop=np.array("wrap"))
+    fold(agent, character)
+    metrics, clips = evaluate(agent, ml.MotionLib(str(tmp_path), character), 90, n=20, reset_mode="start")
+    steps = np.array([len(clip.root_position) for clip in clips])
+    short = steps <= 7
+    assert 3 < short.sum() < 17 and (steps[~short] < 60).all()
+    assert metrics["fall_rate"] == pytest.approx((~short).mean())
 
 
 def test_evaluation_leaves_the_agent_alone(agent, walk):

@@ -298,7 +298,8 @@ def test_a_full_buffer_keeps_a_random_part():
     replaced, kept, taken = set(), set(), set()
     for _ in range(100):
         buffer = amp.ReplayBuffer(10, 2, CPU)
-        buffer.add(numbered(0, 10), keep=3)
+        for n in range(10):  # in this order
+            buffer.add(numbered(n, 1), keep=3)
         buffer.add(numbered(100, 20), keep=3)
         rows = content(buffer)
         old, new = [x for x in rows if x < 100], [x for x in rows if x >= 100]

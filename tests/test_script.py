@@ -131,9 +131,10 @@ def test_the_commands_of_the_documents_parse(root, document):
         amp.check_args(dataclasses.replace(args, cuda=False))
 
 
-def test_the_code_stays_short(root):
-    for name, limit in ((SCRIPT, 750), ("motion_lib.py", 400)):
-        assert len((root / name).read_text(encoding="utf-8").splitlines()) <= limit, name
+@pytest.mark.parametrize("name, limit", [(SCRIPT, 750), ("motion_lib.py", 400)])
+def test_the_code_stays_short(root, name, limit):
+    lines = len((root / name).read_text(encoding="utf-8").splitlines())
+    assert lines <= limit
 
 
 def test_the_code_parses_as_python_3_8(root):
@@ -333,6 +334,107 @@ def test_the_shortest_evaluation(run_script, root, tmp_path, character, seconds)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------
+# Inside a run: what the main loop hands from part to part
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(monkeypatch, root, tmp_path):
+    """watched(changes) runs a training in this process -> what went into gae and disc_losses, with what the environment had said.
+
+    For every iteration: the arguments of gae and disc_losses, the steps of the environment since the iteration before, and the agent."""
+    agents, steps, iterations, batches = [], [], [], []
+
+    class Agent(amp.Agent):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            agents.append(self)
+
+    class Env(amp.AMPEnv):
+        def step(self, action):
+            before = self.obs.clone()
+            result = super().step(action)
+            if self.num_envs == 8:  # not the one of the evaluations
+                steps.append((before, *result))
+            return result
+
+    def gae(reward, value, next_value, terminated, done, gamma, lam):
+        agent = agents[-1]
+        transitions = torch.stack([info["disc_obs"] for *_, info in steps])  # (T, N, 2 D)
+        expected = dict(
+            value=agent.value(torch.stack([before for before, *_ in steps])),
+            after=agent.value(torch.stack([obs for _, obs, *_ in steps])),
+            final=agent.value(torch.stack([info["final_obs"] for *_, info in steps])),
+            task=torch.stack([task for _, _, task, *_ in steps]),
+            style=amp.style_reward(agent.disc(agent.disc_norm(transitions))[..., 0], "bce"),
+            terminated=torch.stack([terminated for _, _, _, terminated, _, _ in steps]),
+            truncated=torch.stack([truncated for *_, truncated, _ in steps]),
+            transitions=agent.disc_norm(transitions).flatten(0, 1),
+        )
+        given = dict(reward=reward, value=value, next_value=next_value, terminated=terminated, done=done, gamma=gamma, lam=lam)
+        iterations.append((expected, given, list(batches)))
+        steps.clear()
+        batches.clear()
+        return original_gae(reward, value, next_value, terminated, done, gamma, lam)
+
+    def disc_losses(disc, demo, agent, kind):
+        batches.append((demo.detach().clone(), agent.detach().clone()))
+        return original_losses(disc, demo, agent, kind)
+
+    original_gae, original_losses = amp.gae, amp.disc_losses
+    for name, value in dict(Agent=Agent, AMPEnv=Env, gae=gae, disc_losses=disc_losses).items():
+        monkeypatch.setattr(amp, name, value)
+
+    def run(**changes):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *options(root, **changes)])
+        start = ast.parse((root / SCRIPT).read_text(encoding="utf-8")).body[-1]  # if __name__ == "__main__"
+        exec(compile(ast.Module(start.body, []), SCRIPT, "exec"), vars(amp))
+        return iterations
+
+    return run
+
+
+@needs_mujoco
+def test_rewards_and_values_that_advantages_are_made_of(watched):
+    iterations = watched(episode_steps=5, style_weight=3.0, gamma=0.9, gae_lambda=0.8, update_epochs=1)
+    assert len(iterations) == 6
+    time_outs = 0
+    for expected, given, _ in iterations:
+        close = dict(atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(given["reward"], expected["task"] + 3.0 * expected["style"], **close)
+        torch.testing.assert_close(given["value"], expected["value"], **close)
+        assert torch.equal(given["terminated"], expected["terminated"])
+        done = expected["terminated"] | expected["truncated"]
+        assert torch.equal(given["done"], done)
+        torch.testing.assert_close(given["next_value"][~done], expected["after"][~done], **close)
+        # a time-out is bootstrapped from the state before the reset, which is another one than the state after it
+        over = expected["truncated"]
+        torch.testing.assert_close(given["next_value"][over], expected["final"][over], **close)
+        assert not over.any() or (expected["final"][over] - expected["after"][over]).abs().max() > 1e-3
+        assert (given["gamma"], given["lam"]) == (0.9, 0.8)
+        time_outs += int(over.sum())
+    assert time_outs > 40
+
+
+@needs_mujoco
+def test_what_the_discriminator_is_shown(watched):
+    """As many transitions of the clip as of the character; of these one half from this iteration and the other from all so far."""
+    iterations = watched(disc_batch=64, disc_updates=2, replay_size=10_000)
+    old, exactly = 0, "donot_use_mm_for_euclid_dist"
+    for expected, _, batches in iterations:
+        assert len(batches) == 2
+        for demo, agent in batches:
+            assert demo.shape == agent.shape == (64, 210)
+            nearest = torch.cdist(agent, expected["transitions"], compute_mode=exactly).amin(1)
+            assert nearest[:32].max() < 1e-3  # normalised by the same moments as those that the reward is computed from
+            old += int((nearest[32:] > 1e-3).sum())
+            assert torch.cdist(demo, agent, compute_mode=exactly).min() > 1e-3
+    # in iteration k of six a share (k - 1) / k of the replayed ones is older: 228 of 384
+    assert 160 < old < 300
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
 # Bad input
 # ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -432,8 +534,21 @@ def test_options_that_this_machine_cannot_serve(run_script, root, tmp_path, monk
     refused(run_script(SCRIPT, *options(root)[1:], "--cuda"), "--cuda")
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     refused(run_script(SCRIPT, *options(root), "--track"), "wandb")
-    refused(run_script(SCRIPT, "--no-cuda", "--evaluate"), "--checkpoint")
+    refused(run_script(SCRIPT, *options(root), "--evaluate"), "--checkpoint")
+    refused(run_script(SCRIPT, *options(root), "--evaluate", "--checkpoint", ""))  # an empty variable of a shell script
     assert os.listdir(tmp_path) == []
+
+
+@needs_mujoco
+def test_a_batch_of_one_row(run_script, root, tmp_path):
+    """Whether it is refused or trained on: it does not end in networks full of NaN."""
+    result = run_script(SCRIPT, *options(root, num_envs=1, num_steps=1, num_minibatches=1, total_timesteps=3))
+    if result.code:
+        refused(result)
+    else:
+        (run,) = (tmp_path / "runs").iterdir()
+        agent = torch.load(run / "latest.pt", weights_only=True)["agent"]
+        assert all(torch.isfinite(value).all() for value in agent.values())
 
 
 @needs_mujoco

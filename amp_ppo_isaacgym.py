@@ -3,8 +3,8 @@
 Paper: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control",
 ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
 
-    python amp_ppo_isaacgym.py                                          # walk; @@ minutes on two CPU cores
-    python amp_ppo_isaacgym.py --motion-file motions/run.npz --style-weight 0.5
+    python amp_ppo_isaacgym.py                                          # walk; about 10 minutes on two CPU cores
+    python amp_ppo_isaacgym.py --motion-file motions/run.npz --style-weight 3
     python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
@@ -57,7 +57,7 @@ class UsageError(ValueError):
 @dataclasses.dataclass
 class Args:
     exp_name: str = "amp"
-    """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<seed>__<time>"""
+    """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<seed>__<time>-<process>"""
     seed: int = 1
     """seed of everything random; the same seed on the same CPU gives the same numbers, bit for bit"""
     cuda: bool = torch.cuda.is_available()
@@ -73,11 +73,11 @@ class Args:
     task: Literal["speed", "none"] = "speed"
     """speed: r_task = exp(-2 (v - target_speed)^2); none: r_task = 0, pure imitation as in the paper's table 3"""
     target_speed: Optional[float] = None
-    """forward speed for --task speed [m/s]; default: the clip's mean speed"""
+    """forward speed for --task speed [m/s]; default: the clips' mean forward speed"""
     style_weight: float = 2.0
     """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
-    total_timesteps: int = 3_000_000
-    """control steps of training, summed over environments"""
+    total_timesteps: Optional[int] = None
+    """control steps of training, summed over environments; default 3 million on the CPU, 100 million on CUDA (not measured there)"""
     num_envs: Optional[int] = None
     """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
     num_steps: Optional[int] = None
@@ -132,8 +132,8 @@ class Args:
     """transitions in the replay buffer"""
     replay_keep: int = 512
     """transitions of an iteration, drawn at random, that replace random old ones once the buffer is full"""
-    eval_interval: int = 100
-    """evaluate every so many iterations, and at the end (0: only at the end)"""
+    eval_interval: Optional[int] = None
+    """evaluate every so many iterations, and at the end (0: only at the end); default 100 on the CPU, 50 on CUDA"""
     eval_episodes: int = 32
     """episodes of an evaluation"""
     eval_seconds: float = 20.0
@@ -146,18 +146,21 @@ class Args:
 
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises UsageError."""
-    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096))
-    defaults["hidden"] = ((256, 128), (1024, 512))
+    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 50))
+    defaults.update(total_timesteps=(3_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
     may_be_zero = "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval".split()
     for name, value in vars(args).items():
-        low = -math.inf if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
+        low = -1e15 if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
         numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
-        if not all(math.isfinite(x) and x >= low for x in numbers):
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a finite number {'from' if low == 0 else 'above'} 0")
-    batch, missing = args.num_envs * args.num_steps, lambda name: importlib.util.find_spec(name) is None
+        if not all(low <= x < 1e15 for x in numbers):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: expected a finite number{' from 0' if low == 0 else ' above 0' if low > 0 else ''}"
+            )
+    batch = args.num_envs * args.num_steps
+    missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
     refuse = {
         "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
         "--sim isaacgym: this simulator is not implemented yet; use --sim mujoco": args.sim == "isaacgym",
@@ -165,6 +168,7 @@ def check_args(args: Args) -> None:
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
         "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
         "--target-speed needs --task speed": args.task == "none" and args.target_speed is not None and not args.evaluate,
+        "--action-std-log has to lie between -10 and 2": not -10 <= args.action_std_log <= 2,
         "--gamma has to lie below 1, --gae-lambda at most at 1": args.gamma >= 1 or args.gae_lambda > 1,
         f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps = {batch}": batch % args.num_minibatches,
         "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
@@ -183,7 +187,7 @@ FEET = ("right_foot", "left_foot")
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
-    """What policy and discriminator see of one instant; all in the heading frame of the root (AMP paper, section 5.2; IsaacGymEnvs).
+    """What policy and discriminator see of one instant; all in the heading frame of the root (IsaacGymEnvs' selection).
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height [m] 1, root rotation 6, root linear 3 [m/s] and
     angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s], key bodies from the root 3 each [m]."""
@@ -192,10 +196,9 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
     key_position = body_position[..., keys, :] - body_position[..., :1, :]  # (..., K, 3)
     vectors = torch.cat((state.root_velocity[..., None, :], state.root_angular_velocity[..., None, :], key_position), -2)
-    vectors = ml.quat_rotate(to_heading[..., None, :].expand(vectors.shape[:-1] + (4,)), vectors).flatten(-2)  # (..., 6 + 3 K)
+    vectors = ml.quat_rotate(to_heading[..., None, :], vectors).flatten(-2)  # (..., 6 + 3 K)
     hinge = state.rotations.index_select(-2, character.hinges)
-    angle = 2.0 * torch.atan2((hinge[..., :3] * character.dof_axis[character.hinge_dofs]).sum(-1), hinge[..., 3])
-    angle = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    angle = (ml.rotvec_from_quat(hinge) * character.dof_axis[character.hinge_dofs]).sum(-1)
     balls = tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2)
     root_part = (state.root_position[..., 2:], tangent_normal(ml.quat_multiply(to_heading, root)), vectors[..., :6])
     return torch.cat((*root_part, balls, angle, state.dof_velocity, vectors[..., 6:]), -1)
@@ -268,7 +271,11 @@ class MujocoSim(Sim):
     @staticmethod
     def _build_model(mujoco: Any, character: Character, timestep: float) -> Any:
         """The character with a ball joint for each hinge triple, PD position actuators, and a floor."""
-        spec = mujoco.MjSpec.from_file(character.path)
+        try:
+            spec = mujoco.MjSpec.from_file(character.path)
+            spec.copy().compile()
+        except ValueError as error:
+            raise ml.MotionError(f"{character.path}: MuJoCo refuses it: {' '.join(str(error).split())}") from error
         for motor in list(spec.actuators):
             spec.delete(motor)
         for d, (name, body) in enumerate(zip(character.dof_names, character.dof_body)):
@@ -281,7 +288,7 @@ class MujocoSim(Sim):
             else:  # the gains move from the joint, where MuJoCo reads a passive spring, to the actuator
                 joint.stiffness, joint.damping = 0.0 * joint.stiffness, 0.0 * joint.damping
             actuator = spec.add_actuator(name=name, target=f"ball{body}" if ball else name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-            # on a ball joint the gear picks a component of the exponential map
+            # on a ball joint, which has no limits here, the gear picks a component of the exponential map
             actuator.gear = (character.dof_axis[d].tolist() if ball else [1, 0, 0]) + [0, 0, 0]
             kp, kd, effort = float(character.kp[d]), float(character.kd[d]), float(character.effort[d])
             actuator.set_to_position(kp=kp, kv=kd + timestep * kp)
@@ -344,12 +351,17 @@ class AMPEnv:
         self.motions, self.device, self.num_envs, self.episode_steps = motions, device, num_envs, episode_steps
         self.start_share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[args.reset_mode]
         self.dt = 1.0 / args.control_hz  # control step [s]
-        self.physics_seconds = 0.0  # spent in the simulator
+        self.physics_seconds = self.step_seconds = 0.0  # spent in the simulator, in all of step()
         self.target_speed = None if args.task == "none" else args.target_speed
+        absent = [name for name in KEY_BODIES if name not in character.body_names]
+        if absent:
+            raise ml.MotionError(f"{character.path}: the character has no {', '.join(absent)}, which observations need")
+        if bool((motions.length < self.dt).any()):
+            raise ml.MotionError(f"{motions.files[int(motions.length.argmin())]}: shorter than one control step, {self.dt:.3f} s")
         self.sim = MujocoSim(character, num_envs, args.control_hz, args.substeps, device)
         self.generator = torch.Generator(device)
         # Zero action is the clips' mean pose: a mid-range pose (knees and elbows bent by 80 degrees) learns far more slowly.
-        self.action_offset, lowest = motions.statistics()  # (A,) [rad], (J,) [m]
+        self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
         self.action_scale = args.action_scale
         # A fall is ground contact of a body, the feet excepted, that the clips keep off the ground by at least 0.05 m.
         self.fall_bodies = [j for j, name in enumerate(character.body_names) if name not in FEET and lowest[j] > 0.05]
@@ -393,11 +405,13 @@ class AMPEnv:
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
         """One control step under actions (N, A) -> obs (N, D), task reward (N,), terminated (N,), truncated (N,), info."""
-        self.physics_seconds -= time.perf_counter()
+        started = time.perf_counter()
         state, diverged = self.sim.step(self.action_offset + self.action_scale * action)
-        self.physics_seconds += time.perf_counter()
+        self.physics_seconds += time.perf_counter() - started
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
-        final_obs = observe(state, body_position, self.character)
+        # after a step that broke the physics nothing has been seen, and nothing is earned
+        final_obs = torch.where(diverged[:, None], self.obs, observe(state, body_position, self.character))
+        reward = task_reward(state, self.target_speed) * ~diverged
         disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, 2 D)
         self.steps += 1
         lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
@@ -409,7 +423,8 @@ class AMPEnv:
         self.obs = final_obs
         if len(env_ids):
             self.obs = final_obs.index_copy(0, env_ids, self._reset(env_ids))
-        return self.obs, task_reward(state, self.target_speed), terminated, truncated, info
+        self.step_seconds += time.perf_counter() - started
+        return self.obs, reward, terminated, truncated, info
 
 
 # ---- 5. Networks, normaliser, replay buffer ------------------------------------------------------------------------------------
@@ -472,7 +487,7 @@ class Agent(nn.Module):
 
 
 class ReplayBuffer:
-    """The character's past transitions. Fills up, then keeps a random part: newcomers replace random old rows (AMP paper, section 7)."""
+    """The character's past transitions. Fills up, then keeps a random part: newcomers replace random old rows."""
 
     def __init__(self, capacity: int, width: int, device: torch.device) -> None:
         self.data = torch.zeros(capacity, width, device=device)
@@ -480,11 +495,13 @@ class ReplayBuffer:
 
     def add(self, rows: Tensor, keep: int) -> None:
         """Store rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
-        room = min(len(self.data) - self.size, len(rows))
-        rows = rows[torch.randperm(len(rows), device=rows.device)[: room or keep]]
-        old = torch.randperm(len(self.data), device=rows.device)[: len(rows)] if not room else slice(self.size, self.size + room)
-        self.data[old] = rows
-        self.size += room
+        room = len(self.data) - self.size
+        rows = rows[torch.randperm(len(rows), device=rows.device)[: room or min(keep, len(self.data))]]
+        if room:
+            self.data[self.size : self.size + len(rows)] = rows
+            self.size += len(rows)
+        else:
+            self.data[torch.randperm(len(self.data), device=rows.device)[: len(rows)]] = rows
 
     def sample(self, n: int) -> Tensor:
         """n rows, drawn with replacement: (n, width)."""
@@ -577,11 +594,13 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
+        if kind != ("amp_ppo_isaacgym", 1):
+            raise UsageError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads amp_ppo_isaacgym, format 1")
         Args(**checkpoint["args"])
+    except UsageError:
+        raise
     except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
         raise UsageError(f"{path}: cannot be read as a checkpoint of this script ({type(error).__name__})") from error
-    if kind != ("amp_ppo_isaacgym", 1):
-        raise UsageError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads amp_ppo_isaacgym, format 1")
     return checkpoint
 
 
@@ -605,17 +624,20 @@ def start_run(args: Args) -> Tuple[str, Any]:
 
     clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
     run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    if args.track:
+        import wandb
+
+        wandb.init(name=run[5:], config=vars(args), sync_tensorboard=True)
     os.makedirs(run)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", args.sim)}
     versions.update(python=sys.version, platform=platform.platform())
     with open(os.path.join(run, "args.json"), "w") as file:
         json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
-    shutil.copy(__file__, run)
-    if args.track:
-        import wandb
-
-        wandb.init(name=run[5:], config=vars(args), sync_tensorboard=True)
-    return run, SummaryWriter(run)
+    for source in (__file__, ml.__file__):
+        shutil.copy(source, run)
+    writer = SummaryWriter(run)
+    writer.add_text("options", json.dumps(dataclasses.asdict(args), indent=1))
+    return run, writer
 
 
 def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
@@ -623,7 +645,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     torch.manual_seed(args.seed)
     motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device))
     if args.task == "speed" and args.target_speed is None:
-        args.target_speed = motions.mean_speed()
+        args.target_speed = motions.statistics()[2]
     eval_env = AMPEnv(args, motions, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1), device)
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
     agent = Agent(D, A, args.hidden, args.action_std_log).to(device)
@@ -635,7 +657,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             raise UsageError(f"{args.checkpoint}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
         metrics, clips = evaluate(agent, eval_env, args)
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
-        os.makedirs(folder, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
         for n, clip in enumerate(clips):
             ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
         print(json.dumps(metrics))
@@ -654,7 +677,6 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
 
     obs_buf, final_buf = torch.zeros(2, T, N, D, device=device)  # raw observations; after the step, before a reset
-    disc_buf = torch.zeros(T, N, 2 * D, device=device)  # raw transitions
     mean_buf, action_buf = torch.zeros(2, T, N, A, device=device)
     task_buf, speed_buf, length_buf, diverged_buf = torch.zeros(4, T, N, device=device)
     terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device)
@@ -664,7 +686,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     agent.obs_norm.update(demo[:, :D])
     agent.disc_norm.update(demo)
     obs, _ = env.reset(args.seed)
-    metrics, best, started, iterations = {}, math.inf, time.time(), args.total_timesteps // B
+    metrics, started, iterations = {}, time.time(), args.total_timesteps // B
     episode_length = torch.zeros((), device=device)  # mean over the episodes that ended in the last iteration that saw one end
     bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
     for iteration in range(1, iterations + 1):
@@ -677,9 +699,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 action = mean + agent.action_std * torch.randn_like(mean)
                 obs_buf[t], mean_buf[t], action_buf[t] = obs, mean, action
                 obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
-                final_buf[t], disc_buf[t], diverged_buf[t] = info["final_obs"], info["disc_obs"], info["diverged"]
+                final_buf[t], diverged_buf[t] = info["final_obs"], info["diverged"]
                 speed_buf[t], length_buf[t] = info["speed"], info["episode_length"]
-        done_buf, fresh = terminated_buf | truncated_buf, disc_buf.view(B, 2 * D)
+        done_buf = terminated_buf | truncated_buf
+        fresh = torch.cat((obs_buf, final_buf), -1).view(B, 2 * D)  # disc_obs
         clock.append(time.perf_counter())
 
         # 2. Discriminator: clip transitions against the character's, half of them fresh and half replayed.
@@ -701,6 +724,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             for name, logit, sign in zip(("demo", "fresh", "replay"), (demo_logit, *agent_logit.chunk(2)), (1, -1, -1)):
                 stats[f"disc/logit_{name}"].append(logit.detach())
                 stats[f"disc/accuracy_{name}"].append((sign * logit > 0).float())
+                term = F.softplus(-sign * logit) if args.disc_loss == "bce" else (logit - sign) ** 2
+                stats[f"disc/loss_{name}"].append(term.detach())
         clock.append(time.perf_counter())
 
         # 3. Rewards and advantages.
@@ -743,7 +768,6 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                     stats[f"policy/{name}"].append(x.detach())
                 stats["policy/clip_fraction"].append(((ratio.detach() - 1).abs() > args.clip_coef).float())
         agent.obs_norm.update(obs_buf.view(B, D))
-        clock.append(time.perf_counter())
 
         # 5. Log, evaluate, save.
         samples = iteration * B
@@ -754,19 +778,21 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         stats.update({"episode/length": [episode_length], "episode/diverged_per_step": [diverged_buf]})
         # the iteration's one transfer from the device
         log = dict(zip(stats, torch.stack([torch.stack([x.mean() for x in xs]).mean() for xs in stats.values()]).tolist()))
-        kl = log["policy/kl"] / args.target_kl
-        learning_rate *= 1.2 if kl < 2 / 3 else 1 / 1.2 if kl > 4 / 3 else 1.0
+        if not math.isfinite(sum(log.values())):
+            raise UsageError(f"{run}: a loss became NaN after {samples} samples; try a lower --learning-rate or --critic-learning-rate")
+        kl_ratio = log["policy/kl"] / args.target_kl
+        learning_rate *= 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
         actor_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
         log["policy/learning_rate"] = learning_rate
-        seconds = dict(physics=env.physics_seconds, rollout=clock[1] - clock[0], disc=clock[2] - clock[1], ppo=clock[3] - clock[2])
-        env.physics_seconds = 0.0
-        log.update({f"samples_per_s/{name}": B / x for name, x in dict(seconds, training=clock[3] - clock[0]).items()})
+        clock.append(time.perf_counter())  # after the transfer, so that a GPU's work is counted
+        seconds = dict(physics=env.physics_seconds, env=env.step_seconds, rollout=clock[1] - clock[0], training=clock[-1] - clock[0])
+        seconds.update(learning=clock[-1] - clock[1], disc=clock[2] - clock[1], ppo=clock[-1] - clock[2])
+        env.physics_seconds = env.step_seconds = 0.0
+        log.update({f"samples_per_s/{name}": B / x for name, x in seconds.items()})
         if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
             metrics, _ = evaluate(agent, eval_env, args)
             log.update({f"eval/{name}": x for name, x in metrics.items()})
-            for name in ("latest", "best") if metrics["pose_error_m"] < best else ("latest",):
-                save_checkpoint(os.path.join(run, f"{name}.pt"), agent, eval_env, args, samples, metrics)
-            best = min(best, metrics["pose_error_m"])
+            save_checkpoint(os.path.join(run, "latest.pt"), agent, eval_env, args, samples, metrics)
         for name, x in log.items():
             writer.add_scalar(name, x, samples)
         shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"

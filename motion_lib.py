@@ -10,10 +10,11 @@ import math
 import os
 import xml.etree.ElementTree as ET
 import zipfile
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,7 +26,7 @@ class MotionError(ValueError):
 
 
 # The Hamilton product is bilinear: row 4 i + j holds the product of the i-th and the j-th of the basis quaternions (i, j, k, 1).
-_HAMILTON = torch.zeros(16, 4)
+_HAMILTON = torch.zeros(16, 4)  # one matrix product is several times faster than sixteen products of components
 _HAMILTON[range(16), [3, 2, 1, 0, 2, 3, 0, 1, 1, 0, 3, 2, 0, 1, 2, 3]] = torch.tensor(
     [-1.0, 1, -1, 1, -1, -1, 1, 1, 1, -1, -1, 1, 1, 1, 1, 1]
 )
@@ -129,8 +130,13 @@ def load_character(path: str, device: str = "cpu") -> Character:
         parents.append(parent)
         offsets.append(floats(body.get("pos", "0 0 0")) if parent >= 0 else [0.0, 0.0, 0.0])
         joints = body.findall("joint")
-        if len(joints) not in (0, 1, 3):
-            raise MotionError(f"{path}: body {names[-1]} has {len(joints)} hinges; a body needs none, one, or three in x, y, z order")
+        axes = [floats(joint.get("axis")) for joint in joints]
+        plain = all(joint.get("type") == "hinge" and joint.get("pos") is None for joint in joints) and not set(body.keys()) - {
+            "name",
+            "pos",
+        }
+        if len(joints) not in (0, 1, 3) or not plain or (len(joints) == 3 and axes != np.eye(3).tolist()):
+            raise MotionError(f"{path}: body {names[-1]}: it needs no, one, or three hinges in x, y, z order, and no frame but its pos")
         dofs.extend((index, joint) for joint in joints)
         for geom in body.findall("geom"):
             size = floats(geom.get("size"))
@@ -246,7 +252,7 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
             missing = [key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in file.files]
             check(not missing, f"not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
             data = {key: file[key] for key in file.files}
-        fps, loop = float(data["fps"]), str(data["loop"])
+        fps, loop = float(data["fps"].reshape(())), str(data["loop"].reshape(()))
         names = [str(name) for name in data["body_names"]]
         root, rotations = data["root_position"].astype(np.float64), data["rotations"].astype(np.float64)
     except MotionError:
@@ -273,17 +279,9 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
 
 def save_clip(path: str, clip: Clip, body_names: List[str], source: str, license: str) -> None:
     """Write a clip atomically: a reader sees the old file or the whole new one."""
+    arrays = dict(root_position=np.asarray(clip.root_position, np.float32), rotations=np.asarray(clip.rotations, np.float32))
     with open(f"{path}.tmp", "wb") as file:
-        np.savez(
-            file,
-            fps=np.float64(clip.fps),
-            loop=np.array(clip.loop),
-            body_names=np.array(body_names),
-            root_position=np.asarray(clip.root_position, np.float32),
-            rotations=np.asarray(clip.rotations, np.float32),
-            source=np.array(source),
-            license=np.array(license),
-        )
+        np.savez(file, fps=float(clip.fps), loop=clip.loop, body_names=body_names, source=source, license=license, **arrays)
     os.replace(f"{path}.tmp", path)
 
 
@@ -351,6 +349,18 @@ def _frame_velocities(clip: Clip, character: Character, turn: Tensor) -> Tuple[T
     return at_frames(linear, True), at_frames(angular, True), at_frames(dof, False)
 
 
+def check_joints(path: str, clip: Clip, character: Character) -> None:
+    """Raise MotionError if a hinge turns about another axis than its own, or a welded body turns at all: no simulator could follow."""
+    axis = torch.zeros(len(character.parents), 3)
+    axis[character.hinges.cpu()] = character.dof_axis[character.hinge_dofs].cpu()
+    v = clip.rotations[..., :3]  # (F, J, 3)
+    off = np.linalg.norm(v - (v * axis.numpy()).sum(-1, keepdims=True) * axis.numpy(), axis=-1)  # sine of half the wrong angle
+    off[:, [0, *character.balls.tolist()]] = 0.0
+    frame, body = np.unravel_index(off.argmax(), off.shape)
+    if off[frame, body] > 1e-2:
+        raise MotionError(f"{path}: {character.body_names[body]} turns off its hinge axis, or is welded and turns, in frame {frame}")
+
+
 class MotionLib:
     """All frames of a set of clips on one device. Times are seconds from a clip's start; at a loop's seam the character goes on from
     where, and in the direction in which, the cycle before has left it (height excepted)."""
@@ -360,9 +370,11 @@ class MotionLib:
         self.files, weights = find_clips(path)
         self.character = character
         self.clips = [load_clip(file, character.body_names) for file in self.files]
+        for file, clip in zip(self.files, self.clips):
+            check_joints(file, clip, character)
         count = [len(clip.root_position) for clip in self.clips]
         put = lambda x, dtype=torch.float32: torch.as_tensor(np.asarray(x), dtype=dtype).to(device)  # noqa: E731
-        self.weight = put(weights) / sum(weights)  # (C,)
+        self.weight = put(np.array(weights) / max(weights) / (np.array(weights) / max(weights)).sum())  # (C,)
         self.first = put(np.cumsum([0] + count[:-1]), torch.long)  # (C,) index of a clip's first frame
         self.last = put(np.array(count) - 1, torch.long)  # (C,) number of a clip's last frame
         self.fps = put([clip.fps for clip in self.clips])  # (C,)
@@ -413,18 +425,14 @@ class MotionLib:
             dof_velocity=mix(self.dof_velocity),
         )
 
-    def mean_speed(self) -> float:
-        """Horizontal root displacement over duration, averaged over the clips by weight [m/s]."""
-        step = self.root_position[self.first + self.last] - self.root_position[self.first]
-        return float((self.weight * step[:, :2].norm(dim=-1) / self.length).sum())
-
-    def statistics(self) -> Tuple[Tensor, Tensor]:
-        """The clips' mean dof positions, by weight (D,) [rad], and the lowest height that each body reaches in them (J,) [m]."""
+    def statistics(self) -> Tuple[Tensor, Tensor, float]:
+        """Mean dof positions (D,) [rad], lowest height of each body (J,) [m], mean forward speed [m/s]; means over the clips by weight."""
         time = torch.linspace(0, 1, 200, device=self.length.device)[:, None] * self.length  # (200, C)
         state = self.state(torch.arange(len(self.files), device=time.device).expand(time.shape), time)
         lowest = lowest_points(self.character, *forward_kinematics(self.character, state.root_position, state.rotations))
         mean = dof_positions(self.character, state.rotations).mean(0)  # (C, D)
-        return (mean * self.weight[:, None]).sum(0), lowest.flatten(0, 1).amin(0)
+        speed = float((forward_speed(state).mean(0) * self.weight).sum())
+        return (mean * self.weight[:, None]).sum(0), lowest.flatten(0, 1).amin(0), speed
 
 
 # ---- 5. Pose error -------------------------------------------------------------------------------------------------------------
@@ -433,39 +441,31 @@ class MotionLib:
 def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:
     """Positions of the non-root bodies relative to the root, in the heading frame: (..., J, 3), (..., 4) -> (..., J-1, 3) [m]."""
     q = quat_from_yaw(-heading(root_rotation))[..., None, :]
-    relative = body_position[..., 1:, :] - body_position[..., :1, :]
-    return quat_rotate(q.expand(relative.shape[:-1] + (4,)), relative)
+    return quat_rotate(q, body_position[..., 1:, :] - body_position[..., :1, :])
 
 
-def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: int) -> Tensor:
+def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor]) -> Tensor:
     """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
 
     Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see relative_positions),
     averaged along the best warping path: it starts at both first frames, advances by one frame in either or both, and ends at the
     simulation's last frame, anywhere in the reference. steps (E,) is how many of the T frames an episode lived; each of the
     horizon - steps control steps lost to a fall counts as 1 m. -> (E,) [m]"""
-    episodes, rows, columns = simulated.shape[0], simulated.shape[1], reference.shape[1]
-    cost = torch.zeros(episodes, rows, columns, device=simulated.device)
-    for joint in range(simulated.shape[2]):
-        cost += torch.cdist(simulated[:, :, joint], reference[:, :, joint], compute_mode="donot_use_mm_for_euclid_dist")
-    cost /= simulated.shape[2]
-    i, end = torch.arange(rows, device=cost.device), (steps.long() - 1).clamp_min(0)
-    far = torch.full((episodes, rows), float("inf"), device=cost.device)
-    total, length = [far, far], [far, far]  # of the best path to the cells of the last two anti-diagonals i + j = const
-    best = torch.full((episodes,), float("inf"), device=cost.device)
-    shift = lambda x: torch.cat((far[:, :1], x[:, :-1]), 1)  # row i of the result is row i - 1 of x  # noqa: E731
-    for diagonal in range(rows + columns - 1):
-        j = diagonal - i
-        inside = (j >= 0) & (j < columns)
-        ways = torch.stack((total[1], shift(total[1]), shift(total[0])))  # from (i, j-1), (i-1, j), (i-1, j-1)
-        cheapest, way = ways.min(0)
-        count = torch.stack((length[1], shift(length[1]), shift(length[0]))).gather(0, way[None])[0]
-        if diagonal == 0:
-            cheapest, count = torch.zeros_like(far), torch.zeros_like(far)
-        here = cheapest + cost[:, i, j.clamp(0, columns - 1)]
-        total = [total[1], torch.where(inside, here, far)]
-        length = [length[1], torch.where(inside, count + 1, far)]
-        mean = (total[1] / length[1]).gather(1, end[:, None])[:, 0]  # inf / inf = nan outside, which fmin passes over
-        best = torch.fmin(best, mean)
-    steps = steps.to(best.dtype)
-    return (torch.where(steps > 0, best, torch.zeros_like(best)) * steps + (horizon - steps).clamp_min(0.0)) / horizon
+    columns = reference.shape[1]
+    shift = lambda x: F.pad(x[:, :-1], (1, 0), value=math.inf)  # column j of the result is column j - 1 of x  # noqa: E731
+    column = torch.arange(columns, device=reference.device)
+    # cost and length of the best path to the cells of one row (one simulated frame), for all columns (reference frames)
+    total, length = torch.full((2, len(simulated), columns), math.inf, dtype=torch.float64, device=reference.device)
+    error = torch.zeros_like(total[:, 0])
+    for i in range(simulated.shape[1]):
+        cost = (simulated[:, i, None] - reference).norm(dim=-1).mean(-1).double()  # (E, R)
+        # a path enters the row at some column k, from above or diagonally, and goes along it: cost sums from k on
+        diagonal, count = shift(total), shift(length)
+        if i == 0:
+            diagonal[:, 0], count[:, 0] = 0.0, 0.0
+        enter, count = torch.minimum(total, diagonal), torch.where(total <= diagonal, length, count)
+        along = cost.cumsum(1)
+        cheapest, k = torch.cummin(enter - along + cost, 1)
+        total, length = along + cheapest, count.gather(1, k) + column - k + 1
+        error = torch.where(steps == i + 1, (total / length).amin(1), error)
+    return ((error * steps + (horizon - steps).clamp_min(0)) / horizon).float()

@@ -103,7 +103,7 @@ def main() -> None:
     rates, peak_gib = training_rates(training, own.iterations)
 
     if args.task == "speed" and args.target_speed is None:
-        args.target_speed = motions.mean_speed()
+        args.target_speed = motions.statistics()[2]
     env = amp.AMPEnv(args, motions, args.num_envs, args.episode_steps, device)
     env.reset(args.seed)
     torch.manual_seed(args.seed)

@@ -669,10 +669,9 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     print(f"{run}: simulator {args.sim} on {env.sim.threads} threads, learning on {device}")
     print("options: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items()))
     T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
-    actor_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=args.learning_rate)
-    critic_optimizer = torch.optim.Adam(agent.critic.parameters(), lr=args.critic_learning_rate)
+    learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
+    ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])
     disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate)
-    learning_rate = args.learning_rate
     replay = ReplayBuffer(args.replay_size, 2 * D, device)
     demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
 
@@ -756,12 +755,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
-                steps = (actor_optimizer, agent.actor, policy_loss), (critic_optimizer, agent.critic, value_loss)
-                for optimizer, net, loss in steps:
-                    optimizer.zero_grad()
-                    loss.backward()
+                ppo_optimizer.zero_grad()
+                (policy_loss + value_loss).backward()  # of two networks, each with its own learning rate and gradient norm
+                for net in (agent.actor, agent.critic):
                     nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm)
-                    optimizer.step()
+                ppo_optimizer.step()
                 # KL of two Gaussians with the same standard deviation
                 kl = 0.5 * (((mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
                 for name, x in dict(kl=kl, loss=policy_loss, value_loss=value_loss).items():
@@ -782,7 +780,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             raise UsageError(f"{run}: a loss became NaN after {samples} samples; try a lower --learning-rate or --critic-learning-rate")
         kl_ratio = log["policy/kl"] / args.target_kl
         learning_rate *= 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
-        actor_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
+        ppo_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
         log["policy/learning_rate"] = learning_rate
         clock.append(time.perf_counter())  # after the transfer, so that a GPU's work is counted
         seconds = dict(physics=env.physics_seconds, env=env.step_seconds, rollout=clock[1] - clock[0], training=clock[-1] - clock[0])

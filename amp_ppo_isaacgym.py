@@ -212,9 +212,8 @@ def demo_transitions(motions: MotionLib, n: int, dt: float, generator: torch.Gen
     return torch.cat(observe(state, body_position, motions.character).chunk(2), -1)
 
 
-def task_reward(state: MotionState, target_speed: Optional[float]) -> Tensor:
-    """Reward for the forward speed; target_speed None is the task "none". (...)."""
-    speed = forward_speed(state)
+def task_reward(speed: Tensor, target_speed: Optional[float]) -> Tensor:
+    """Reward for forward speeds (...) [m/s]; target_speed None is the task "none". (...)."""
     # r_task = exp(-2 (v - v*)^2)
     return torch.zeros_like(speed) if target_speed is None else torch.exp(-2.0 * (speed - target_speed) ** 2)
 
@@ -411,13 +410,14 @@ class AMPEnv:
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
         # after a step that broke the physics nothing has been seen, and nothing is earned
         final_obs = torch.where(diverged[:, None], self.obs, observe(state, body_position, self.character))
-        reward = task_reward(state, self.target_speed) * ~diverged
+        speed = forward_speed(state)
+        reward = task_reward(speed, self.target_speed) * ~diverged
         disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, 2 D)
         self.steps += 1
         lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
         terminated = (lowest <= 0.0).any(-1) | diverged
         truncated = (self.steps >= self.episode_steps) & ~terminated
-        info = {"final_obs": final_obs, "disc_obs": disc_obs, "diverged": diverged, "speed": forward_speed(state)}
+        info = {"final_obs": final_obs, "disc_obs": disc_obs, "diverged": diverged, "speed": speed}
         info.update(state=state, body_position=body_position, episode_length=self.steps.clone())
         env_ids = (terminated | truncated).nonzero()[:, 0]
         self.obs = final_obs

@@ -208,12 +208,11 @@ def forward_kinematics(character: Character, root_position: Tensor, rotations: T
 
 def lowest_points(character: Character, body_position: Tensor, body_rotation: Tensor) -> Tensor:
     """Height of the lowest point of each body's collision shape: (..., J, 3), (..., J, 4) world -> (..., J) world z [m]."""
-    q = body_rotation[..., character.hull_body, :]  # (..., P, 4)
-    x, y, z, w = q.unbind(-1)
-    # third row of the rotation matrix times the point: only its height is needed
-    px, py, pz = character.hull_point.unbind(-1)
-    height = 2 * (x * z - w * y) * px + 2 * (y * z + w * x) * py + (1 - 2 * (x * x + y * y)) * pz
-    height = body_position[..., character.hull_body, 2] + height - character.hull_radius  # (..., P)
+    x, y, z, w = body_rotation.unbind(-1)
+    # the third row of the rotation matrix times the point: only its height is needed
+    row = torch.stack((2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)), -1)  # (..., J, 3)
+    height = (row.index_select(-2, character.hull_body) * character.hull_point).sum(-1) - character.hull_radius
+    height = height + body_position[..., 2].index_select(-1, character.hull_body)  # (..., P)
     lowest = torch.full(body_position.shape[:-1], float("inf"), device=height.device, dtype=height.dtype)
     return lowest.scatter_reduce(-1, character.hull_body.expand(height.shape), height, "amin")
 

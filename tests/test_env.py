@@ -333,7 +333,7 @@ def test_the_state_in_info_is_the_one_before_the_reset(walk, character):
         state = ml.MotionState(*(log[f"state_{name}"][t] for name in ml.MotionState._fields))
         torch.testing.assert_close(look(state, character), log["final_obs"][t], atol=1e-6, rtol=0)
         torch.testing.assert_close(log["speed"][t], log["final_obs"][t][:, LINEAR], atol=1e-6, rtol=0)
-        torch.testing.assert_close(log["reward"][t], amp.task_reward(state, 1.0))
+        torch.testing.assert_close(log["reward"][t], amp.task_reward(amp.forward_speed(state), 1.0))
 
 
 def test_the_task_none_has_no_reward(walk):
@@ -468,7 +468,7 @@ def test_evaluation_of_short_episodes(agent, walk):
     assert evaluate(agent, walk, 3)[0] == metrics
     assert len(clips) == 6
     for clip in clips:
-        assert (clip.fps, clip.loop) == (30.0, "clamp") and len(clip.root_position) == len(clip.rotations) == 3
+        assert (clip.fps, clip.loop) == (30.0, "clamp") and len(clip.root_position) == len(clip.rotations) == 4  # the start and three steps
         # no leap from one frame to the next, the last one included: the character walks at 1 m/s
         assert np.abs(np.diff(clip.root_position, axis=0)).max() < 0.15
         assert np.abs((clip.rotations[1:] * clip.rotations[:-1]).sum(-1)).min() > 0.9
@@ -487,7 +487,7 @@ def test_evaluation_of_falls(agent, walk, character):
     assert 0 < metrics["mean_episode_s"] < 1.5
     lost = 1 - metrics["mean_episode_s"] / (100 / 30)
     assert lost < metrics["pose_error_m"] < 1  # a metre for every lost step, and something for the others
-    assert sum(len(clip.root_position) for clip in clips) / 6 / 30 == pytest.approx(metrics["mean_episode_s"], abs=0.01)
+    assert sum(len(clip.root_position) - 1 for clip in clips) / 6 / 30 == pytest.approx(metrics["mean_episode_s"], abs=0.01)
 
 
 def test_evaluation_ends_with_a_clip_that_does_not_loop(agent, write_clip, character):
@@ -496,7 +496,7 @@ def test_evaluation_ends_with_a_clip_that_does_not_loop(agent, write_clip, chara
     metrics, clips = evaluate(agent, motions, 600, reset_mode="start")
     assert metrics["mean_episode_s"] == pytest.approx(0.2) and metrics["fall_rate"] == 0
     assert metrics["pose_error_m"] < 0.02
-    assert [len(clip.root_position) for clip in clips] == [6] * 6
+    assert [len(clip.root_position) for clip in clips] == [7] * 6  # the start and six steps
     metrics, _ = evaluate(agent, motions, 600)  # from anywhere: shorter, and nothing is lost
     assert 1 / 30 <= metrics["mean_episode_s"] < 0.2 and metrics["pose_error_m"] < 0.02
 

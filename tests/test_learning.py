@@ -59,8 +59,8 @@ def test_forward_speed(yaw, velocity, speed):
 
 @pytest.mark.parametrize("speed, reward", [(1.5, 1.0), (2.5, math.exp(-2)), (0.5, math.exp(-2)), (1.0, math.exp(-0.5)), (-8.5, 0.0)])
 def test_task_reward(speed, reward):
-    assert amp.task_reward(moving(math.pi / 2, (0.3, speed, 0.0)), 1.5).tolist() == pytest.approx([reward], abs=1e-6)
-    assert amp.task_reward(moving(math.pi / 2, (0.3, speed, 0.0)), None).tolist() == [0.0]
+    assert amp.task_reward(amp.forward_speed(moving(math.pi / 2, (0.3, speed, 0.0))), 1.5).tolist() == pytest.approx([reward], abs=1e-6)
+    assert amp.task_reward(amp.forward_speed(moving(math.pi / 2, (0.3, speed, 0.0))), None).tolist() == [0.0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Paper: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP: Adversarial Motion Priors for S
 ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
 
     python amp_ppo_isaacgym.py                                          # walk; about 10 minutes on two CPU cores
-    python amp_ppo_isaacgym.py --motion-file motions/run.npz --style-weight 3
+    python amp_ppo_isaacgym.py --motion-file motions/run.npz --total-timesteps 5000000
     python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its

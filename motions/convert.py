@@ -209,6 +209,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.input is not None) + (args.pybullet is not None) + (args.table is not None) != 1:
         parser.error("give one of IN.txt, --pybullet DIR, --table CLIP...")
+    if args.pybullet and (args.loop or args.no_lift or {args.source, args.license} != {"not stated"}):
+        parser.error("--pybullet goes alone: it knows sources, licences and loop modes")
     out = args.output or os.path.splitext(args.input or "")[0] + ".npz"
     if not out.endswith(".npz"):
         parser.error(f"{out}: the output must end in .npz")

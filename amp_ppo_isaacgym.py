@@ -22,7 +22,6 @@ Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -37,6 +36,11 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any, Dict, List, Literal, Optional, Tuple
 
+try:  # before torch: Isaac Gym insists on it
+    from isaacgym import gymapi, gymtorch
+except (ImportError, RuntimeError, OSError) as error:
+    gymapi, isaacgym_fault = None, f"{type(error).__name__}: {error}"
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,25 +49,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import motion_lib as ml
-from motion_lib import Character, MotionLib, MotionState, forward_speed, tangent_normal
+from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
-
-
-class UsageError(ValueError):
-    """Options, or a checkpoint, that cannot be used; the message is one line that says what is wrong and what to do."""
 
 
 @dataclasses.dataclass
 class Args:
     exp_name: str = "amp"
-    """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<seed>__<time>-<process>"""
+    """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<sim>__<seed>__<time>-<process>"""
     seed: int = 1
     """seed of everything random; the same seed on the same CPU gives the same numbers, bit for bit"""
     cuda: bool = torch.cuda.is_available()
     """learn on the GPU; by default when PyTorch finds one"""
     sim: Literal["auto", "mujoco", "isaacgym"] = "auto"
-    """the simulator; auto takes MuJoCo (Isaac Gym is not implemented yet)"""
+    """the simulator; auto takes Isaac Gym when it can be imported, else MuJoCo"""
     track: bool = False
     """log to Weights & Biases as well (pip install wandb; its WANDB_PROJECT and WANDB_ENTITY say where)"""
     motion_file: str = "motions/walk.npz"
@@ -138,6 +138,8 @@ class Args:
     """episodes of an evaluation"""
     eval_seconds: float = 20.0
     """longest evaluation episode [s] (the paper's 20)"""
+    capture_video: bool = False
+    """film one episode of each evaluation, as mp4 in the run's folder or beside the roll-outs (pip install imageio[ffmpeg])"""
     evaluate: bool = False
     """no training: evaluate --checkpoint, print one JSON object and write the roll-outs as clips beside it"""
     checkpoint: Optional[str] = None
@@ -145,7 +147,7 @@ class Args:
 
 
 def check_args(args: Args) -> None:
-    """Fill in the defaults that depend on the device and refuse what cannot work. Raises UsageError."""
+    """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
     defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 50))
     defaults.update(total_timesteps=(3_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
     for name, (on_cpu, on_cuda) in defaults.items():
@@ -156,15 +158,17 @@ def check_args(args: Args) -> None:
         low = -1e15 if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
         numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
         if not all(low <= x < 1e15 for x in numbers):
-            raise UsageError(
+            raise InputError(
                 f"--{name.replace('_', '-')} {value}: expected a finite number{' from 0' if low == 0 else ' above 0' if low > 0 else ''}"
             )
     batch = args.num_envs * args.num_steps
     missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
+    if args.sim == "auto":
+        args.sim = "mujoco" if gymapi is None else "isaacgym"
     refuse = {
         "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
-        "--sim isaacgym: this simulator is not implemented yet; use --sim mujoco": args.sim == "isaacgym",
-        "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": missing("mujoco"),
+        "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
+        "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
         "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
         "--target-speed needs --task speed": args.task == "none" and args.target_speed is not None and not args.evaluate,
@@ -174,10 +178,12 @@ def check_args(args: Args) -> None:
         "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
         f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
     }
+    if args.sim == "isaacgym" and gymapi is None:
+        advice = "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
+        raise InputError(f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}")
     for message, refused in refuse.items():
         if refused:
-            raise UsageError(message)
-    args.sim = "mujoco"
+            raise InputError(message)
 
 
 # ---- 2. Observation and rewards ------------------------------------------------------------------------------------------------
@@ -228,6 +234,10 @@ def style_reward(logits: Tensor, disc_loss: str) -> Tensor:
 # ---- 3. The simulator (a first reader can skip this part: it turns PD targets into the next MotionState) -----------------------
 
 
+PICTURE = (360, 480)  # height and width of a video [pixels]
+MAX_SPEED = 200.0  # any velocity [m/s, rad/s] beyond it is a broken simulation, not motion
+
+
 class Sim(ABC):
     """N copies of the character on flat ground. States go in and out in the conventions of motion_lib, on `device`."""
 
@@ -237,35 +247,55 @@ class Sim(ABC):
 
     @abstractmethod
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
-        """Advance by one control step under PD targets (N, A) [rad, exponential map] that hold for the whole step.
+        """Advance the first n environments by one control step under PD targets (n, A) [rad, exponential map] that hold all along.
 
-        -> state of batch (N,), diverged (N,) bool: physics broke down, and the state is the character's rest pose."""
+        -> state of batch (n,), diverged (n,) bool: physics broke down, and the state is the character's rest pose."""
+
+    @abstractmethod
+    def snapshot(self) -> List[Tensor]:
+        """All that the next step depends on, for restore."""
+
+    @abstractmethod
+    def restore(self, snapshot: List[Tensor]) -> None:
+        """Go back to a snapshot."""
+
+    @abstractmethod
+    def render(self) -> np.ndarray:
+        """Picture of the first environment's character, (H, W, 3) uint8; needs --capture-video."""
 
 
 class MujocoSim(Sim):
     """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
 
-    MAX_SPEED = 200.0  # any velocity [m/s, rad/s] beyond it is a broken simulation, not motion
-
-    def __init__(self, character: Character, num_envs: int, control_hz: int, substeps: int, device: torch.device) -> None:
+    def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+        if args.capture_video and "DISPLAY" not in os.environ:
+            os.environ.setdefault("MUJOCO_GL", "egl")
         import mujoco
         from mujoco import rollout
 
         self.character = character = ml.load_character(character.path)  # on the CPU, where MuJoCo is
         self.device = device
-        self.model = self._build_model(mujoco, character, 1.0 / (control_hz * substeps))
+        self.model = self._build_model(mujoco, character, 1.0 / (args.control_hz * args.substeps))
         self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
         self.data = [mujoco.MjData(self.model) for _ in range(self.threads)]
         self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
         self.rest = np.concatenate(([0.0], self.model.qpos0, np.zeros(self.model.nv)))  # a full physics state: time, qpos, qvel
-        self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, substeps, 1))
-        self.control = np.zeros((num_envs, substeps, self.model.nu))
+        self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, args.substeps, 1))
+        self.control = np.zeros((num_envs, args.substeps, self.model.nu))
         # Where the parts of a MotionState stand in a row: qpos follows the time, qvel follows qpos; quaternions are wxyz there.
         start = torch.as_tensor(1 + self.model.jnt_qposadr[self.model.body_jntadr[1:]]).long()  # (J,), meaningless for welded bodies
         self.rotating = torch.cat((torch.zeros(1, dtype=torch.long), character.balls))  # bodies whose rotation is a quaternion in qpos
         self.quats = (start[self.rotating] + (self.rotating == 0) * 3)[:, None] + torch.tensor([1, 2, 3, 0])
         self.angles, self.axis = start[character.hinges], character.dof_axis[character.hinge_dofs]
         self.velocity = 1 + self.model.nq
+        if args.capture_video:
+            try:
+                self.renderer, self.camera = mujoco.Renderer(self.model, *PICTURE), mujoco.MjvCamera()
+            except Exception as error:  # each OpenGL has its own
+                advice = "install libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa)"
+                raise InputError(f"--capture-video: MuJoCo finds no OpenGL to draw with; {advice}") from error
+            self.camera.type, self.camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, 1
+            self.camera.azimuth, self.camera.elevation, self.camera.distance = 120.0, -15.0, 3.5
 
     @staticmethod
     def _build_model(mujoco: Any, character: Character, timestep: float) -> Any:
@@ -274,7 +304,7 @@ class MujocoSim(Sim):
             spec = mujoco.MjSpec.from_file(character.path)
             spec.copy().compile()
         except ValueError as error:
-            raise ml.MotionError(f"{character.path}: MuJoCo refuses it: {' '.join(str(error).split())}") from error
+            raise InputError(f"{character.path}: MuJoCo refuses it: {' '.join(str(error).split())}") from error
         for motor in list(spec.actuators):
             spec.delete(motor)
         for d, (name, body) in enumerate(zip(character.dof_names, character.dof_body)):
@@ -292,7 +322,12 @@ class MujocoSim(Sim):
             kp, kd, effort = float(character.kp[d]), float(character.kd[d]), float(character.effort[d])
             actuator.set_to_position(kp=kp, kv=kd + timestep * kp)
             actuator.forcelimited, actuator.forcerange = True, (-effort, effort)
-        spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[1.0, 0.05, 0.05])
+        checker = dict(type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER, width=64, height=64)
+        spec.add_texture(name="checker", rgb1=[0.8, 0.8, 0.8], rgb2=[0.6, 0.7, 0.8], **checker)
+        spec.add_material(name="floor", textures=["", "checker"], texrepeat=[1, 1], texuniform=True)
+        spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.5] * 3, [0.7] * 3
+        plane = dict(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[1.0, 0.05, 0.05])
+        spec.worldbody.add_geom(name="floor", material="floor", **plane)
         spec.option.timestep = timestep
         model = spec.compile()
         # Stable PD (Tan, Liu, Turk 2011): of the drive force at the end of a step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq,
@@ -302,14 +337,13 @@ class MujocoSim(Sim):
         mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
 
-    def _read(self) -> MotionState:
-        row = torch.from_numpy(self.state).float()
+    def _read(self, n: Optional[int] = None) -> MotionState:
+        row, v = torch.from_numpy(self.state[:n]).float(), self.velocity
         rotations = torch.zeros(len(row), len(self.character.parents), 4)
         rotations[..., 3] = 1.0
         rotations[:, self.rotating] = row[:, self.quats]
         half = 0.5 * row[:, self.angles, None]
         rotations[:, self.character.hinges] = torch.cat((self.axis * torch.sin(half), torch.cos(half)), -1)
-        v = self.velocity
         # MuJoCo's free joint has its linear velocity in the world and its angular velocity in the root's own frame
         angular = ml.quat_rotate(rotations[:, 0], row[:, v + 3 : v + 6])
         state = MotionState(row[:, 1:4], rotations, row[:, v : v + 3], angular, row[:, v + 6 :])
@@ -327,13 +361,176 @@ class MujocoSim(Sim):
         self.state[ids] = row.numpy()
 
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
-        self.control[:] = targets.cpu().double().numpy()[:, None]
-        self.rollout.rollout(self.model, self.data, self.state, self.control, state=self.trajectory)
-        clock, self.state = self.state[:, 0] + self.trajectory.shape[1] * self.model.opt.timestep, self.trajectory[:, -1].copy()
+        n, v = len(targets), self.velocity
+        self.control[:n] = targets.cpu().double().numpy()[:, None]
+        clock = self.state[:n, 0] + self.trajectory.shape[1] * self.model.opt.timestep
+        self.rollout.rollout(self.model, self.data, self.state[:n], self.control[:n], state=self.trajectory[:n])
+        self.state[:n] = self.trajectory[:n, -1]
         # where MuJoCo has found a broken state, it has reset it: its clock shows that
-        sound = (np.abs(self.state[:, 0] - clock) < 1e-6) & (np.abs(self.state[:, self.velocity :]).max(1) < self.MAX_SPEED)
-        self.state[~sound] = self.rest
-        return self._read(), torch.from_numpy(~sound).to(self.device)
+        sound = (np.abs(self.state[:n, 0] - clock) < 1e-6) & (np.abs(self.state[:n, v:]).max(1) < MAX_SPEED)
+        self.state[:n][~sound] = self.rest
+        return self._read(n), torch.from_numpy(~sound).to(self.device)
+
+    def snapshot(self) -> List[Tensor]:
+        return [torch.from_numpy(self.state.copy())]
+
+    def restore(self, snapshot: List[Tensor]) -> None:
+        self.state[:] = snapshot[0].numpy()
+
+    def render(self) -> np.ndarray:
+        import mujoco
+
+        self.data[0].qpos[:] = self.state[0, 1 : self.velocity]
+        mujoco.mj_kinematics(self.model, self.data[0])
+        mujoco.mj_comPos(self.model, self.data[0])
+        self.renderer.update_scene(self.data[0], self.camera)
+        return self.renderer.render()
+
+
+class IsaacGymSim(Sim):
+    """NVIDIA Isaac Gym Preview 4 on the GPU, or on the CPU without CUDA: the whole state in tensors that PhysX writes in place.
+
+    Its dofs of a hinge triple are the exponential map of one ball joint; its linear velocities are those of centres of mass."""
+
+    def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+        self.character, self.device, self.substeps, self.on_gpu = character, device, args.substeps, args.cuda
+        self.gym = gym = gymapi.acquire_gym()
+        params = gymapi.SimParams()
+        params.dt, params.substeps = 1.0 / (args.control_hz * args.substeps), 1
+        params.up_axis, params.gravity = gymapi.UP_AXIS_Z, gymapi.Vec3(0.0, 0.0, -9.81)
+        params.use_gpu_pipeline = params.physx.use_gpu = self.on_gpu
+        params.physx.solver_type, params.physx.num_position_iterations, params.physx.num_velocity_iterations = 1, 4, 0
+        params.physx.contact_offset, params.physx.rest_offset, params.physx.bounce_threshold_velocity = 0.02, 0.0, 0.2
+        params.physx.max_depenetration_velocity, params.physx.default_buffer_size_multiplier = 10.0, 5.0
+        params.physx.max_gpu_contact_pairs = 8 * 1024 * 1024
+        params.physx.contact_collection = gymapi.CC_LAST_SUBSTEP  # the default is reported broken
+        gpu = device.index or 0
+        self.sim = sim = gym.create_sim(gpu, gpu if args.capture_video else -1, gymapi.SIM_PHYSX, params)
+        if sim is None:
+            raise InputError("--sim isaacgym: create_sim failed (its reason stands above); --sim mujoco is there")
+        ground = gymapi.PlaneParams()
+        ground.normal = gymapi.Vec3(0.0, 0.0, 1.0)
+        gym.add_ground(sim, ground)
+        options = gymapi.AssetOptions()
+        options.angular_damping, options.max_angular_velocity, options.default_dof_drive_mode = 0.01, 100.0, int(gymapi.DOF_MODE_NONE)
+        asset = gym.load_asset(sim, *os.path.split(os.path.abspath(character.path)), options)
+        shapes = gym.get_asset_rigid_shape_properties(asset)
+        for shape in shapes:
+            shape.friction = 1.0
+        gym.set_asset_rigid_shape_properties(asset, shapes)
+        names, bodies = gym.get_asset_dof_names(asset), gym.get_asset_rigid_body_names(asset)
+        if sorted(names) != sorted(character.dof_names) or sorted(bodies) != sorted(character.body_names):
+            raise InputError(f"{character.path}: Isaac Gym reads other dofs or bodies from it: {', '.join(names)}; {', '.join(bodies)}")
+        long = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
+        self.dofs, self.bodies = long([names.index(x) for x in character.dof_names]), long([bodies.index(x) for x in character.body_names])
+        props, order = gym.get_asset_dof_properties(asset), self.dofs.cpu().numpy()
+        props["driveMode"].fill(gymapi.DOF_MODE_POS)
+        for key, value in dict(stiffness=character.kp, damping=character.kd, effort=character.effort).items():
+            props[key][order] = value.cpu().numpy()
+        props["lower"], props["upper"] = np.minimum(props["lower"], props["upper"]), np.maximum(props["lower"], props["upper"])
+        corner, actors = gymapi.Vec3(2.0, 2.0, 2.0), []
+        for i in range(num_envs):
+            env = gym.create_env(sim, gymapi.Vec3(-2.0, -2.0, 0.0), corner, int(num_envs**0.5))
+            actor = gym.create_actor(env, asset, gymapi.Transform(gymapi.Vec3(0.0, 0.0, 2.0)), "character", i, 0, 0)
+            gym.set_actor_dof_properties(env, actor, props)
+            actors.append(gym.get_actor_index(env, actor, gymapi.DOMAIN_SIM))
+            if i == 0 and args.capture_video:
+                view = gymapi.CameraProperties()
+                view.height, view.width = PICTURE
+                self.filmed, self.camera = env, gym.create_camera_sensor(env, view)
+        inertial = gym.get_actor_rigid_body_properties(env, actor)
+        com = inertial[bodies.index(character.body_names[0])].com
+        self.com = torch.tensor([com.x, com.y, com.z], device=device)  # of the root, in its own frame [m]
+        gym.prepare_sim(sim)
+        self.actors = torch.tensor(actors, dtype=torch.int32, device=device)
+        self._refresh()
+        self.root = gymtorch.wrap_tensor(gym.acquire_actor_root_state_tensor(sim))  # (N, 13) position, xyzw, velocities
+        self.dof_state = gymtorch.wrap_tensor(gym.acquire_dof_state_tensor(sim))  # (N D, 2) position, velocity
+        self.dof = self.dof_state.view(num_envs, -1, 2)  # (N, D, 2)
+        self.body = gymtorch.wrap_tensor(gym.acquire_rigid_body_state_tensor(sim)).view(num_envs, -1, 13)  # (N, J, 13)
+        self._refresh()
+        self.target = torch.zeros(self.dof.shape[:2], device=device)  # (N, D)
+        self.rest = torch.eye(13, device=device)[6]  # a root at the origin, upright and at rest
+        self.pending: Optional[Tensor] = None  # environments whose states wait for the next step to be submitted
+        self._self_check(names, bodies, props, [body.mass for body in inertial])
+
+    def _refresh(self) -> None:
+        self.gym.refresh_actor_root_state_tensor(self.sim)
+        self.gym.refresh_dof_state_tensor(self.sim)
+        self.gym.refresh_rigid_body_state_tensor(self.sim)
+
+    def _self_check(self, names: List[str], bodies: List[str], props: np.ndarray, masses: List[float]) -> None:
+        """Print what Isaac Gym has made of the character; refuse it if its links turn otherwise than forward kinematics says."""
+        print("Isaac Gym self-check (for bug reports):")
+        print("  bodies: " + ", ".join(f"{name} {mass:.2f} kg" for name, mass in zip(bodies, masses)))
+        keys = ("lower", "upper", "stiffness", "damping", "effort", "armature")
+        for name, row in zip(names, props):
+            print(f"  {name}: " + ", ".join(f"{key} {row[key]:.4g}" for key in keys))
+        low, high = (torch.tensor(props[key].astype(np.float32), device=self.device)[self.dofs] for key in ("lower", "upper"))
+        dof = torch.tensor([0.6, -0.5, 0.7], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
+        zero, up = torch.zeros(1, 3, device=self.device), torch.tensor([[0.0, 0.0, 2.0]], device=self.device)
+        pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
+        self.set_state(self.actors[:1].long() * 0, MotionState(up, pose, zero, zero, 0.0 * dof))
+        state, _ = self.step(dof)
+        self.gym.refresh_rigid_body_state_tensor(self.sim)
+        link = self.body[:1, self.bodies, 3:7]
+        turned = [ml.forward_kinematics(self.character, up, rotations)[1] for rotations in (state.rotations, pose)]
+        errors = [float(ml.rotvec_from_quat(ml.quat_multiply(ml.quat_conjugate(q), link)).norm(dim=-1).max()) for q in turned]
+        print(f"  links off forward kinematics: {errors[0]:.5f} rad (read back), {errors[1]:.3f} rad (as set, one control step before)")
+        if not (errors[0] < 0.01 and errors[1] < 0.2):
+            raise InputError("--sim isaacgym: its joints do not turn as forward kinematics says; please report the self-check above")
+
+    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
+        q, angular = state.rotations[:, 0], state.root_angular_velocity
+        # v_com = v_link + w x R(q) com
+        linear = state.root_velocity + torch.linalg.cross(angular, ml.quat_rotate(q, self.com))
+        self.root[env_ids] = torch.cat((state.root_position, q, linear, angular), -1)
+        dof = torch.stack((ml.dof_positions(self.character, state.rotations), state.dof_velocity), -1)  # (n, D, 2)
+        self.dof[env_ids[:, None], self.dofs] = dof
+        # a second indexed call before the next simulation would undo the first: all wait for step()
+        self.pending = env_ids if self.pending is None else torch.cat((self.pending, env_ids)).unique()
+
+    def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
+        gym, sim, n = self.gym, self.sim, len(targets)
+        if self.pending is not None:
+            self.ids = self.actors[self.pending]  # a member, like all that PhysX reads: it has to live until the simulation
+            ids, self.pending = gymtorch.unwrap_tensor(self.ids), None
+            gym.set_actor_root_state_tensor_indexed(sim, gymtorch.unwrap_tensor(self.root), ids, len(self.ids))
+            gym.set_dof_state_tensor_indexed(sim, gymtorch.unwrap_tensor(self.dof_state), ids, len(self.ids))
+        self.target[:n, self.dofs] = targets
+        gym.set_dof_position_target_tensor(sim, gymtorch.unwrap_tensor(self.target))
+        for _ in range(self.substeps):
+            gym.simulate(sim)
+        if not self.on_gpu:
+            gym.fetch_results(sim, True)
+        gym.refresh_actor_root_state_tensor(sim)
+        gym.refresh_dof_state_tensor(sim)
+        root, dof = self.root[:n], self.dof[:n, self.dofs]  # (n, 13), (n, D, 2)
+        fast = torch.cat((root[:, 7:], dof[..., 1]), -1).abs().amax(-1)
+        sound = torch.isfinite(root).all(-1) & torch.isfinite(dof).flatten(1).all(-1) & (fast < MAX_SPEED)
+        root, dof = torch.where(sound[:, None], root, self.rest), torch.where(sound[:, None, None], dof, torch.zeros_like(dof))
+        q, angular = root[:, 3:7], root[:, 10:]
+        linear = root[:, 7:10] - torch.linalg.cross(angular, ml.quat_rotate(q, self.com))
+        rotations = ml.rotations_from_dofs(self.character, q, dof[..., 0])
+        return MotionState(root[:, :3], rotations, linear, angular, dof[..., 1]), ~sound
+
+    def snapshot(self) -> List[Tensor]:
+        return [self.root.clone(), self.dof.clone(), self.target.clone()]
+
+    def restore(self, snapshot: List[Tensor]) -> None:
+        for mine, kept in zip((self.root, self.dof, self.target), snapshot):
+            mine.copy_(kept)
+        self.pending = torch.arange(len(self.root), device=self.device)
+
+    def render(self) -> np.ndarray:
+        if self.on_gpu:  # step() has done so on the CPU
+            self.gym.fetch_results(self.sim, True)
+        self.gym.step_graphics(self.sim)
+        x, y, z = self.root[0, :3].tolist()
+        self.gym.set_camera_location(self.camera, self.filmed, gymapi.Vec3(x + 1.7, y - 3.0, z + 0.9), gymapi.Vec3(x, y, z))
+        self.gym.render_all_camera_sensors(self.sim)
+        image = self.gym.get_camera_image(self.sim, self.filmed, self.camera, gymapi.IMAGE_COLOR)
+        return np.asarray(image, dtype=np.uint8).reshape(*PICTURE, 4)[..., :3].copy()
 
 
 # ---- 4. Environment ------------------------------------------------------------------------------------------------------------
@@ -345,19 +542,20 @@ class AMPEnv:
     Observations are (N, D), actions (N, A); info["final_obs"] is the observation before the reset of environments that are done,
     info["disc_obs"] (N, 2 D) the transition that the discriminator judges: it never spans a reset."""
 
-    def __init__(self, args: Args, motions: MotionLib, num_envs: int, episode_steps: int, device: torch.device) -> None:
-        self.character = character = motions.character
-        self.motions, self.device, self.num_envs, self.episode_steps = motions, device, num_envs, episode_steps
+    def __init__(self, args: Args, motions: MotionLib, sim: Sim, num_envs: int, episode_steps: int) -> None:
+        """Use the first num_envs copies of the character in sim. Raises InputError for a character or clips that do not serve."""
+        self.character, device = motions.character, motions.length.device
+        self.motions, self.sim, self.device, self.num_envs, self.episode_steps = motions, sim, device, num_envs, episode_steps
+        character = self.character
         self.start_share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[args.reset_mode]
         self.dt = 1.0 / args.control_hz  # control step [s]
         self.physics_seconds = self.step_seconds = 0.0  # spent in the simulator, in all of step()
         self.target_speed = None if args.task == "none" else args.target_speed
         absent = [name for name in KEY_BODIES if name not in character.body_names]
         if absent:
-            raise ml.MotionError(f"{character.path}: the character has no {', '.join(absent)}, which observations need")
+            raise InputError(f"{character.path}: the character has no {', '.join(absent)}, which observations need")
         if bool((motions.length < self.dt).any()):
-            raise ml.MotionError(f"{motions.files[int(motions.length.argmin())]}: shorter than one control step, {self.dt:.3f} s")
-        self.sim = MujocoSim(character, num_envs, args.control_hz, args.substeps, device)
+            raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than one control step, {self.dt:.3f} s")
         self.generator = torch.Generator(device)
         # Zero action is the clips' mean pose: a mid-range pose (knees and elbows bent by 80 degrees) learns far more slowly.
         self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
@@ -415,7 +613,7 @@ class AMPEnv:
         disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, 2 D)
         self.steps += 1
         lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
-        terminated = (lowest <= 0.0).any(-1) | diverged
+        terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
         truncated = (self.steps >= self.episode_steps) & ~terminated
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "diverged": diverged, "speed": speed}
         info.update(state=state, body_position=body_position, episode_length=self.steps.clone())
@@ -544,16 +742,19 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], List[ml.Clip]]:
-    """Run the policy without noise, one episode per environment, up to env.episode_steps: metrics and roll-outs as clips."""
-    motions, (obs, info) = env.motions, env.reset(args.seed + 1000)
+def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[str, float], List[ml.Clip]]:
+    """Run the policy without noise, one episode per environment, up to env.episode_steps: metrics and roll-outs as clips.
+
+    The simulator is left as it was found. With --capture-video the first episode is written to the file `video`."""
+    motions, snapshot = env.motions, env.sim.snapshot()
+    obs, info = env.reset(args.seed + 1000)
     clip, start = env.clip.clone(), env.time.clone()
     # an episode on a clip that does not loop ends with the clip
     left = ((motions.length[clip] - start) / env.dt).round().long().clamp(1, env.episode_steps)
     limit = torch.where(motions.loop[clip], env.episode_steps, left)  # (N,) control steps
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     steps, fell, sums = torch.zeros_like(limit), torch.zeros_like(alive), torch.zeros(3, device=env.device)
-    poses, states = [], [info["state"]]
+    poses, states, frames = [], [info["state"]], []
     for _ in range(env.episode_steps):
         obs, reward, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
         state = info["state"]
@@ -563,9 +764,16 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
         steps += alive & ~terminated
         poses.append(ml.relative_positions(info["body_position"], state.rotations[:, 0]))
         states.append(state)
+        if args.capture_video and alive[0]:
+            frames.append(env.sim.render())
         alive &= ~terminated & (steps < limit)
         if not alive.any():
             break
+    env.sim.restore(snapshot)
+    if frames:
+        import imageio
+
+        imageio.mimwrite(video, frames, fps=args.control_hz, macro_block_size=None)
     # the reference is unrolled to one and a half times the episode, so that a slow character can be matched as well as a fast one
     times = start[:, None] + env.dt * torch.arange(1, int(1.5 * len(poses)) + 1, device=env.device)  # (N, R) [s]
     reference = motions.state(clip[:, None].expand(times.shape), times)
@@ -588,19 +796,19 @@ def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: i
 
 
 def load_checkpoint(path: str) -> Dict[str, Any]:
-    """Read a checkpoint of this script without executing anything in it. Raises UsageError."""
+    """Read a checkpoint of this script without executing anything in it. Raises InputError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
         if kind != ("amp_ppo_isaacgym", 1):
-            raise UsageError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads amp_ppo_isaacgym, format 1")
+            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads amp_ppo_isaacgym, format 1")
         Args(**checkpoint["args"])
-    except UsageError:
+    except InputError:
         raise
     except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
-        raise UsageError(f"{path}: cannot be read as a checkpoint of this script ({type(error).__name__})") from error
+        raise InputError(f"{path}: cannot be read as a checkpoint of this script ({type(error).__name__})") from error
     return checkpoint
 
 
@@ -623,13 +831,13 @@ def start_run(args: Args) -> Tuple[str, Any]:
     from torch.utils.tensorboard import SummaryWriter
 
     clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
-    run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.sim}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
     if args.track:
         import wandb
 
         wandb.init(name=run[5:], config=vars(args), sync_tensorboard=True)
     os.makedirs(run)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", args.sim)}
+    versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in ("torch", "numpy", args.sim)}
     versions.update(python=sys.version, platform=platform.platform())
     with open(os.path.join(run, "args.json"), "w") as file:
         json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
@@ -646,7 +854,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device))
     if args.task == "speed" and args.target_speed is None:
         args.target_speed = motions.statistics()[2]
-    eval_env = AMPEnv(args, motions, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1), device)
+    copies = args.eval_episodes if checkpoint else max(args.num_envs, args.eval_episodes)
+    simulator = MujocoSim if args.sim == "mujoco" else IsaacGymSim
+    sim = simulator(args, motions.character, copies, device)
+    eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
     agent = Agent(D, A, args.hidden, args.action_std_log).to(device)
     if checkpoint:
@@ -654,19 +865,20 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             agent.load_state_dict(checkpoint["agent"])
             eval_env.action_offset.copy_(checkpoint["action_offset"])
         except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{args.checkpoint}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
-        metrics, clips = evaluate(agent, eval_env, args)
+            raise InputError(f"{args.checkpoint}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
+        print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
+        metrics, clips = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
         for n, clip in enumerate(clips):
             ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
         print(json.dumps(metrics))
         return
 
-    env = AMPEnv(args, motions, args.num_envs, args.episode_steps, device)
+    env = AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
     run, writer = start_run(args)
-    print(f"{run}: simulator {args.sim} on {env.sim.threads} threads, learning on {device}")
+    print(f"{run}: simulator {args.sim}, learning on {device}")
     print("options: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items()))
     T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
     learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
@@ -685,13 +897,14 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     agent.obs_norm.update(demo[:, :D])
     agent.disc_norm.update(demo)
     obs, _ = env.reset(args.seed)
-    metrics, started, iterations = {}, time.time(), args.total_timesteps // B
+    metrics, started, iterations, threads = {}, time.time(), args.total_timesteps // B, torch.get_num_threads()
     episode_length = torch.zeros((), device=device)  # mean over the episodes that ended in the last iteration that saw one end
     bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
     for iteration in range(1, iterations + 1):
         clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
 
-        # 1. Roll out the policy.
+        # 1. Roll out the policy, with torch on one core: its second thread would spin where a physics thread wants to run.
+        torch.set_num_threads(1)
         with torch.no_grad():
             for t in range(T):
                 mean = agent.actor(agent.obs_norm(obs))  # (N, A)
@@ -700,6 +913,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
                 final_buf[t], diverged_buf[t] = info["final_obs"], info["diverged"]
                 speed_buf[t], length_buf[t] = info["speed"], info["episode_length"]
+        torch.set_num_threads(threads)
         done_buf = terminated_buf | truncated_buf
         fresh = torch.cat((obs_buf, final_buf), -1).view(B, 2 * D)  # disc_obs
         clock.append(time.perf_counter())
@@ -777,7 +991,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         # the iteration's one transfer from the device
         log = dict(zip(stats, torch.stack([torch.stack([x.mean() for x in xs]).mean() for xs in stats.values()]).tolist()))
         if not math.isfinite(sum(log.values())):
-            raise UsageError(f"{run}: a loss became NaN after {samples} samples; try a lower --learning-rate or --critic-learning-rate")
+            raise InputError(f"{run}: a loss became NaN after {samples} samples; try a lower --learning-rate or --critic-learning-rate")
         kl_ratio = log["policy/kl"] / args.target_kl
         learning_rate *= 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
         ppo_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
@@ -788,7 +1002,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         env.physics_seconds = env.step_seconds = 0.0
         log.update({f"samples_per_s/{name}": B / x for name, x in seconds.items()})
         if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
-            metrics, _ = evaluate(agent, eval_env, args)
+            metrics, _ = evaluate(agent, eval_env, args, os.path.join(run, f"episode_{samples}.mp4"))
             log.update({f"eval/{name}": x for name, x in metrics.items()})
             save_checkpoint(os.path.join(run, "latest.pt"), agent, eval_env, args, samples, metrics)
         for name, x in log.items():
@@ -805,6 +1019,6 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 if __name__ == "__main__":
     try:
         main(*parse_args())
-    except (UsageError, ml.MotionError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,7 @@ until +X is the direction in which the root's own +X axis points on the ground. 
 D dofs, C clips, P collision points, E episodes, T control steps, `...` any batch.
 """
 
+import itertools
 import json
 import math
 import os
@@ -18,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class MotionError(ValueError):
-    """A motion file, dataset file or character file that cannot be used; the message is one line that names file and fault."""
+class InputError(ValueError):
+    """A file or an option that cannot be used; the message is one line that says what is wrong, where, and what to do."""
 
 
 # ---- 1. Quaternions (xyzw) -----------------------------------------------------------------------------------------------------
@@ -117,77 +118,69 @@ class Character(NamedTuple):
     hull_radius: Tensor  # (P,) [m]
 
 
+def _floats(text: str) -> List[float]:
+    return [float(x) for x in text.split()]
+
+
+def _hull(geom: ET.Element) -> List[Tuple[np.ndarray, float]]:
+    """Points in the body's frame, and the radius around each, that bound a geom [m]: a sphere is a capsule whose ends coincide."""
+    size, centre = _floats(geom.get("size")), np.array(_floats(geom.get("pos", "0 0 0")))
+    if geom.get("type") == "box":
+        return [(centre + np.array(sign) * size, 0.0) for sign in itertools.product((-1, 1), repeat=3)]
+    return [(end, size[0]) for end in np.reshape(_floats(geom.get("fromto", "")) or centre, (-1, 3))]
+
+
 def load_character(path: str, device: str = "cpu") -> Character:
     """Read a character from an MJCF file written like motions/humanoid.xml (hinges only, no defaults for sizes or frames).
 
-    Raises MotionError for a file that is missing, is not XML or has joints other than one or three hinges a body."""
-    floats = lambda text: [float(x) for x in text.split()]  # noqa: E731
-    names, parents, offsets, dofs, hull = [], [], [], [], []
-
-    def visit(body: ET.Element, parent: int) -> None:
-        index = len(names)
-        names.append(body.get("name"))
-        parents.append(parent)
-        offsets.append(floats(body.get("pos", "0 0 0")) if parent >= 0 else [0.0, 0.0, 0.0])
-        joints = body.findall("joint")
-        axes = [floats(joint.get("axis")) for joint in joints]
-        plain = all(joint.get("type") == "hinge" and joint.get("pos") is None for joint in joints) and not set(body.keys()) - {
-            "name",
-            "pos",
-        }
-        if len(joints) not in (0, 1, 3) or not plain or (len(joints) == 3 and axes != np.eye(3).tolist()):
-            raise MotionError(f"{path}: body {names[-1]}: it needs no, one, or three hinges in x, y, z order, and no frame but its pos")
-        dofs.extend((index, joint) for joint in joints)
-        for geom in body.findall("geom"):
-            size = floats(geom.get("size"))
-            if geom.get("type") == "box":
-                centre = np.array(floats(geom.get("pos", "0 0 0")))
-                corners = np.stack(np.meshgrid(*[(-1, 1)] * 3), -1).reshape(-1, 3)
-                hull.extend((index, list(centre + corner * size), 0.0) for corner in corners)
-            else:  # a sphere is a capsule whose ends coincide
-                ends = np.array(floats(geom.get("fromto") or geom.get("pos", "0 0 0"))).reshape(-1, 3)
-                hull.extend((index, list(end), size[0]) for end in ends)
-        for child in body.findall("body"):
-            visit(child, index)
-
+    Raises InputError for a file that is missing, is not XML or has joints other than one or three hinges a body."""
+    put = lambda x, dtype=torch.float32: torch.as_tensor(np.array(x), dtype=dtype).to(device)  # noqa: E731
+    long = lambda x: put(x, torch.long)  # noqa: E731
     try:
-        root = ET.parse(path).getroot()
-        visit(root.find("worldbody/body"), -1)
-        gear = {motor.get("joint"): float(motor.get("gear")) for motor in root.iter("motor")}
-        effort = [gear[joint.get("name")] for _, joint in dofs]
-        column = lambda key: torch.tensor([floats(joint.get(key)) for _, joint in dofs], device=device)  # noqa: E731
-        count = [sum(body == j for body, _ in dofs) for j in range(len(names))]
-        long = lambda numbers: torch.tensor(numbers, dtype=torch.long, device=device)  # noqa: E731
+        mjcf = ET.parse(path).getroot()
+        bodies = list(mjcf.find("worldbody/body").iter("body"))  # depth-first
+        parent_of = {child: j for j, body in enumerate(bodies) for child in body.findall("body")}
+        names, parents = [body.get("name") for body in bodies], [parent_of.get(body, -1) for body in bodies]
+        joints = [body.findall("joint") for body in bodies]
+        for body, own in zip(bodies, joints):
+            plain = not set(body.keys()) - {"name", "pos"} and all(j.get("type") == "hinge" and j.get("pos") is None for j in own)
+            axes = [_floats(joint.get("axis")) for joint in own]
+            if len(own) not in (0, 1, 3) or not plain or (len(own) == 3 and axes != np.eye(3).tolist()):
+                fault = "it needs no, one, or three hinges in x, y, z order, and no frame but its pos"
+                raise InputError(f"{path}: body {body.get('name')}: {fault}")
+        dofs = [(j, joint) for j, own in enumerate(joints) for joint in own]
+        gear = {motor.get("joint"): float(motor.get("gear")) for motor in mjcf.iter("motor")}
+        column = lambda key: put([_floats(joint.get(key)) for _, joint in dofs])  # (D, n)  # noqa: E731
+        hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
         depths = [[0]]
         while sum(map(len, depths)) < len(names):
             depths.append([j for j, parent in enumerate(parents) if parent in depths[-1]])
-        levels = [(long(b), long([a.index(parents[j]) for j in b])) for a, b in zip(depths, depths[1:])]
         return Character(
-            path=str(path),
-            body_names=names,
-            parents=parents,
-            levels=levels,
+            str(path),
+            names,
+            parents,
+            levels=[(long(b), long([a.index(parents[j]) for j in b])) for a, b in zip(depths, depths[1:])],
             level_order=torch.argsort(long([j for depth in depths for j in depth])),
-            balls=long([j for j, n in enumerate(count) if n == 3]),
-            hinges=long([j for j, n in enumerate(count) if n == 1]),
-            hinge_dofs=long([d for d, (body, _) in enumerate(dofs) if count[body] == 1]),
-            offsets=torch.tensor(offsets, device=device),
+            balls=long([j for j, own in enumerate(joints) if len(own) == 3]),
+            hinges=long([j for j, own in enumerate(joints) if len(own) == 1]),
+            hinge_dofs=long([d for d, (j, _) in enumerate(dofs) if len(joints[j]) == 1]),
+            offsets=put([[0.0] * 3] + [_floats(body.get("pos", "0 0 0")) for body in bodies[1:]]),
             dof_names=[joint.get("name") for _, joint in dofs],
-            dof_body=[body for body, _ in dofs],
+            dof_body=[j for j, _ in dofs],
             dof_axis=column("axis"),
-            kp=column("stiffness").squeeze(-1),
-            kd=column("damping").squeeze(-1),
-            effort=torch.tensor(effort, device=device),
-            hull_body=torch.tensor([body for body, _, _ in hull], device=device),
-            hull_point=torch.tensor([point for _, point, _ in hull], dtype=torch.float32, device=device),
-            hull_radius=torch.tensor([radius for _, _, radius in hull], device=device),
+            kp=column("stiffness")[:, 0],
+            kd=column("damping")[:, 0],
+            effort=put([gear[joint.get("name")] for _, joint in dofs]),
+            hull_body=long([j for j, _, _ in hull]),
+            hull_point=put([point for _, point, _ in hull]),
+            hull_radius=put([radius for _, _, radius in hull]),
         )
-    except MotionError:
+    except InputError:
         raise
     except OSError as error:
-        raise MotionError(f"{path}: cannot read the character file: {error.strerror}") from error
+        raise InputError(f"{path}: cannot read the character file: {error.strerror}") from error
     except (ET.ParseError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MotionError(f"{path}: not a character file written like motions/humanoid.xml ({error})") from error
+        raise InputError(f"{path}: not a character file written like motions/humanoid.xml ({error})") from error
 
 
 def forward_kinematics(character: Character, root_position: Tensor, rotations: Tensor) -> Tuple[Tensor, Tensor]:
@@ -222,6 +215,13 @@ def dof_positions(character: Character, rotations: Tensor) -> Tensor:
     return (rotvec_from_quat(rotations[..., character.dof_body, :]) * character.dof_axis).sum(-1)
 
 
+def rotations_from_dofs(character: Character, root_rotation: Tensor, dof: Tensor) -> Tensor:
+    """Inverse of dof_positions: root (..., 4) world, dof positions (..., D) [rad] -> parent-relative rotations (..., J, 4)."""
+    rotvec = dof.new_zeros(*dof.shape[:-1], len(character.parents), 3)
+    rotvec = rotvec.index_add(-2, torch.tensor(character.dof_body, device=dof.device), dof[..., None] * character.dof_axis)
+    return torch.cat((root_rotation[..., None, :], quat_from_rotvec(rotvec[..., 1:, :])), -2)
+
+
 # ---- 3. Clip files -------------------------------------------------------------------------------------------------------------
 
 
@@ -237,11 +237,11 @@ class Clip(NamedTuple):
 def load_clip(path: str, body_names: List[str]) -> Clip:
     """Read and check one clip of the skeleton whose bodies are `body_names`. Nothing in the file is ever executed.
 
-    Raises MotionError when it is missing, unreadable, of another skeleton, or holds values that are no motion."""
+    Raises InputError when it is missing, unreadable, of another skeleton, or holds values that are no motion."""
 
     def check(sound: bool, fault: str) -> None:
         if not sound:
-            raise MotionError(f"{path}: {fault}")
+            raise InputError(f"{path}: {fault}")
 
     check(os.path.isfile(path), "no such motion file")
     try:
@@ -254,11 +254,11 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
         fps, loop = float(data["fps"].reshape(())), str(data["loop"].reshape(()))
         names = [str(name) for name in data["body_names"]]
         root, rotations = data["root_position"].astype(np.float64), data["rotations"].astype(np.float64)
-    except MotionError:
+    except InputError:
         raise
     except Exception as error:  # whatever zipfile, zlib and numpy raise on a file that is not ours
         hint = "convert it with motions/convert.py" if not zipfile.is_zipfile(path) else "is it truncated?"
-        raise MotionError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
+        raise InputError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
     odd, J = sorted(set(names) ^ set(body_names)), len(body_names)
     frames = len(root) if root.ndim else 0
     check(names == body_names, f"clip of another skeleton; body names differ: {', '.join(odd[:5]) or 'their order'}")
@@ -288,11 +288,11 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
     """The clip files and weights that a clip, a folder of clips or a JSON dataset file stands for.
 
     A dataset file is {"clips": [{"file": "walk.npz", "weight": 1.0}, ...]}, with paths relative to itself; a folder weights its clips
-    equally. Raises MotionError for a path that is none of these."""
+    equally. Raises InputError for a path that is none of these."""
     if os.path.isdir(path):
         files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".npz"))
         if not files:
-            raise MotionError(f"{path}: no .npz motion clip in this folder")
+            raise InputError(f"{path}: no .npz motion clip in this folder")
         return files, [1.0] * len(files)
     if not str(path).endswith(".json"):
         return [path], [1.0]
@@ -302,11 +302,11 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
         files = [os.path.join(os.path.dirname(path), entry["file"]) for entry in entries]
         weights = [float(entry.get("weight", 1.0)) for entry in entries]
     except OSError as error:
-        raise MotionError(f"{path}: cannot read the dataset file: {error.strerror}") from error
+        raise InputError(f"{path}: cannot read the dataset file: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MotionError(f'{path}: not a dataset file {{"clips": [{{"file": ..., "weight": ...}}]}} ({error})') from error
+        raise InputError(f'{path}: not a dataset file {{"clips": [{{"file": ..., "weight": ...}}]}} ({error})') from error
     if not files or not all(0.0 < weight < math.inf for weight in weights):
-        raise MotionError(f"{path}: a dataset needs at least one clip, and positive finite weights")
+        raise InputError(f"{path}: a dataset needs at least one clip, and positive finite weights")
     return files, weights
 
 
@@ -349,7 +349,7 @@ def _frame_velocities(clip: Clip, character: Character, turn: Tensor) -> Tuple[T
 
 
 def check_joints(path: str, clip: Clip, character: Character) -> None:
-    """Raise MotionError if a hinge turns about another axis than its own, or a welded body turns at all: no simulator could follow."""
+    """Raise InputError if a hinge turns about another axis than its own, or a welded body turns at all: no simulator could follow."""
     axis = torch.zeros(len(character.parents), 3)
     axis[character.hinges.cpu()] = character.dof_axis[character.hinge_dofs].cpu()
     v = clip.rotations[..., :3]  # (F, J, 3)
@@ -357,7 +357,7 @@ def check_joints(path: str, clip: Clip, character: Character) -> None:
     off[:, [0, *character.balls.tolist()]] = 0.0
     frame, body = np.unravel_index(off.argmax(), off.shape)
     if off[frame, body] > 1e-2:
-        raise MotionError(f"{path}: {character.body_names[body]} turns off its hinge axis, or is welded and turns, in frame {frame}")
+        raise InputError(f"{path}: {character.body_names[body]} turns off its hinge axis, or is welded and turns, in frame {frame}")
 
 
 class MotionLib:
@@ -365,7 +365,7 @@ class MotionLib:
     where, and in the direction in which, the cycle before has left it (height excepted)."""
 
     def __init__(self, path: str, character: Character, device: str = "cpu") -> None:
-        """Load a clip, a folder or a dataset file (see find_clips). Raises MotionError."""
+        """Load a clip, a folder or a dataset file (see find_clips). Raises InputError."""
         self.files, weights = find_clips(path)
         self.character = character
         self.clips = [load_clip(file, character.body_names) for file in self.files]

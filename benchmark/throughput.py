@@ -104,7 +104,7 @@ def main() -> None:
 
     if args.task == "speed" and args.target_speed is None:
         args.target_speed = motions.statistics()[2]
-    env = amp.AMPEnv(args, motions, args.num_envs, args.episode_steps, device)
+    env = amp.AMPEnv(args, motions, amp.MujocoSim(args, motions.character, args.num_envs, device), args.num_envs, args.episode_steps)
     env.reset(args.seed)
     torch.manual_seed(args.seed)
     size = (own.steps, args.num_envs, *env.single_action_space.shape)

@@ -21,7 +21,7 @@ from torch import Tensor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as lib
-from motion_lib import Character, Clip, MotionError
+from motion_lib import Character, Clip, InputError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -56,30 +56,30 @@ WALKER_LICENSE = "zlib (notice in motions/README.md)"
 def read_deepmimic(path: str) -> Tuple[str, np.ndarray]:
     """Loop mode "wrap" or "clamp", and the checked rows (F, 44) of a DeepMimic file as stored: Y up, s, m, rad, wxyz.
 
-    Raises MotionError for a file that cannot be read, is no DeepMimic motion, or holds values that are no motion."""
+    Raises InputError for a file that cannot be read, is no DeepMimic motion, or holds values that are no motion."""
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
     except OSError as error:
-        raise MotionError(f"{path}: cannot read the motion file: {error.strerror}") from error
+        raise InputError(f"{path}: cannot read the motion file: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise MotionError(f"{path}: not a JSON file ({error})") from error
+        raise InputError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(data, dict) or not isinstance(data.get("Frames"), list):
-        raise MotionError(f'{path}: not a DeepMimic motion, it has no list "Frames"')
+        raise InputError(f'{path}: not a DeepMimic motion, it has no list "Frames"')
     if data.get("Loop", "none") not in ("wrap", "none"):
-        raise MotionError(f'{path}: "Loop" is {data["Loop"]!r:.40}; expected "wrap" or "none"')
+        raise InputError(f'{path}: "Loop" is {data["Loop"]!r:.40}; expected "wrap" or "none"')
     if len(data["Frames"]) < 2:
-        raise MotionError(f"{path}: {len(data['Frames'])} frame(s); a motion needs at least 2")
+        raise InputError(f"{path}: {len(data['Frames'])} frame(s); a motion needs at least 2")
     for index, row in enumerate(data["Frames"]):
         if not isinstance(row, list) or len(row) != WIDTH:
             found = f"{len(row)} columns" if isinstance(row, list) else "no list"
-            raise MotionError(f"{path}: frame {index} has {found}; a humanoid's frame has {WIDTH}")
+            raise InputError(f"{path}: frame {index} has {found}; a humanoid's frame has {WIDTH}")
         if not all(type(x) in (int, float) and abs(x) < 1e4 for x in row):  # false for NaN, too
-            raise MotionError(f"{path}: frame {index} holds something that is not a finite number of sensible size")
+            raise InputError(f"{path}: frame {index} holds something that is not a finite number of sensible size")
     frames = np.array(data["Frames"], np.float64)  # (F, 44)
     bad = np.flatnonzero((frames[:-1, 0] < 2e-3) | (frames[:-1, 0] > 0.5))  # the last frame's duration means nothing
     if len(bad):
-        raise MotionError(f"{path}: frame {bad[0]} lasts {frames[bad[0], 0]:g} s; expected 0.002 to 0.5")
+        raise InputError(f"{path}: frame {bad[0]} lasts {frames[bad[0], 0]:g} s; expected 0.002 to 0.5")
     return ("wrap" if data.get("Loop") == "wrap" else "clamp"), frames
 
 
@@ -87,7 +87,7 @@ def parse_deepmimic(path: str, body_names: List[str]) -> Clip:
     """A DeepMimic file as a clip of the skeleton `body_names`: fps [1/s], loop mode, root_position (F, 3) world, Z up
     [m], rotations (F, J, 4) unit xyzw, parent-relative, row 0 the root in the world. Heights are the file's.
 
-    Raises MotionError (see read_deepmimic)."""
+    Raises InputError (see read_deepmimic)."""
     loop, frames = read_deepmimic(path)
     # Y up, +Z right -> Z up, +Y left: (x, y, z) -> (x, -z, y), for positions and for the axes of rotations alike
     root_position = frames[:, 1:4][:, [0, 2, 1]] * [1.0, -1.0, 1.0]  # (F, 3) world
@@ -104,7 +104,7 @@ def parse_deepmimic(path: str, body_names: List[str]) -> Clip:
         # a loose bound, as the kick's norms go down to 0.58 and its quaternions are fine once normalised
         if norm.min() < 0.1:
             found = f"frame {norm.argmin()} has norm {norm.min():.3g}"
-            raise MotionError(f"{path}: the quaternion of {name} in {found}; expected 1")
+            raise InputError(f"{path}: the quaternion of {name} in {found}; expected 1")
         q /= norm
         # q and -q are one rotation: take w >= 0 in the first frame, then the sign nearer to the frame before
         flip = np.concatenate((q[:1, 3], (q[1:] * q[:-1]).sum(-1))) < 0
@@ -181,7 +181,7 @@ def convert(character: Character, path: str, out: str, source: str, license: str
 
     Not until the lowest frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm).
 
-    Raises MotionError for input that is no motion and for an `out` that cannot be written."""
+    Raises InputError for input that is no motion and for an `out` that cannot be written."""
     clip = parse_deepmimic(path, character.body_names)
     before = lowest(character, clip)  # (F,)
     rise = -float(before.quantile(0.25)) if lift else 0.0
@@ -189,7 +189,7 @@ def convert(character: Character, path: str, out: str, source: str, license: str
     try:
         lib.save_clip(out, clip, character.body_names, source, license)
     except OSError as error:
-        raise MotionError(f"{out}: cannot write the clip: {error.strerror}") from error
+        raise InputError(f"{out}: cannot write the clip: {error.strerror}") from error
     after = lowest(character, clip)
     # a low minimum tells of frames that sink into the ground, a high mean on a clip that never jumps of frames that hover
     print(f"{out}: {len(after)} frames, {clip.fps:.2f} /s, {clip.loop}; lowest point [m]", end=" ")
@@ -227,7 +227,7 @@ def main() -> None:
                 convert(character, os.path.join(args.pybullet, file), out, source, license)
         else:
             convert(character, args.input, out, args.source, args.license, args.loop, not args.no_lift)
-    except MotionError as error:
+    except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 

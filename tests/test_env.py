@@ -28,7 +28,7 @@ def in_tmp_path(monkeypatch, tmp_path):
 def make_env(motions, num_envs=8, episode_steps=300, seed=1, **options):
     """An environment, reset with the seed."""
     args = amp.Args(cuda=False, num_envs=num_envs, seed=seed, target_speed=1.0, **options)
-    env = amp.AMPEnv(args, motions=motions, num_envs=num_envs, episode_steps=episode_steps, device=CPU)
+    env = amp.AMPEnv(args, motions, amp.MujocoSim(args, motions.character, num_envs, CPU), num_envs, episode_steps)
     env.reset(seed)
     return env
 
@@ -152,7 +152,7 @@ def test_states_read_back_give_the_same_observation(character, all_motions):
     for number in range(20):
         frames = int(all_motions.last[number]) + 1
         state = all_motions.state(torch.full((frames,), number), torch.arange(frames) / all_motions.fps[number])
-        sim = amp.MujocoSim(character, frames, 30, 3, CPU)
+        sim = amp.MujocoSim(amp.Args(substeps=3), character, frames, CPU)
         sim.set_state(torch.arange(frames), state)
         back = sim._read()  # from MuJoCo's coordinates, not from what was handed in
         torch.testing.assert_close(look(back, character), look(state, character), atol=1e-4, rtol=0)
@@ -160,7 +160,7 @@ def test_states_read_back_give_the_same_observation(character, all_motions):
 
 
 def test_setting_some_environments_leaves_the_others(character, all_motions):
-    sim = amp.MujocoSim(character, 4, 30, 3, CPU)
+    sim = amp.MujocoSim(amp.Args(substeps=3), character, 4, CPU)
     states = all_motions.state(torch.arange(4), torch.zeros(4))
     sim.set_state(torch.arange(4), states)
     before = sim.state.copy()
@@ -172,7 +172,7 @@ def test_setting_some_environments_leaves_the_others(character, all_motions):
 
 def test_free_fall(character):
     """Thrown upwards at 2 m/s, turning: gravity does the rest."""
-    sim = amp.MujocoSim(character, 1, 30, 3, CPU)
+    sim = amp.MujocoSim(amp.Args(substeps=3), character, 1, CPU)
     state = standing(character, height=5.0)
     state.root_velocity[0] = torch.tensor([1.0, -0.5, 2.0])
     state.root_angular_velocity[0] = torch.tensor([0.0, 0.0, 1.0])
@@ -195,7 +195,7 @@ def test_targets_are_held_and_reached(character):
     for body in set(character.dof_body):  # the first character starts in the target pose, the second one upright
         dofs = [d for d, b in enumerate(character.dof_body) if b == body]
         state.rotations[0, body] = ml.quat_from_rotvec((target[0, dofs, None] * character.dof_axis[dofs]).sum(0))
-    sim = amp.MujocoSim(character, 2, 30, 3, CPU)
+    sim = amp.MujocoSim(amp.Args(substeps=3), character, 2, CPU)
     sim.set_state(torch.arange(2), state)
     for step in range(30):
         state, _ = sim.step(target)
@@ -208,7 +208,7 @@ def test_targets_are_held_and_reached(character):
 
 def test_torque_limit(character):
     """A knee has 150 Nm: a target 10 rad off pulls no harder than one 5 rad off, and one 0.1 rad off less hard."""
-    sim = amp.MujocoSim(character, 3, 30, 3, CPU)
+    sim = amp.MujocoSim(amp.Args(substeps=3), character, 3, CPU)
     sim.set_state(torch.arange(3), standing(character, 3, height=3.0))
     target = torch.zeros(3, 28)
     knee = character.dof_names.index("left_knee")
@@ -225,7 +225,8 @@ def test_torque_limit(character):
 
 
 def test_spaces_and_shapes(walk):
-    env = amp.AMPEnv(amp.Args(cuda=False, target_speed=1.0), motions=walk, num_envs=8, episode_steps=300, device=CPU)
+    args = amp.Args(cuda=False, target_speed=1.0)
+    env = amp.AMPEnv(args, walk, amp.MujocoSim(args, walk.character, 8, CPU), 8, 300)
     assert env.single_observation_space.shape == (105,) and env.single_action_space.shape == (28,)
     obs, info = env.reset(3)
     assert obs.shape == (8, 105) and obs.dtype == torch.float32 and isinstance(info, dict)

@@ -237,14 +237,14 @@ def test_collision_points_of_the_humanoid(character):
 def test_bad_character_files(tmp_path, text):
     path = tmp_path / "character.xml"
     path.write_text(text)
-    with pytest.raises(ml.MotionError) as error:
+    with pytest.raises(ml.InputError) as error:
         ml.load_character(str(path))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_character_file(tmp_path):
     for path in (tmp_path / "none.xml", tmp_path):
-        with pytest.raises(ml.MotionError, match="cannot read"):
+        with pytest.raises(ml.InputError, match="cannot read"):
             ml.load_character(str(path))
 
 
@@ -273,7 +273,7 @@ def test_forward_kinematics_against_mujoco(character, all_motions):
     pytest.importorskip("mujoco")
     clip, time = frames_of_all_clips(all_motions, 7)
     state = all_motions.state(clip, time)
-    sim = amp.MujocoSim(character, len(clip), 30, 3, CPU)
+    sim = amp.MujocoSim(amp.Args(substeps=3), character, len(clip), CPU)
     sim.set_state(torch.arange(len(clip)), state)
     position, rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
     for env in range(len(clip)):
@@ -316,7 +316,7 @@ def test_velocities_against_mujoco(character, all_motions):
     for number, clip in enumerate(all_motions.clips):
         frames = rng.choice(np.arange(1, len(clip.root_position) - 1), 4, replace=False)
         time = torch.tensor(frames / clip.fps, dtype=torch.float32)
-        sim = amp.MujocoSim(character, 4, 30, 3, CPU)
+        sim = amp.MujocoSim(amp.Args(substeps=3), character, 4, CPU)
         sim.set_state(torch.arange(4), all_motions.state(torch.full((4,), number), time))
         for env, frame in enumerate(frames):
             before, here, after = (qpos_of_frame(sim, character, clip, frame + step) for step in (-1, 0, 1))
@@ -351,7 +351,7 @@ def test_body_velocities_against_mujoco(character, write_clip):
     poses = [steady_pose(character, rate, velocity, i / 5) for i in range(6)]
     path = write_clip(fps=5.0, root_position=torch.stack([p for p, _ in poses]), rotations=torch.stack([q for _, q in poses]))
     motions = ml.MotionLib(path, character)
-    sim = amp.MujocoSim(character, 1, 30, 3, CPU)
+    sim = amp.MujocoSim(amp.Args(substeps=3), character, 1, CPU)
     for time in (0.4, 0.53):  # at a frame and between two
         state = motions.state(torch.tensor([0]), torch.tensor([time]))
         sim.set_state(torch.tensor([0]), state)
@@ -374,7 +374,7 @@ def test_lowest_points_against_mujoco(character, all_motions):
     mujoco = pytest.importorskip("mujoco")
     clip, time = frames_of_all_clips(all_motions, 29)
     state = all_motions.state(clip, time)
-    sim = amp.MujocoSim(character, len(clip), 30, 3, CPU)
+    sim = amp.MujocoSim(amp.Args(substeps=3), character, len(clip), CPU)
     sim.set_state(torch.arange(len(clip)), state)
     lowest = ml.lowest_points(character, *ml.forward_kinematics(character, state.root_position, state.rotations))
     for env in range(len(clip)):
@@ -461,7 +461,7 @@ BAD_ARRAYS = {
 @pytest.mark.parametrize("arrays", BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
 def test_bad_clips(write_clip, character, arrays):
     path = write_clip(**arrays)
-    with pytest.raises(ml.MotionError) as error:
+    with pytest.raises(ml.InputError) as error:
         ml.load_clip(path, character.body_names)
     assert path in str(error.value) and "\n" not in str(error.value)
 
@@ -469,12 +469,12 @@ def test_bad_clips(write_clip, character, arrays):
 def test_a_clip_of_another_skeleton(write_clip, character):
     names = list(character.body_names)
     names[2] = "skull"
-    with pytest.raises(ml.MotionError, match=r"skeleton.*head.*skull"):
+    with pytest.raises(ml.InputError, match=r"skeleton.*head.*skull"):
         ml.load_clip(write_clip(body_names=np.array(names)), character.body_names)
     swapped = np.array(character.body_names)[[0, 2, 1, *range(3, 15)]]
-    with pytest.raises(ml.MotionError, match=r"skeleton.*order"):
+    with pytest.raises(ml.InputError, match=r"skeleton.*order"):
         ml.load_clip(write_clip(body_names=swapped), character.body_names)
-    with pytest.raises(ml.MotionError, match="skeleton"):
+    with pytest.raises(ml.InputError, match="skeleton"):
         ml.load_clip(write_clip(body_names=np.array(character.body_names[:14]), rotations=IDENTITY[:, :14]), character.body_names)
 
 
@@ -497,10 +497,10 @@ def test_files_that_are_no_clips(tmp_path, write_clip, character, payload):
     with open(tmp_path / "inside.npz", "wb") as file:
         np.savez(file, fps=10.0, loop="clamp", body_names=names, root_position=np.zeros((5, 3)), rotations=IDENTITY)
     for name in [*contents, "flipped.npz", "inside.npz", "none.npz"]:
-        with pytest.raises(ml.MotionError) as error:
+        with pytest.raises(ml.InputError) as error:
             ml.load_clip(str(tmp_path / name), character.body_names)
         assert name in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(ml.MotionError):
+    with pytest.raises(ml.InputError):
         ml.load_clip(str(tmp_path), character.body_names)  # a folder
     assert not proof.exists()
 
@@ -542,17 +542,17 @@ def test_bad_dataset_files(tmp_path, write_clip, text):
     write_clip("a.npz")
     path = tmp_path / "set.json"
     path.write_text(text)
-    with pytest.raises(ml.MotionError) as error:
+    with pytest.raises(ml.InputError) as error:
         ml.find_clips(str(path))
     assert "set.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_dataset_and_empty_folder(tmp_path, character):
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(ml.MotionError, match=str(path)):
+        with pytest.raises(ml.InputError, match=str(path)):
             ml.find_clips(str(path))
     (tmp_path / "set.json").write_text('{"clips": [{"file": "gone.npz"}]}')
-    with pytest.raises(ml.MotionError, match=r"gone\.npz"):
+    with pytest.raises(ml.InputError, match=r"gone\.npz"):
         ml.MotionLib(str(tmp_path / "set.json"), character)
 
 

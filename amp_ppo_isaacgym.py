@@ -51,6 +51,8 @@ from tqdm import tqdm
 import motion_lib as ml
 from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
+SCRIPT = "amp_ppo_isaacgym"  # checkpoints of other scripts are refused
+
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
 
@@ -667,12 +669,12 @@ def mlp(size_in: int, hidden: Tuple[int, int], size_out: int, last_gain: float) 
 class Agent(nn.Module):
     """Actor (mean action), critic (normalised value), discriminator (logit), and the normalisers of what they read."""
 
-    def __init__(self, obs_size: int, action_size: int, hidden: Tuple[int, int], action_std_log: float) -> None:
+    def __init__(self, obs_size: int, disc_size: int, action_size: int, hidden: Tuple[int, int], action_std_log: float) -> None:
         super().__init__()
-        self.obs_norm, self.disc_norm, self.return_norm = Normaliser(obs_size), Normaliser(2 * obs_size), Normaliser(1)
+        self.obs_norm, self.disc_norm, self.return_norm = Normaliser(obs_size), Normaliser(disc_size), Normaliser(1)
         self.actor = mlp(obs_size, hidden, action_size, 0.01)
         self.critic = mlp(obs_size, hidden, 1, 1.0)
-        self.disc = mlp(2 * obs_size, hidden, 1, 1.0)
+        self.disc = mlp(disc_size, hidden, 1, 1.0)
         self.action_std = math.exp(action_std_log)
 
     def log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
@@ -790,7 +792,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
 
 def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> None:
     """Write all that an evaluation needs, atomically; torch.load(weights_only=True) reads it."""
-    content = {"script": "amp_ppo_isaacgym", "format": 1, "args": dataclasses.asdict(args), "samples": samples, "metrics": metrics}
+    content = {"script": SCRIPT, "format": 1, "args": dataclasses.asdict(args), "samples": samples, "metrics": metrics}
     torch.save({**content, "agent": agent.state_dict(), "action_offset": env.action_offset}, path + ".tmp")
     os.replace(path + ".tmp", path)
 
@@ -802,8 +804,8 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
-        if kind != ("amp_ppo_isaacgym", 1):
-            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads amp_ppo_isaacgym, format 1")
+        if kind != (SCRIPT, 1):
+            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, format 1")
         Args(**checkpoint["args"])
     except InputError:
         raise
@@ -859,7 +861,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     sim = simulator(args, motions.character, copies, device)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
-    agent = Agent(D, A, args.hidden, args.action_std_log).to(device)
+    agent = Agent(D, 2 * D, A, args.hidden, args.action_std_log).to(device)
     if checkpoint:
         try:
             agent.load_state_dict(checkpoint["agent"])

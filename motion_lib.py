@@ -323,6 +323,13 @@ class MotionState(NamedTuple):
     dof_velocity: Tensor  # (..., D) angular velocity relative to the parent, in the child's frame [rad/s]
 
 
+def turn_state(state: MotionState, q: Tensor) -> MotionState:
+    """The state (...) seen from a world that is turned back: rotations q (..., 4) of everything about the world's origin."""
+    root, others = state.rotations[..., :1, :], state.rotations[..., 1:, :]
+    position, velocity, angular = (quat_rotate(q, x) for x in (state.root_position, state.root_velocity, state.root_angular_velocity))
+    return MotionState(position, torch.cat((quat_multiply(q[..., None, :], root), others), -2), velocity, angular, state.dof_velocity)
+
+
 def forward_speed(state: MotionState) -> Tensor:
     """Root velocity along its heading: (...) [m/s]."""
     yaw = heading(state.rotations[..., 0, :])
@@ -360,17 +367,31 @@ def check_joints(path: str, clip: Clip, character: Character) -> None:
         raise InputError(f"{path}: {character.body_names[body]} turns off its hinge axis, or is welded and turns, in frame {frame}")
 
 
+def mirror_clip(clip: Clip, character: Character) -> Clip:
+    """The clip reflected in the plane of X and Z, left and right bodies exchanged. Raises InputError if the skeleton is not symmetric."""
+    other = [name.replace("left", "#").replace("right", "left").replace("#", "right") for name in character.body_names]
+    flip = torch.tensor([1.0, -1.0, 1.0])
+    order = [character.body_names.index(name) if name in character.body_names else -1 for name in other]
+    if -1 in order or not torch.allclose(character.offsets.cpu()[order] * flip, character.offsets.cpu(), atol=1e-4):
+        raise InputError(f"{character.path}: its left and right are no mirror images; --no-mirror is there")
+    # a reflection turns the axis of a rotation like a vector, and its sense around
+    return clip._replace(root_position=clip.root_position * flip.numpy(), rotations=clip.rotations[:, order] * np.array([-1, 1, -1, 1.0]))
+
+
 class MotionLib:
     """All frames of a set of clips on one device. Times are seconds from a clip's start; at a loop's seam the character goes on from
     where, and in the direction in which, the cycle before has left it (height excepted)."""
 
-    def __init__(self, path: str, character: Character, device: str = "cpu") -> None:
-        """Load a clip, a folder or a dataset file (see find_clips). Raises InputError."""
+    def __init__(self, path: str, character: Character, device: str = "cpu", mirror: bool = False) -> None:
+        """Load a clip, a folder or a dataset file (see find_clips), with the mirror image of every clip if asked. Raises InputError."""
         self.files, weights = find_clips(path)
         self.character = character
         self.clips = [load_clip(file, character.body_names) for file in self.files]
         for file, clip in zip(self.files, self.clips):
             check_joints(file, clip, character)
+        if mirror:
+            self.clips += [mirror_clip(clip, character) for clip in self.clips]
+            self.files, weights = self.files + [f"{file} (mirrored)" for file in self.files], weights * 2
         count = [len(clip.root_position) for clip in self.clips]
         put = lambda x, dtype=torch.float32: torch.as_tensor(np.asarray(x), dtype=dtype).to(device)  # noqa: E731
         self.weight = put(np.array(weights) / max(weights) / (np.array(weights) / max(weights)).sum())  # (C,)
@@ -443,13 +464,13 @@ def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:
     return quat_rotate(q, body_position[..., 1:, :] - body_position[..., :1, :])
 
 
-def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor]) -> Tensor:
+def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor], any_start: bool = False) -> Tensor:
     """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
 
     Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see relative_positions),
-    averaged along the best warping path: it starts at both first frames, advances by one frame in either or both, and ends at the
-    simulation's last frame, anywhere in the reference. steps (E,) is how many of the T frames an episode lived; each of the
-    horizon - steps control steps lost to a fall counts as 1 m. -> (E,) [m]"""
+    averaged along the best warping path: it starts at both first frames (any_start: anywhere in the reference), advances by one frame
+    in either or both, and ends at the simulation's last frame, anywhere in the reference. steps (E,) is how many of the T frames an
+    episode lived; each of the horizon - steps control steps lost to a fall counts as 1 m. -> (E,) [m]"""
     columns = reference.shape[1]
     shift = lambda x: F.pad(x[:, :-1], (1, 0), value=math.inf)  # column j of the result is column j - 1 of x  # noqa: E731
     column = torch.arange(columns, device=reference.device)
@@ -461,10 +482,35 @@ def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Uni
         # a path enters the row at some column k, from above or diagonally, and goes along it: cost sums from k on
         diagonal, count = shift(total), shift(length)
         if i == 0:
-            diagonal[:, 0], count[:, 0] = 0.0, 0.0
+            start = slice(None) if any_start else slice(1)
+            diagonal[:, start], count[:, start] = 0.0, 0.0
         enter, count = torch.minimum(total, diagonal), torch.where(total <= diagonal, length, count)
         along = cost.cumsum(1)
         cheapest, k = torch.cummin(enter - along + cost, 1)
         total, length = along + cheapest, count.gather(1, k) + column - k + 1
         error = torch.where(steps == i + 1, (total / length).amin(1), error)
     return ((error * steps + (horizon - steps).clamp_min(0)) / horizon).float()
+
+
+def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0) -> Tuple[float, Tensor]:
+    """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, from anywhere in it.
+
+    poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of `horizon` control steps of dt [s]
+    -> mean over windows [m], lost steps counting 1 m; share of the lived windows that is nearest to each of the clips (C,)."""
+    W = max(round(window / dt), 1)
+    K = -(-horizon // W)  # windows an episode, the last one shorter perhaps
+    poses = F.pad(poses, (0, 0, 0, 0, 0, K * W - poses.shape[1])).reshape(-1, W, *poses.shape[2:])  # (E K, W, J-1, 3)
+    begin = W * torch.arange(K, device=poses.device)
+    length = (horizon - begin).clamp_max(W).expand(len(steps), K).flatten()  # (E K,)
+    lived = (steps[:, None] - begin).clamp(0, W).flatten()
+    errors = []
+    for i in range(len(motions.clips)):
+        seconds = float(motions.length[i]) + (1.5 * window if motions.loop[i] else 0.0)
+        times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)
+        state = motions.state(torch.full_like(times, i, dtype=torch.long), times)
+        body_position, _ = forward_kinematics(motions.character, state.root_position, state.rotations)
+        reference = relative_positions(body_position, state.rotations[:, 0])
+        errors.append(pose_error(poses, reference[None], lived, length, any_start=True))
+    error, nearest = torch.stack(errors).min(0)
+    visits = torch.bincount(nearest[lived > 0], minlength=len(errors))
+    return float((error * length).sum() / length.sum()), visits / visits.sum().clamp_min(1)

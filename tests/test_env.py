@@ -446,7 +446,7 @@ KEYS_OF_METRICS = {"episodes", "mean_episode_s", "fall_rate", "speed_m_s", "pose
 def agent():
     """Its actor's mean action is a constant, its discriminator's logit 0, at first both zero."""
     torch.manual_seed(0)
-    agent = amp.Agent(105, 28, (16, 16), -2.5)
+    agent = amp.Agent(105, 210, 28, (16, 16), -2.5)
     for net in (agent.actor, agent.disc):
         torch.nn.init.zeros_(net[-1].weight)
     return agent

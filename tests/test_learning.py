@@ -240,7 +240,7 @@ def test_mlp_layers():
 @given(st.floats(-4, 1), st.integers(0, 2**31))
 def test_log_prob_against_torch(std_log, seed):
     torch.manual_seed(seed)
-    agent = amp.Agent(3, 5, (4, 4), std_log)
+    agent = amp.Agent(3, 6, 5, (4, 4), std_log)
     mean, action = torch.randn(2, 6, 5, dtype=torch.float64)
     distribution = torch.distributions.Normal(mean, torch.full_like(mean, math.exp(std_log)))
     difference = agent.log_prob(mean, action) - distribution.log_prob(action).sum(-1)  # (6,), a constant
@@ -250,7 +250,7 @@ def test_log_prob_against_torch(std_log, seed):
 
 def test_agent_shapes_and_value_scale():
     torch.manual_seed(0)
-    agent = amp.Agent(105, 28, (16, 8), -2.5)
+    agent = amp.Agent(105, 210, 28, (16, 8), -2.5)
     obs = torch.randn(4, 6, 105)
     assert agent.actor(obs).shape == (4, 6, 28) and agent.disc(torch.randn(9, 210)).shape == (9, 1)
     assert agent.actor(obs).abs().max() < 0.2  # starts near the clip's mean pose

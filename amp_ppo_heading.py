@@ -1,0 +1,1125 @@
+"""Adversarial Motion Priors with PPO and a task: a humanoid goes where it is told, at the speed it is told, in the style of a set of clips.
+
+Task: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP", ACM Trans. Graph. 40(4), 2021, target heading (section 7, table 1).
+
+    python amp_ppo_heading.py                                           # under an hour on two CPU cores
+    python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
+
+What differs from amp_ppo_isaacgym.py, line by line, is in tests/heading.diff. In short: the reward is for the speed along a target
+direction, which with the target speed changes during the episode; the policy, not the discriminator, sees the goal; episodes start with
+any yaw; clips are mirrored; the pose error is that to the nearest clip.
+
+    r_task  = exp(-0.25 (v* - d* . v)^2), 0 when moving away from d* or fallen
+    r_total = r_task + style_weight * r_style
+
+Dimension key: T steps, N envs, B = T N, M minibatch, D observation, A actions, J bodies, K key bodies, G goal, C commands.
+Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any, Dict, List, Literal, Optional, Tuple
+
+try:  # before torch: Isaac Gym insists on it
+    from isaacgym import gymapi, gymtorch
+except (ImportError, RuntimeError, OSError) as error:
+    gymapi, isaacgym_fault = None, f"{type(error).__name__}: {error}"
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import motion_lib as ml
+from motion_lib import Character, InputError, MotionLib, MotionState, tangent_normal
+
+SCRIPT = "amp_ppo_heading"  # checkpoints of other scripts are refused
+
+# ---- 1. Options ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Args:
+    exp_name: str = "heading"
+    """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<sim>__<seed>__<time>-<process>"""
+    seed: int = 1
+    """seed of everything random; the same seed on the same CPU gives the same numbers, bit for bit"""
+    cuda: bool = torch.cuda.is_available()
+    """learn on the GPU; by default when PyTorch finds one"""
+    sim: Literal["auto", "mujoco", "isaacgym"] = "auto"
+    """the simulator; auto takes Isaac Gym when it can be imported, else MuJoCo"""
+    track: bool = False
+    """log to Weights & Biases as well (pip install wandb; its WANDB_PROJECT and WANDB_ENTITY say where)"""
+    motion_file: str = "motions/locomotion.json"
+    """clip to imitate (.npz), folder of clips, or dataset file (.json); formats in motions/README.md"""
+    character_file: str = "motions/humanoid.xml"
+    """the character (MJCF)"""
+    mirror: bool = True
+    """add the left-right reflection of every clip"""
+    speed_range: Tuple[float, float] = (1.0, 3.5)
+    """target speeds, drawn evenly [m/s]; the paper's 1 to 5 is more than the run clip's 3.5"""
+    turn_std: float = 0.15
+    """standard deviation of a small change of the target heading [rad] (DeepMimic)"""
+    sharp_turn_share: float = 0.01
+    """share of the changes that turn the target heading anywhere (DeepMimic)"""
+    speed_change_share: float = 0.02
+    """share of the changes that draw a new target speed (DeepMimic)"""
+    change_seconds: Tuple[float, float] = (0.2, 0.5)
+    """time between two changes of the target, drawn evenly [s] (DeepMimic)"""
+    eval_commands: Optional[str] = None
+    """file of commands for --evaluate: lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
+    style_weight: float = 1.0
+    """style_weight in r_total = r_task + style_weight * r_style; the paper's halves are in the ratio 1"""
+    total_timesteps: Optional[int] = None
+    """control steps of training, summed over environments; default 8 million on the CPU, 100 million on CUDA (not measured there)"""
+    num_envs: Optional[int] = None
+    """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
+    num_steps: Optional[int] = None
+    """control steps T per environment and iteration; default 8 on the CPU, 16 on CUDA"""
+    episode_steps: int = 300
+    """control steps until a time-out (300 = 10 s, IsaacGymEnvs)"""
+    control_hz: int = 30
+    """control steps per second [Hz] (DeepMimic)"""
+    substeps: int = 4
+    """physics steps per control step"""
+    reset_mode: Literal["random", "start", "hybrid"] = "random"
+    """where in the clip an episode starts: anywhere (reference state initialisation), at its start, or either, evenly"""
+    gamma: float = 0.95
+    """discount factor per control step"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    update_epochs: int = 2
+    """passes over the batch per iteration"""
+    num_minibatches: int = 4
+    """minibatches per pass"""
+    learning_rate: float = 3e-4
+    """Adam's learning rate for the policy at the start; it then follows the KL divergence"""
+    target_kl: float = 0.018
+    """mean KL divergence of an update: at a third more the policy's learning rate shrinks by 1.2, at a third less it grows"""
+    critic_learning_rate: float = 5e-4
+    """Adam's learning rate for the critic"""
+    clip_coef: float = 0.2
+    """PPO's clipping range of the probability ratio"""
+    max_grad_norm: float = 1.0
+    """gradients are scaled down to this norm, for each network"""
+    action_std_log: float = -2.5
+    """natural logarithm of the fixed standard deviation of the action noise (e^-2 topples the character)"""
+    action_scale: float = 1.2
+    """PD target = the clip's mean pose + action_scale * action [rad]"""
+    hidden: Optional[Tuple[int, int]] = None
+    """widths of the hidden layers of all three networks; default 256 128 on the CPU, 1024 512 on CUDA"""
+    disc_loss: Literal["bce", "lsgan"] = "bce"
+    """bce: cross entropy; lsgan: least squares, the paper's equation 6 with the style reward of its equation 7"""
+    disc_learning_rate: float = 2e-4
+    """Adam's learning rate for the discriminator"""
+    disc_updates: Optional[int] = None
+    """discriminator updates per iteration; default 2 on the CPU, 6 on CUDA"""
+    disc_batch: Optional[int] = None
+    """clip transitions per update, and as many of the character's, half of them replayed; default 1024 on the CPU, 4096 on CUDA"""
+    grad_penalty: float = 5.0
+    """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code uses 10 / 2)"""
+    logit_reg: float = 0.05
+    """weight of the squared weights of the discriminator's last layer (IsaacGymEnvs)"""
+    disc_weight_decay: float = 1e-4
+    """weight of the squared weights of all the discriminator's layers (IsaacGymEnvs)"""
+    replay_size: int = 200_000
+    """transitions in the replay buffer"""
+    replay_keep: int = 512
+    """transitions of an iteration, drawn at random, that replace random old ones once the buffer is full"""
+    eval_interval: Optional[int] = None
+    """evaluate every so many iterations, and at the end (0: only at the end); default 100 on the CPU, 50 on CUDA"""
+    eval_episodes: int = 32
+    """episodes of an evaluation"""
+    eval_seconds: float = 20.0
+    """longest evaluation episode [s] (the paper's 20)"""
+    capture_video: bool = False
+    """film one episode of each evaluation, as mp4 in the run's folder or beside the roll-outs (pip install imageio[ffmpeg])"""
+    evaluate: bool = False
+    """no training: evaluate --checkpoint, print one JSON object and write the roll-outs as clips beside it"""
+    checkpoint: Optional[str] = None
+    """checkpoint to evaluate"""
+
+
+def check_args(args: Args) -> None:
+    """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
+    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 50))
+    defaults.update(total_timesteps=(8_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
+    for name, (on_cpu, on_cuda) in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, on_cuda if args.cuda else on_cpu)
+    may_be_zero = ["turn_std", "sharp_turn_share", "speed_change_share"]
+    may_be_zero += "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval".split()
+    for name, value in vars(args).items():
+        low = -1e15 if name == "action_std_log" else 0 if name in may_be_zero else 1e-12
+        numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
+        if not all(low <= x < 1e15 for x in numbers):
+            raise InputError(
+                f"--{name.replace('_', '-')} {value}: expected a finite number{' from 0' if low == 0 else ' above 0' if low > 0 else ''}"
+            )
+    batch = args.num_envs * args.num_steps
+    missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
+    if args.sim == "auto":
+        args.sim = "mujoco" if gymapi is None else "isaacgym"
+    refuse = {
+        "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
+        "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
+        "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
+        "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
+        "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
+        "--eval-commands needs --evaluate": args.eval_commands is not None and not args.evaluate,
+        "--speed-range, --change-seconds: the smaller number comes first": min(np.diff(args.speed_range), np.diff(args.change_seconds)) < 0,
+        "--sharp-turn-share, --speed-change-share: at most 1": max(args.sharp_turn_share, args.speed_change_share) > 1,
+        "--action-std-log has to lie between -10 and 2": not -10 <= args.action_std_log <= 2,
+        "--gamma has to lie below 1, --gae-lambda at most at 1": args.gamma >= 1 or args.gae_lambda > 1,
+        f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps = {batch}": batch % args.num_minibatches,
+        "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
+        f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
+    }
+    if args.sim == "isaacgym" and gymapi is None:
+        advice = "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
+        raise InputError(f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}")
+    for message, refused in refuse.items():
+        if refused:
+            raise InputError(message)
+
+
+# ---- 2. Observation and rewards ------------------------------------------------------------------------------------------------
+
+KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
+FEET = ("right_foot", "left_foot")
+GOAL = 3  # numbers at the end of an observation that only the policy sees
+
+
+def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
+    """What policy and discriminator see of one instant; all in the heading frame of the root (IsaacGymEnvs' selection).
+
+    state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height [m] 1, root rotation 6, root linear 3 [m/s] and
+    angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s], key bodies from the root 3 each [m]."""
+    keys = [character.body_names.index(name) for name in KEY_BODIES]
+    root = state.rotations[..., 0, :]
+    to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
+    key_position = body_position[..., keys, :] - body_position[..., :1, :]  # (..., K, 3)
+    vectors = torch.cat((state.root_velocity[..., None, :], state.root_angular_velocity[..., None, :], key_position), -2)
+    vectors = ml.quat_rotate(to_heading[..., None, :], vectors).flatten(-2)  # (..., 6 + 3 K)
+    hinge = state.rotations.index_select(-2, character.hinges)
+    angle = (ml.rotvec_from_quat(hinge) * character.dof_axis[character.hinge_dofs]).sum(-1)
+    balls = tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2)
+    root_part = (state.root_position[..., 2:], tangent_normal(ml.quat_multiply(to_heading, root)), vectors[..., :6])
+    return torch.cat((*root_part, balls, angle, state.dof_velocity, vectors[..., 6:]), -1)
+
+
+def demo_transitions(motions: MotionLib, n: int, dt: float, generator: torch.Generator) -> Tensor:
+    """Sample n transitions of the clips, one control step dt [s] apart: disc_obs_demo (n, 2 D)."""
+    clip, start = motions.sample(n, dt, generator)
+    state = motions.state(clip.repeat(2), torch.cat((start, start + dt)))
+    body_position, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
+    return torch.cat(observe(state, body_position, motions.character).chunk(2), -1)
+
+
+def goal_obs(state: MotionState, target_heading: Tensor, target_speed: Tensor) -> Tensor:
+    """What the policy sees of its goal, [cos, sin, v*], the angle from where it faces: state (N,), (N,) [rad], (N,) [m/s] -> (N, G)."""
+    angle = target_heading - ml.heading(state.rotations[:, 0])
+    return torch.stack((torch.cos(angle), torch.sin(angle), target_speed), -1)
+
+
+def travel_angle(state: MotionState, target_heading: Tensor) -> Tensor:
+    """Angle from the target heading (N,) [rad] to the direction in which the root moves: (N,) in -pi to pi [rad]."""
+    angle = torch.atan2(state.root_velocity[:, 1], state.root_velocity[:, 0]) - target_heading
+    return torch.atan2(torch.sin(angle), torch.cos(angle))
+
+
+def task_reward(progress: Tensor, target_speed: Tensor) -> Tensor:
+    """Reward for velocities along the target direction (...) [m/s] under target speeds (...) [m/s]. (...)."""
+    # r_task = exp(-0.25 (v* - d* . v)^2), zero when moving away
+    return torch.exp(-0.25 * (target_speed - progress) ** 2) * (progress > 0)
+
+
+def style_reward(logits: Tensor, disc_loss: str) -> Tensor:
+    """Style reward of transitions with discriminator outputs `logits` (...) -> (...)."""
+    # bce: r_style = -log(1 - D) with D = sigmoid(logit), which is softplus(logit)
+    # lsgan: r_style = max(0, 1 - (D - 1)^2 / 4)   (AMP paper, equation 7)
+    return F.softplus(logits) if disc_loss == "bce" else (1.0 - 0.25 * (logits - 1.0) ** 2).clamp_min(0.0)
+
+
+# ---- 3. The simulator (a first reader can skip this part: it turns PD targets into the next MotionState) -----------------------
+
+
+PICTURE = (360, 480)  # height and width of a video [pixels]
+MAX_SPEED = 200.0  # any velocity [m/s, rad/s] beyond it is a broken simulation, not motion
+
+
+class Sim(ABC):
+    """N copies of the character on flat ground. States go in and out in the conventions of motion_lib, on `device`."""
+
+    @abstractmethod
+    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
+        """Put environments (n,) long into states of batch (n,)."""
+
+    @abstractmethod
+    def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
+        """Advance the first n environments by one control step under PD targets (n, A) [rad, exponential map] that hold all along.
+
+        -> state of batch (n,), diverged (n,) bool: physics broke down, and the state is the character's rest pose."""
+
+    @abstractmethod
+    def snapshot(self) -> List[Tensor]:
+        """All that the next step depends on, for restore."""
+
+    @abstractmethod
+    def restore(self, snapshot: List[Tensor]) -> None:
+        """Go back to a snapshot."""
+
+    @abstractmethod
+    def render(self) -> np.ndarray:
+        """Picture of the first environment's character, (H, W, 3) uint8; needs --capture-video."""
+
+
+class MujocoSim(Sim):
+    """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
+
+    def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+        if args.capture_video and "DISPLAY" not in os.environ:
+            os.environ.setdefault("MUJOCO_GL", "egl")
+        import mujoco
+        from mujoco import rollout
+
+        self.character = character = ml.load_character(character.path)  # on the CPU, where MuJoCo is
+        self.device = device
+        self.model = self._build_model(mujoco, character, 1.0 / (args.control_hz * args.substeps))
+        self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
+        self.data = [mujoco.MjData(self.model) for _ in range(self.threads)]
+        self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
+        self.rest = np.concatenate(([0.0], self.model.qpos0, np.zeros(self.model.nv)))  # a full physics state: time, qpos, qvel
+        self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, args.substeps, 1))
+        self.control = np.zeros((num_envs, args.substeps, self.model.nu))
+        # Where the parts of a MotionState stand in a row: qpos follows the time, qvel follows qpos; quaternions are wxyz there.
+        start = torch.as_tensor(1 + self.model.jnt_qposadr[self.model.body_jntadr[1:]]).long()  # (J,), meaningless for welded bodies
+        self.rotating = torch.cat((torch.zeros(1, dtype=torch.long), character.balls))  # bodies whose rotation is a quaternion in qpos
+        self.quats = (start[self.rotating] + (self.rotating == 0) * 3)[:, None] + torch.tensor([1, 2, 3, 0])
+        self.angles, self.axis = start[character.hinges], character.dof_axis[character.hinge_dofs]
+        self.velocity = 1 + self.model.nq
+        if args.capture_video:
+            try:
+                self.renderer, self.camera = mujoco.Renderer(self.model, *PICTURE), mujoco.MjvCamera()
+            except Exception as error:  # each OpenGL has its own
+                advice = "install libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa)"
+                raise InputError(f"--capture-video: MuJoCo finds no OpenGL to draw with; {advice}") from error
+            self.camera.type, self.camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, 1
+            self.camera.azimuth, self.camera.elevation, self.camera.distance = 120.0, -15.0, 3.5
+
+    @staticmethod
+    def _build_model(mujoco: Any, character: Character, timestep: float) -> Any:
+        """The character with a ball joint for each hinge triple, PD position actuators, and a floor."""
+        try:
+            spec = mujoco.MjSpec.from_file(character.path)
+            spec.copy().compile()
+        except ValueError as error:
+            raise InputError(f"{character.path}: MuJoCo refuses it: {' '.join(str(error).split())}") from error
+        for motor in list(spec.actuators):
+            spec.delete(motor)
+        for d, (name, body) in enumerate(zip(character.dof_names, character.dof_body)):
+            joint, ball = spec.joint(name), character.dof_body.count(body) == 3
+            if ball and d == character.dof_body.index(body):
+                parent, kind = spec.body(character.body_names[body]), mujoco.mjtJoint.mjJNT_BALL
+                parent.add_joint(name=f"ball{body}", type=kind, armature=joint.armature)
+            if ball:
+                spec.delete(joint)
+            else:  # the gains move from the joint, where MuJoCo reads a passive spring, to the actuator
+                joint.stiffness, joint.damping = 0.0 * joint.stiffness, 0.0 * joint.damping
+            actuator = spec.add_actuator(name=name, target=f"ball{body}" if ball else name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+            # on a ball joint, which has no limits here, the gear picks a component of the exponential map
+            actuator.gear = (character.dof_axis[d].tolist() if ball else [1, 0, 0]) + [0, 0, 0]
+            kp, kd, effort = float(character.kp[d]), float(character.kd[d]), float(character.effort[d])
+            actuator.set_to_position(kp=kp, kv=kd + timestep * kp)
+            actuator.forcelimited, actuator.forcerange = True, (-effort, effort)
+        checker = dict(type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER, width=64, height=64)
+        spec.add_texture(name="checker", rgb1=[0.8, 0.8, 0.8], rgb2=[0.6, 0.7, 0.8], **checker)
+        spec.add_material(name="floor", textures=["", "checker"], texrepeat=[1, 1], texuniform=True)
+        spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.5] * 3, [0.7] * 3
+        plane = dict(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[1.0, 0.05, 0.05])
+        spec.worldbody.add_geom(name="floor", material="floor", **plane)
+        spec.option.timestep = timestep
+        model = spec.compile()
+        # Stable PD (Tan, Liu, Turk 2011): of the drive force at the end of a step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq,
+        # the last term goes into the inertia, where the contact solver sees it. MuJoCo's implicit integrators would apply it after
+        # contacts are solved; at h = 1/60 a character under noisy targets then falls far sooner than at h = 1/480 (docs/log.md).
+        model.dof_armature[6:] += (timestep * character.kd + timestep**2 * character.kp).numpy()
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+        return model
+
+    def _read(self, n: Optional[int] = None) -> MotionState:
+        row, v = torch.from_numpy(self.state[:n]).float(), self.velocity
+        rotations = torch.zeros(len(row), len(self.character.parents), 4)
+        rotations[..., 3] = 1.0
+        rotations[:, self.rotating] = row[:, self.quats]
+        half = 0.5 * row[:, self.angles, None]
+        rotations[:, self.character.hinges] = torch.cat((self.axis * torch.sin(half), torch.cos(half)), -1)
+        # MuJoCo's free joint has its linear velocity in the world and its angular velocity in the root's own frame
+        angular = ml.quat_rotate(rotations[:, 0], row[:, v + 3 : v + 6])
+        state = MotionState(row[:, 1:4], rotations, row[:, v : v + 3], angular, row[:, v + 6 :])
+        return MotionState(*(x.to(self.device) for x in state))
+
+    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
+        ids = env_ids.cpu().numpy()
+        root, rotations, linear, angular, dof = (x.cpu() for x in state)
+        row = torch.zeros(len(ids), self.state.shape[1], dtype=torch.float64)
+        row[:, 1:4] = root.double()
+        row[:, self.quats] = rotations[:, self.rotating].double()
+        row[:, self.angles] = (ml.rotvec_from_quat(rotations[:, self.character.hinges]) * self.axis).sum(-1).double()
+        local = ml.quat_rotate(ml.quat_conjugate(rotations[:, 0]), angular)
+        row[:, self.velocity :] = torch.cat((linear, local, dof), -1).double()
+        self.state[ids] = row.numpy()
+
+    def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
+        n, v = len(targets), self.velocity
+        self.control[:n] = targets.cpu().double().numpy()[:, None]
+        clock = self.state[:n, 0] + self.trajectory.shape[1] * self.model.opt.timestep
+        self.rollout.rollout(self.model, self.data, self.state[:n], self.control[:n], state=self.trajectory[:n])
+        self.state[:n] = self.trajectory[:n, -1]
+        # where MuJoCo has found a broken state, it has reset it: its clock shows that
+        sound = (np.abs(self.state[:n, 0] - clock) < 1e-6) & (np.abs(self.state[:n, v:]).max(1) < MAX_SPEED)
+        self.state[:n][~sound] = self.rest
+        return self._read(n), torch.from_numpy(~sound).to(self.device)
+
+    def snapshot(self) -> List[Tensor]:
+        return [torch.from_numpy(self.state.copy())]
+
+    def restore(self, snapshot: List[Tensor]) -> None:
+        self.state[:] = snapshot[0].numpy()
+
+    def render(self) -> np.ndarray:
+        import mujoco
+
+        self.data[0].qpos[:] = self.state[0, 1 : self.velocity]
+        mujoco.mj_kinematics(self.model, self.data[0])
+        mujoco.mj_comPos(self.model, self.data[0])
+        self.renderer.update_scene(self.data[0], self.camera)
+        return self.renderer.render()
+
+
+class IsaacGymSim(Sim):
+    """NVIDIA Isaac Gym Preview 4 on the GPU, or on the CPU without CUDA: the whole state in tensors that PhysX writes in place.
+
+    Its dofs of a hinge triple are the exponential map of one ball joint; its linear velocities are those of centres of mass."""
+
+    def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+        self.character, self.device, self.substeps, self.on_gpu = character, device, args.substeps, args.cuda
+        self.gym = gym = gymapi.acquire_gym()
+        params = gymapi.SimParams()
+        params.dt, params.substeps = 1.0 / (args.control_hz * args.substeps), 1
+        params.up_axis, params.gravity = gymapi.UP_AXIS_Z, gymapi.Vec3(0.0, 0.0, -9.81)
+        params.use_gpu_pipeline = params.physx.use_gpu = self.on_gpu
+        params.physx.solver_type, params.physx.num_position_iterations, params.physx.num_velocity_iterations = 1, 4, 0
+        params.physx.contact_offset, params.physx.rest_offset, params.physx.bounce_threshold_velocity = 0.02, 0.0, 0.2
+        params.physx.max_depenetration_velocity, params.physx.default_buffer_size_multiplier = 10.0, 5.0
+        params.physx.max_gpu_contact_pairs = 8 * 1024 * 1024
+        params.physx.contact_collection = gymapi.CC_LAST_SUBSTEP  # the default is reported broken
+        gpu = device.index or 0
+        self.sim = sim = gym.create_sim(gpu, gpu if args.capture_video else -1, gymapi.SIM_PHYSX, params)
+        if sim is None:
+            raise InputError("--sim isaacgym: create_sim failed (its reason stands above); --sim mujoco is there")
+        ground = gymapi.PlaneParams()
+        ground.normal = gymapi.Vec3(0.0, 0.0, 1.0)
+        gym.add_ground(sim, ground)
+        options = gymapi.AssetOptions()
+        options.angular_damping, options.max_angular_velocity, options.default_dof_drive_mode = 0.01, 100.0, int(gymapi.DOF_MODE_NONE)
+        asset = gym.load_asset(sim, *os.path.split(os.path.abspath(character.path)), options)
+        shapes = gym.get_asset_rigid_shape_properties(asset)
+        for shape in shapes:
+            shape.friction = 1.0
+        gym.set_asset_rigid_shape_properties(asset, shapes)
+        names, bodies = gym.get_asset_dof_names(asset), gym.get_asset_rigid_body_names(asset)
+        if sorted(names) != sorted(character.dof_names) or sorted(bodies) != sorted(character.body_names):
+            raise InputError(f"{character.path}: Isaac Gym reads other dofs or bodies from it: {', '.join(names)}; {', '.join(bodies)}")
+        long = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
+        self.dofs, self.bodies = long([names.index(x) for x in character.dof_names]), long([bodies.index(x) for x in character.body_names])
+        props, order = gym.get_asset_dof_properties(asset), self.dofs.cpu().numpy()
+        props["driveMode"].fill(gymapi.DOF_MODE_POS)
+        for key, value in dict(stiffness=character.kp, damping=character.kd, effort=character.effort).items():
+            props[key][order] = value.cpu().numpy()
+        props["lower"], props["upper"] = np.minimum(props["lower"], props["upper"]), np.maximum(props["lower"], props["upper"])
+        corner, actors = gymapi.Vec3(2.0, 2.0, 2.0), []
+        for i in range(num_envs):
+            env = gym.create_env(sim, gymapi.Vec3(-2.0, -2.0, 0.0), corner, int(num_envs**0.5))
+            actor = gym.create_actor(env, asset, gymapi.Transform(gymapi.Vec3(0.0, 0.0, 2.0)), "character", i, 0, 0)
+            gym.set_actor_dof_properties(env, actor, props)
+            actors.append(gym.get_actor_index(env, actor, gymapi.DOMAIN_SIM))
+            if i == 0 and args.capture_video:
+                view = gymapi.CameraProperties()
+                view.height, view.width = PICTURE
+                self.filmed, self.camera = env, gym.create_camera_sensor(env, view)
+        inertial = gym.get_actor_rigid_body_properties(env, actor)
+        com = inertial[bodies.index(character.body_names[0])].com
+        self.com = torch.tensor([com.x, com.y, com.z], device=device)  # of the root, in its own frame [m]
+        gym.prepare_sim(sim)
+        self.actors = torch.tensor(actors, dtype=torch.int32, device=device)
+        self._refresh()
+        self.root = gymtorch.wrap_tensor(gym.acquire_actor_root_state_tensor(sim))  # (N, 13) position, xyzw, velocities
+        self.dof_state = gymtorch.wrap_tensor(gym.acquire_dof_state_tensor(sim))  # (N D, 2) position, velocity
+        self.dof = self.dof_state.view(num_envs, -1, 2)  # (N, D, 2)
+        self.body = gymtorch.wrap_tensor(gym.acquire_rigid_body_state_tensor(sim)).view(num_envs, -1, 13)  # (N, J, 13)
+        self._refresh()
+        self.target = torch.zeros(self.dof.shape[:2], device=device)  # (N, D)
+        self.rest = torch.eye(13, device=device)[6]  # a root at the origin, upright and at rest
+        self.pending: Optional[Tensor] = None  # environments whose states wait for the next step to be submitted
+        self._self_check(names, bodies, props, [body.mass for body in inertial])
+
+    def _refresh(self) -> None:
+        self.gym.refresh_actor_root_state_tensor(self.sim)
+        self.gym.refresh_dof_state_tensor(self.sim)
+        self.gym.refresh_rigid_body_state_tensor(self.sim)
+
+    def _self_check(self, names: List[str], bodies: List[str], props: np.ndarray, masses: List[float]) -> None:
+        """Print what Isaac Gym has made of the character; refuse it if its links turn otherwise than forward kinematics says."""
+        print("Isaac Gym self-check (for bug reports):")
+        print("  bodies: " + ", ".join(f"{name} {mass:.2f} kg" for name, mass in zip(bodies, masses)))
+        keys = ("lower", "upper", "stiffness", "damping", "effort", "armature")
+        for name, row in zip(names, props):
+            print(f"  {name}: " + ", ".join(f"{key} {row[key]:.4g}" for key in keys))
+        low, high = (torch.tensor(props[key].astype(np.float32), device=self.device)[self.dofs] for key in ("lower", "upper"))
+        dof = torch.tensor([0.6, -0.5, 0.7], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
+        zero, up = torch.zeros(1, 3, device=self.device), torch.tensor([[0.0, 0.0, 2.0]], device=self.device)
+        pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
+        self.set_state(self.actors[:1].long() * 0, MotionState(up, pose, zero, zero, 0.0 * dof))
+        state, _ = self.step(dof)
+        self.gym.refresh_rigid_body_state_tensor(self.sim)
+        link = self.body[:1, self.bodies, 3:7]
+        turned = [ml.forward_kinematics(self.character, up, rotations)[1] for rotations in (state.rotations, pose)]
+        errors = [float(ml.rotvec_from_quat(ml.quat_multiply(ml.quat_conjugate(q), link)).norm(dim=-1).max()) for q in turned]
+        print(f"  links off forward kinematics: {errors[0]:.5f} rad (read back), {errors[1]:.3f} rad (as set, one control step before)")
+        if not (errors[0] < 0.01 and errors[1] < 0.2):
+            raise InputError("--sim isaacgym: its joints do not turn as forward kinematics says; please report the self-check above")
+
+    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
+        q, angular = state.rotations[:, 0], state.root_angular_velocity
+        # v_com = v_link + w x R(q) com
+        linear = state.root_velocity + torch.linalg.cross(angular, ml.quat_rotate(q, self.com))
+        self.root[env_ids] = torch.cat((state.root_position, q, linear, angular), -1)
+        dof = torch.stack((ml.dof_positions(self.character, state.rotations), state.dof_velocity), -1)  # (n, D, 2)
+        self.dof[env_ids[:, None], self.dofs] = dof
+        # a second indexed call before the next simulation would undo the first: all wait for step()
+        self.pending = env_ids if self.pending is None else torch.cat((self.pending, env_ids)).unique()
+
+    def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
+        gym, sim, n = self.gym, self.sim, len(targets)
+        if self.pending is not None:
+            self.ids = self.actors[self.pending]  # a member, like all that PhysX reads: it has to live until the simulation
+            ids, self.pending = gymtorch.unwrap_tensor(self.ids), None
+            gym.set_actor_root_state_tensor_indexed(sim, gymtorch.unwrap_tensor(self.root), ids, len(self.ids))
+            gym.set_dof_state_tensor_indexed(sim, gymtorch.unwrap_tensor(self.dof_state), ids, len(self.ids))
+        self.target[:n, self.dofs] = targets
+        gym.set_dof_position_target_tensor(sim, gymtorch.unwrap_tensor(self.target))
+        for _ in range(self.substeps):
+            gym.simulate(sim)
+        if not self.on_gpu:
+            gym.fetch_results(sim, True)
+        gym.refresh_actor_root_state_tensor(sim)
+        gym.refresh_dof_state_tensor(sim)
+        root, dof = self.root[:n], self.dof[:n, self.dofs]  # (n, 13), (n, D, 2)
+        fast = torch.cat((root[:, 7:], dof[..., 1]), -1).abs().amax(-1)
+        sound = torch.isfinite(root).all(-1) & torch.isfinite(dof).flatten(1).all(-1) & (fast < MAX_SPEED)
+        root, dof = torch.where(sound[:, None], root, self.rest), torch.where(sound[:, None, None], dof, torch.zeros_like(dof))
+        q, angular = root[:, 3:7], root[:, 10:]
+        linear = root[:, 7:10] - torch.linalg.cross(angular, ml.quat_rotate(q, self.com))
+        rotations = ml.rotations_from_dofs(self.character, q, dof[..., 0])
+        return MotionState(root[:, :3], rotations, linear, angular, dof[..., 1]), ~sound
+
+    def snapshot(self) -> List[Tensor]:
+        return [self.root.clone(), self.dof.clone(), self.target.clone()]
+
+    def restore(self, snapshot: List[Tensor]) -> None:
+        for mine, kept in zip((self.root, self.dof, self.target), snapshot):
+            mine.copy_(kept)
+        self.pending = torch.arange(len(self.root), device=self.device)
+
+    def render(self) -> np.ndarray:
+        if self.on_gpu:  # step() has done so on the CPU
+            self.gym.fetch_results(self.sim, True)
+        self.gym.step_graphics(self.sim)
+        x, y, z = self.root[0, :3].tolist()
+        self.gym.set_camera_location(self.camera, self.filmed, gymapi.Vec3(x + 1.7, y - 3.0, z + 0.9), gymapi.Vec3(x, y, z))
+        self.gym.render_all_camera_sensors(self.sim)
+        image = self.gym.get_camera_image(self.sim, self.filmed, self.camera, gymapi.IMAGE_COLOR)
+        return np.asarray(image, dtype=np.uint8).reshape(*PICTURE, 4)[..., :3].copy()
+
+
+# ---- 4. Environment ------------------------------------------------------------------------------------------------------------
+
+
+class AMPEnv:
+    """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors, reset in the same step.
+
+    Observations end with the goal; they are (N, D), actions (N, A).
+
+    info["final_obs"] is the observation before the reset of environments that are done,
+    info["disc_obs"] (N, 2 D - 2 G) the transition that the discriminator judges: it never spans a reset."""
+
+    def __init__(self, args: Args, motions: MotionLib, sim: Sim, num_envs: int, episode_steps: int) -> None:
+        """Use the first num_envs copies of the character in sim. Raises InputError for a character or clips that do not serve."""
+        self.character, device = motions.character, motions.length.device
+        self.motions, self.sim, self.device, self.num_envs, self.episode_steps = motions, sim, device, num_envs, episode_steps
+        character = self.character
+        self.start_share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[args.reset_mode]
+        self.dt = 1.0 / args.control_hz  # control step [s]
+        self.physics_seconds = self.step_seconds = 0.0  # spent in the simulator, in all of step()
+        self.args, self.commands = args, None  # commands: times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]
+        absent = [name for name in KEY_BODIES if name not in character.body_names]
+        if absent:
+            raise InputError(f"{character.path}: the character has no {', '.join(absent)}, which observations need")
+        if bool((motions.length < self.dt).any()):
+            raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than one control step, {self.dt:.3f} s")
+        self.generator = torch.Generator(device)
+        # Zero action is the clips' mean pose: a mid-range pose (knees and elbows bent by 80 degrees) learns far more slowly.
+        self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
+        self.action_scale = args.action_scale
+        # A fall is ground contact of a body, the feet excepted, that the clips keep off the ground by at least 0.05 m.
+        self.fall_bodies = [j for j, name in enumerate(character.body_names) if name not in FEET and lowest[j] > 0.05]
+        self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
+        self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
+        # the goal: world heading [rad], speed [m/s], time until they change [s]
+        self.target_heading, self.target_speed, self.timer = torch.zeros(3, num_envs, device=device)
+        # Gymnasium's Box spaces, as far as a learner needs them
+        self.single_observation_space = SimpleNamespace(shape=(self._new_pool()[-1].shape[1] + GOAL,))
+        self.single_action_space = SimpleNamespace(shape=(len(character.dof_names),))
+
+    def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Any]]:
+        """Start all episodes anew: obs (N, D), info with the "state" that they start from."""
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        self.pool = self._new_pool()
+        info = {"state": MotionState(*self.pool[2:7])}
+        self.obs = self._reset(torch.arange(self.num_envs, device=self.device))
+        return self.obs, info
+
+    def _new_pool(self) -> List[Tensor]:
+        """N initial states by reference state initialisation: clip (N,), time (N,) [s], the five tensors of a MotionState, obs (N, D).
+
+        Drawn in advance, because a few states a step would cost as much as many at once."""
+        clip, start = self.motions.sample(self.num_envs, self.dt, self.generator)
+        start = start * (torch.rand(self.num_envs, generator=self.generator, device=self.device) >= self.start_share)
+        state = self.motions.state(clip, start)
+        body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
+        # a pose that reaches into the ground would be thrown up by the contact solver
+        raised = (-ml.lowest_points(self.character, body_position, body_rotation).amin(-1)).clamp_min(0.0)  # (N,) [m]
+        state.root_position[:, 2] += raised
+        turn = ml.quat_from_yaw(self._uniform(-math.pi, math.pi) * (self.commands is None))
+        state = ml.turn_state(state, turn)
+        return [clip, start, *state, observe(state, body_position, self.character)]
+
+    def _reset(self, env_ids: Tensor) -> Tensor:
+        """Put environments (n,) into the pool's first states -> their first observations (n, D)."""
+        if len(self.pool[0]) < len(env_ids):
+            self.pool = self._new_pool()
+        clip, start, *state, obs = (x[: len(env_ids)] for x in self.pool)
+        self.pool = [x[len(env_ids) :] for x in self.pool]
+        self.sim.set_state(env_ids, MotionState(*state))
+        self.clip[env_ids], self.time[env_ids], self.steps[env_ids] = clip, start, 0
+        self.target_heading[env_ids], self.timer[env_ids] = 0.0, self._uniform(*self.args.change_seconds)[env_ids]
+        self.target_speed[env_ids] = self._uniform(*self.args.speed_range)[env_ids]
+        self._follow_commands()
+        goal = goal_obs(MotionState(*state), self.target_heading[env_ids], self.target_speed[env_ids])
+        return torch.cat((obs, goal), -1)
+
+    def _uniform(self, low: float, high: float) -> Tensor:
+        """N random numbers between low and high, all at once so that what one environment draws does not depend on another. (N,)."""
+        return low + (high - low) * torch.rand(self.num_envs, generator=self.generator, device=self.device)
+
+    def _follow_commands(self) -> None:
+        """Overwrite the goal by what the commands say for each environment's time."""
+        if self.commands is not None:
+            times, headings, speeds = self.commands
+            row = (torch.searchsorted(times, self.steps * self.dt + 1e-4, right=True) - 1)[None]  # (1, N)
+            self.target_heading, self.target_speed = headings.gather(0, row)[0], speeds.gather(0, row)[0]
+
+    def _change_goal(self) -> None:
+        """Let the goal drift as in DeepMimic: now and then a small turn, seldom a sharp one or another speed."""
+        self.timer -= self.dt
+        due = self.timer <= 0
+        sharp = self._uniform(0.0, 1.0) < self.args.sharp_turn_share
+        small = self.args.turn_std * torch.randn(self.num_envs, generator=self.generator, device=self.device)
+        self.target_heading = self.target_heading + due * torch.where(sharp, self._uniform(-math.pi, math.pi), small)
+        faster = due & (self._uniform(0.0, 1.0) < self.args.speed_change_share)
+        self.target_speed = torch.where(faster, self._uniform(*self.args.speed_range), self.target_speed)
+        self.timer = torch.where(due, self._uniform(*self.args.change_seconds), self.timer)
+        self._follow_commands()
+
+    def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
+        """One control step under actions (N, A) -> obs (N, D), task reward (N,), terminated (N,), truncated (N,), info."""
+        started = time.perf_counter()
+        state, diverged = self.sim.step(self.action_offset + self.action_scale * action)
+        self.physics_seconds += time.perf_counter() - started
+        body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
+        direction = torch.stack((torch.cos(self.target_heading), torch.sin(self.target_heading)), -1)  # (N, 2), d*
+        speed = (state.root_velocity[:, :2] * direction).sum(-1)  # (N,) [m/s] along it
+        reward = task_reward(speed, self.target_speed) * ~diverged
+        goal = dict(heading_error=travel_angle(state, self.target_heading).abs(), speed_error=(self.target_speed - speed).abs())
+        self.steps += 1
+        self._change_goal()
+        # after a step that broke the physics nothing has been seen, and nothing is earned
+        seen = torch.cat((observe(state, body_position, self.character), goal_obs(state, self.target_heading, self.target_speed)), -1)
+        final_obs = torch.where(diverged[:, None], self.obs, seen)
+        disc_obs = torch.cat((self.obs[:, :-GOAL], final_obs[:, :-GOAL]), -1)  # (N, 2 D - 2 G)
+        lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
+        terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
+        truncated = (self.steps >= self.episode_steps) & ~terminated
+        reward = reward * ~terminated
+        info = {"final_obs": final_obs, "disc_obs": disc_obs, "diverged": diverged, "speed": speed}
+        info.update(goal, state=state, body_position=body_position, episode_length=self.steps.clone())
+        env_ids = (terminated | truncated).nonzero()[:, 0]
+        self.obs = final_obs
+        if len(env_ids):
+            self.obs = final_obs.index_copy(0, env_ids, self._reset(env_ids))
+        self.step_seconds += time.perf_counter() - started
+        return self.obs, reward, terminated, truncated, info
+
+
+# ---- 5. Networks, normaliser, replay buffer ------------------------------------------------------------------------------------
+
+
+class Normaliser(nn.Module):
+    """Running mean and variance of the rows that it has been updated with; part of the checkpoint."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        for name, value in (("mean", torch.zeros(size)), ("var", torch.ones(size)), ("count", torch.zeros(()))):
+            self.register_buffer(name, value)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Merge the moments of rows (n, size) into the running ones (Chan et al. 1979)."""
+        var, mean = torch.var_mean(x, 0, unbiased=False)
+        total = self.count + len(x)
+        delta = mean - self.mean
+        self.var.copy_((self.var * self.count + var * len(x) + delta**2 * self.count * len(x) / total) / total)
+        self.mean.add_(delta * len(x) / total)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x - mean) / std, clipped to [-5, 5]."""
+        return ((x - self.mean) / torch.sqrt(self.var + 1e-5)).clamp(-5.0, 5.0)
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Inverse of forward, within its clipping range."""
+        return x * torch.sqrt(self.var + 1e-5) + self.mean
+
+
+def mlp(size_in: int, hidden: Tuple[int, int], size_out: int, last_gain: float) -> nn.Sequential:
+    """ReLU network with two hidden layers; last_gain scales the last layer's initial weights."""
+    layers = [nn.Linear(*size) for size in zip((size_in, *hidden), (*hidden, size_out))]
+    for layer, gain in zip(layers, (math.sqrt(2.0), math.sqrt(2.0), last_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+class Agent(nn.Module):
+    """Actor (mean action), critic (normalised value), discriminator (logit), and the normalisers of what they read."""
+
+    def __init__(self, obs_size: int, disc_size: int, action_size: int, hidden: Tuple[int, int], action_std_log: float) -> None:
+        super().__init__()
+        self.obs_norm, self.disc_norm, self.return_norm = Normaliser(obs_size), Normaliser(disc_size), Normaliser(1)
+        self.actor = mlp(obs_size, hidden, action_size, 0.01)
+        self.critic = mlp(obs_size, hidden, 1, 1.0)
+        self.disc = mlp(disc_size, hidden, 1, 1.0)
+        self.action_std = math.exp(action_std_log)
+
+    def log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
+        """Log density of actions under the Gaussian policy, up to its constant. (..., A), (..., A) -> (...)."""
+        return -0.5 * (((action - mean) / self.action_std) ** 2).sum(-1)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Expected return of raw observations (..., D) -> (...)."""
+        return self.return_norm.undo(self.critic(self.obs_norm(obs)))[..., 0]
+
+
+class ReplayBuffer:
+    """The character's past transitions. Fills up, then keeps a random part: newcomers replace random old rows."""
+
+    def __init__(self, capacity: int, width: int, device: torch.device) -> None:
+        self.data = torch.zeros(capacity, width, device=device)
+        self.size = 0
+
+    def add(self, rows: Tensor, keep: int) -> None:
+        """Store rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
+        room = len(self.data) - self.size
+        rows = rows[torch.randperm(len(rows), device=rows.device)[: room or min(keep, len(self.data))]]
+        if room:
+            self.data[self.size : self.size + len(rows)] = rows
+            self.size += len(rows)
+        else:
+            self.data[torch.randperm(len(self.data), device=rows.device)[: len(rows)]] = rows
+
+    def sample(self, n: int) -> Tensor:
+        """n rows, drawn with replacement: (n, width)."""
+        return self.data[torch.randint(self.size, (n,), device=self.data.device)]
+
+
+# ---- 6. Losses and advantages --------------------------------------------------------------------------------------------------
+
+
+def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Classification loss, gradient penalty, and logits of clip and character (n,) for normalised transitions (n, 2 D)."""
+    demo = demo.detach().requires_grad_(True)
+    demo_logit, agent_logit = disc(demo)[:, 0], disc(agent)[:, 0]
+    if disc_loss == "bce":
+        # L = -E_clip[log D] - E_agent[log(1 - D)],   D = sigmoid(logit)
+        loss = F.softplus(-demo_logit).mean() + F.softplus(agent_logit).mean()
+    else:
+        # L = E_clip[(D - 1)^2] + E_agent[(D + 1)^2]   (AMP paper, equation 6)
+        loss = ((demo_logit - 1.0) ** 2).mean() + ((agent_logit + 1.0) ** 2).mean()
+    # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8)
+    (gradient,) = torch.autograd.grad(demo_logit.sum(), demo, create_graph=True)
+    return loss, (gradient**2).sum(-1).mean(), demo_logit, agent_logit
+
+
+def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016, equation 16). All (T, N) -> (T, N).
+
+    next_value[t] is the value of the state that step t led to, before any reset; terminated cuts the bootstrap, done the trace."""
+    advantage, trace = torch.zeros_like(reward), torch.zeros_like(reward[0])
+    # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
+    delta = reward + gamma * next_value * (~terminated) - value
+    for t in reversed(range(len(reward))):
+        # A_t = delta_t + gamma lambda A_{t+1}
+        trace = delta[t] + gamma * lam * trace * (~done[t])
+        advantage[t] = trace
+    return advantage
+
+
+# ---- 7. Evaluation and checkpoints ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[str, float], List[ml.Clip], Tensor]:
+    """Run the policy without noise, one episode per environment, up to env.episode_steps.
+
+    -> metrics, roll-outs as clips, task return of each episode (N,), 1 for the best. The simulator is left as it was found. With
+    --capture-video the first episode is written to the file `video`."""
+    motions, snapshot = env.motions, env.sim.snapshot()
+    obs, info = env.reset(args.seed + 1000)
+    alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    steps, fell, task_return = torch.zeros_like(env.steps), torch.zeros_like(alive), torch.zeros_like(env.time)
+    sums = torch.zeros(3, device=env.device)
+    poses, states, frames = [], [info["state"]], []
+    for _ in range(env.episode_steps):
+        obs, reward, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
+        state = info["state"]
+        style = style_reward(agent.disc(agent.disc_norm(info["disc_obs"]))[:, 0], args.disc_loss)
+        sums += (torch.stack((info["heading_error"], info["speed_error"], style)) * alive).sum(-1)
+        task_return += reward * alive / env.episode_steps
+        fell |= alive & terminated
+        steps += alive & ~terminated
+        poses.append(ml.relative_positions(info["body_position"], state.rotations[:, 0]))
+        states.append(state)
+        if args.capture_video and alive[0]:
+            frames.append(env.sim.render())
+        alive &= ~terminated
+        if not alive.any():
+            break
+    env.sim.restore(snapshot)
+    if frames:
+        import imageio
+
+        imageio.mimwrite(video, frames, fps=args.control_hz, macro_block_size=None)
+    errors, nearest = ml.nearest_clips(motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
+    heading, speed, style = (sums / (steps + fell).sum()).tolist()
+    metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, task_return=float(task_return.mean()))
+    metrics.update(heading_error_deg=math.degrees(heading), speed_error_m_s=speed, fall_rate=float(fell.float().mean()))
+    metrics.update(style_reward=style, pose_error_m=errors)
+    for file, share in zip(motions.files, nearest.tolist()):
+        metrics[f"visits_{os.path.splitext(os.path.basename(file))[0]}"] = share
+    roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
+    lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
+    return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)], task_return
+
+
+def load_commands(path: str, num_envs: int, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
+    """Read a file of commands -> times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]. Raises InputError."""
+    try:
+        rows = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (ValueError, OSError) as error:
+        raise InputError(f'{path}: not a file of commands, lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
+    if rows.shape[1:] != (3,) or not np.isfinite(rows).all() or rows[0, 0] != 0 or (np.diff(rows[:, 0]) <= 0).any():
+        raise InputError(f"{path}: needs three finite numbers a line, times that rise from 0")
+    times, headings, speeds = torch.tensor(rows, dtype=torch.float32, device=device).T.contiguous()
+    return times, torch.deg2rad(headings)[:, None].repeat(1, num_envs), speeds[:, None].repeat(1, num_envs)
+
+
+def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, path: str) -> Any:
+    """Task return over a grid of constant speeds and of turns from the heading at the start: print a table, save a plot -> the figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = max(env.num_envs // 4, 1)  # four speeds; environments left over repeat the last cell
+    cell = torch.arange(env.num_envs, device=env.device).clamp_max(4 * columns - 1)
+    speeds = torch.linspace(*args.speed_range, 4, device=env.device)
+    turns = (torch.arange(columns, device=env.device) - columns // 2) * 2 * math.pi / columns
+    env.commands = (torch.zeros(1, device=env.device), turns[cell % columns][None], speeds[(cell // columns).clamp_max(3)][None])
+    returns = evaluate(agent, env, dataclasses.replace(args, capture_video=False), "")[2]
+    env.commands = None
+    table = [returns[cell == i].mean().item() if (cell == i).any() else math.nan for i in range(4 * columns)]
+    table = np.array(table).reshape(4, columns)
+    print("task return | turn [deg]: " + " | ".join(f"{math.degrees(turn):.0f}" for turn in turns))
+    for speed, row in zip(speeds.tolist(), table):
+        print(f"{speed:.1f} m/s | " + " | ".join(f"{x:.2f}" for x in row))
+    figure, axes = pyplot.subplots()
+    image = axes.imshow(table, vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(columns), [f"{math.degrees(turn):.0f}" for turn in turns])
+    axes.set_yticks(range(4), [f"{speed:.1f}" for speed in speeds])
+    axes.set(xlabel="turn [degrees]", ylabel="speed [m/s]", title="task return, 1 is the best")
+    figure.colorbar(image)
+    figure.savefig(path)
+    return figure
+
+
+def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> None:
+    """Write all that an evaluation needs, atomically; torch.load(weights_only=True) reads it."""
+    content = {"script": SCRIPT, "format": 1, "args": dataclasses.asdict(args), "samples": samples, "metrics": metrics}
+    torch.save({**content, "agent": agent.state_dict(), "action_offset": env.action_offset}, path + ".tmp")
+    os.replace(path + ".tmp", path)
+
+
+def load_checkpoint(path: str) -> Dict[str, Any]:
+    """Read a checkpoint of this script without executing anything in it. Raises InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        kind = (checkpoint["script"], checkpoint["format"])
+        if kind != (SCRIPT, 1):
+            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, format 1")
+        Args(**checkpoint["args"])
+    except InputError:
+        raise
+    except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
+        raise InputError(f"{path}: cannot be read as a checkpoint of this script ({type(error).__name__})") from error
+    return checkpoint
+
+
+# ---- 8. Main loop --------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
+    """Options of the command line, checked, and the checkpoint that --evaluate names: its options are then the defaults."""
+    args, checkpoint = tyro.cli(Args, args=argv), None
+    if args.evaluate and args.checkpoint is not None:
+        checkpoint = load_checkpoint(args.checkpoint)
+        saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False}
+        args = tyro.cli(Args, args=argv, default=Args(**saved))
+    check_args(args)
+    return args, checkpoint
+
+
+def start_run(args: Args) -> Tuple[str, Any]:
+    """Make the run's folder, with all that is needed to repeat it -> its path, a TensorBoard writer."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
+    run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.sim}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    if args.track:
+        import wandb
+
+        wandb.init(name=run[5:], config=vars(args), sync_tensorboard=True)
+    os.makedirs(run)
+    versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in ("torch", "numpy", args.sim)}
+    versions.update(python=sys.version, platform=platform.platform())
+    with open(os.path.join(run, "args.json"), "w") as file:
+        json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
+    for source in (__file__, ml.__file__):
+        shutil.copy(source, run)
+    writer = SummaryWriter(run)
+    writer.add_text("options", json.dumps(dataclasses.asdict(args), indent=1))
+    return run, writer
+
+
+def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
+    device = torch.device("cuda" if args.cuda else "cpu")
+    torch.manual_seed(args.seed)
+    motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device), args.mirror)
+    copies = args.eval_episodes if checkpoint else max(args.num_envs, args.eval_episodes)
+    simulator = MujocoSim if args.sim == "mujoco" else IsaacGymSim
+    sim = simulator(args, motions.character, copies, device)
+    eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
+    D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
+    agent = Agent(D, 2 * (D - GOAL), A, args.hidden, args.action_std_log).to(device)
+    if checkpoint:
+        try:
+            agent.load_state_dict(checkpoint["agent"])
+            eval_env.action_offset.copy_(checkpoint["action_offset"])
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{args.checkpoint}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
+        folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
+        if args.eval_commands:
+            eval_env.commands = load_commands(args.eval_commands, args.eval_episodes, device)
+        metrics, clips, _ = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
+        evaluate_grid(agent, eval_env, args, os.path.join(folder, "grid.png"))
+        for n, clip in enumerate(clips):
+            ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
+        print(json.dumps(metrics))
+        return
+
+    env = AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
+    run, writer = start_run(args)
+    print(f"{run}: simulator {args.sim}, learning on {device}")
+    print("options: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items()))
+    T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
+    learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
+    ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])
+    disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate)
+    replay = ReplayBuffer(args.replay_size, 2 * (D - GOAL), device)
+    demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
+
+    obs_buf, final_buf = torch.zeros(2, T, N, D, device=device)  # raw observations; after the step, before a reset
+    mean_buf, action_buf = torch.zeros(2, T, N, A, device=device)
+    task_buf, speed_buf, length_buf, diverged_buf = torch.zeros(4, T, N, device=device)
+    terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device)
+
+    # The normalisers start from the clip: the character, which starts from the clip's states, is close to it.
+    obs, _ = env.reset(args.seed)
+    agent.obs_norm.update(obs)
+    agent.disc_norm.update(demo_transitions(motions, 4096, env.dt, demo_generator))
+    metrics, started, iterations, threads = {}, time.time(), args.total_timesteps // B, torch.get_num_threads()
+    episode_length = torch.zeros((), device=device)  # mean over the episodes that ended in the last iteration that saw one end
+    bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
+    for iteration in range(1, iterations + 1):
+        clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
+
+        # 1. Roll out the policy, with torch on one core: its second thread would spin where a physics thread wants to run.
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            for t in range(T):
+                mean = agent.actor(agent.obs_norm(obs))  # (N, A)
+                action = mean + agent.action_std * torch.randn_like(mean)
+                obs_buf[t], mean_buf[t], action_buf[t] = obs, mean, action
+                obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
+                final_buf[t], diverged_buf[t] = info["final_obs"], info["diverged"]
+                speed_buf[t], length_buf[t] = info["speed"], info["episode_length"]
+        torch.set_num_threads(threads)
+        done_buf = terminated_buf | truncated_buf
+        fresh = torch.cat((obs_buf[..., :-GOAL], final_buf[..., :-GOAL]), -1).view(B, 2 * (D - GOAL))  # disc_obs
+        clock.append(time.perf_counter())
+
+        # 2. Discriminator: clip transitions against the character's, half of them fresh and half replayed.
+        replay.add(fresh, args.replay_keep)
+        demo = demo_transitions(motions, args.disc_updates * args.disc_batch, env.dt, demo_generator)
+        agent.disc_norm.update(torch.cat((demo, fresh[torch.randint(B, (len(demo),), device=device)])))
+        for mb_demo in agent.disc_norm(demo).chunk(args.disc_updates):
+            mb_fresh = fresh[torch.randint(B, (args.disc_batch // 2,), device=device)]
+            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(args.disc_batch // 2))))  # (disc_batch, 2 D)
+            loss, penalty, demo_logit, agent_logit = disc_losses(agent.disc, mb_demo, mb_agent, args.disc_loss)
+            squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]
+            regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
+            disc_optimizer.zero_grad()
+            (loss + args.grad_penalty * penalty + regulariser).backward()
+            nn.utils.clip_grad_norm_(agent.disc.parameters(), args.max_grad_norm)
+            disc_optimizer.step()
+            stats["disc/loss"].append(loss.detach())
+            stats["disc/grad_penalty"].append(penalty.detach())
+            for name, logit, sign in zip(("demo", "fresh", "replay"), (demo_logit, *agent_logit.chunk(2)), (1, -1, -1)):
+                stats[f"disc/logit_{name}"].append(logit.detach())
+                stats[f"disc/accuracy_{name}"].append((sign * logit > 0).float())
+                term = F.softplus(-sign * logit) if args.disc_loss == "bce" else (logit - sign) ** 2
+                stats[f"disc/loss_{name}"].append(term.detach())
+        clock.append(time.perf_counter())
+
+        # 3. Rewards and advantages.
+        with torch.no_grad():
+            style_buf = style_reward(agent.disc(agent.disc_norm(fresh)), args.disc_loss).view(T, N)
+            # r_total = r_task + style_weight * r_style
+            reward = task_buf + args.style_weight * style_buf
+            value = agent.value(torch.cat((obs_buf, obs[None])))  # (T + 1, N)
+            value, next_value = value[:-1], value[1:].clone()
+            # a time-out is not the end: bootstrap from the state before the reset
+            next_value[truncated_buf] = agent.value(final_buf[truncated_buf])
+            advantage = gae(reward, value, next_value, terminated_buf, done_buf, args.gamma, args.gae_lambda)
+            returns = advantage + value
+            stats["policy/explained_variance"] = [1.0 - advantage.var(unbiased=False) / returns.var(unbiased=False).clamp_min(1e-8)]
+            agent.return_norm.update(returns.view(B, 1))
+            b_obs = agent.obs_norm(obs_buf.view(B, D))  # normalised, like the returns
+            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
+            b_advantage = ((advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)).view(B)
+            b_mean, b_action = mean_buf.view(B, A), action_buf.view(B, A)
+            b_log_prob = agent.log_prob(b_mean, b_action)  # (B,)
+
+        # 4. PPO.
+        for _ in range(args.update_epochs):
+            for mb in torch.randperm(B, device=device).split(M):
+                mean = agent.actor(b_obs[mb])  # (M, A)
+                ratio = torch.exp(agent.log_prob(mean, b_action[mb]) - b_log_prob[mb])
+                # L_clip = -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)]   (Schulman et al. 2017, equation 7)
+                clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+                policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
+                value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
+                ppo_optimizer.zero_grad()
+                (policy_loss + value_loss).backward()  # of two networks, each with its own learning rate and gradient norm
+                for net in (agent.actor, agent.critic):
+                    nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm)
+                ppo_optimizer.step()
+                # KL of two Gaussians with the same standard deviation
+                kl = 0.5 * (((mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
+                for name, x in dict(kl=kl, loss=policy_loss, value_loss=value_loss).items():
+                    stats[f"policy/{name}"].append(x.detach())
+                stats["policy/clip_fraction"].append(((ratio.detach() - 1).abs() > args.clip_coef).float())
+        agent.obs_norm.update(obs_buf.view(B, D))
+
+        # 5. Log, evaluate, save.
+        samples = iteration * B
+        stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
+        stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/falls_per_step": [terminated_buf.float()]})
+        ended = (length_buf * done_buf).sum() / done_buf.sum().clamp_min(1)
+        episode_length = torch.where(done_buf.any(), ended, episode_length)
+        stats.update({"episode/length": [episode_length], "episode/diverged_per_step": [diverged_buf]})
+        # the iteration's one transfer from the device
+        log = dict(zip(stats, torch.stack([torch.stack([x.mean() for x in xs]).mean() for xs in stats.values()]).tolist()))
+        if not math.isfinite(sum(log.values())):
+            raise InputError(f"{run}: a loss became NaN after {samples} samples; try a lower --learning-rate or --critic-learning-rate")
+        kl_ratio = log["policy/kl"] / args.target_kl
+        learning_rate *= 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
+        ppo_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
+        log["policy/learning_rate"] = learning_rate
+        clock.append(time.perf_counter())  # after the transfer, so that a GPU's work is counted
+        seconds = dict(physics=env.physics_seconds, env=env.step_seconds, rollout=clock[1] - clock[0], training=clock[-1] - clock[0])
+        seconds.update(learning=clock[-1] - clock[1], disc=clock[2] - clock[1], ppo=clock[-1] - clock[2])
+        env.physics_seconds = env.step_seconds = 0.0
+        log.update({f"samples_per_s/{name}": B / x for name, x in seconds.items()})
+        if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
+            metrics, _, _ = evaluate(agent, eval_env, args, os.path.join(run, f"episode_{samples}.mp4"))
+            log.update({f"eval/{name}": x for name, x in metrics.items()})
+            save_checkpoint(os.path.join(run, "latest.pt"), agent, eval_env, args, samples, metrics)
+        for name, x in log.items():
+            writer.add_scalar(name, x, samples)
+        shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
+        shown = f"return {metrics.get('task_return', math.nan):.2f}, {shown}"
+        bar.set_postfix_str(f"{shown}, pose error {metrics.get('pose_error_m', math.nan):.3f} m", refresh=False)
+        bar.update(B)
+    bar.close()
+    writer.add_figure("eval/grid", evaluate_grid(agent, eval_env, args, os.path.join(run, "grid.png")), samples)
+    writer.close()
+    print(f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt")
+    print(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    try:
+        main(*parse_args())
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

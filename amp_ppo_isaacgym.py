@@ -469,7 +469,7 @@ class IsaacGymSim(Sim):
         for name, row in zip(names, props):
             print(f"  {name}: " + ", ".join(f"{key} {row[key]:.4g}" for key in keys))
         low, high = (torch.tensor(props[key].astype(np.float32), device=self.device)[self.dofs] for key in ("lower", "upper"))
-        dof = torch.tensor([0.6, -0.5, 0.7], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
+        dof = torch.tensor([0.3, -0.2, 0.4], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
         zero, up = torch.zeros(1, 3, device=self.device), torch.tensor([[0.0, 0.0, 2.0]], device=self.device)
         pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
         self.set_state(self.actors[:1].long() * 0, MotionState(up, pose, zero, zero, 0.0 * dof))

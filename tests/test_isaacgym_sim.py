@@ -1,0 +1,356 @@
+"""IsaacGymSim against the strict double of Isaac Gym's API in isaacgym_double/, and against MujocoSim."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import amp_ppo_isaacgym as amp
+import motion_lib as ml
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="the double needs MuJoCo")
+CPU, SCRIPT = torch.device("cpu"), "amp_ppo_isaacgym.py"
+
+
+@pytest.fixture(scope="session")
+def double(root):
+    """The double's modules, imported as it demands: before torch."""
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name == "torch"}
+    sys.path.insert(0, str(root / "tests/isaacgym_double"))
+    try:
+        from isaacgym import gymapi
+    finally:
+        sys.path.pop(0)
+        sys.modules.update(hidden)
+    from isaacgym import gymtorch
+
+    return gymapi, gymtorch
+
+
+@pytest.fixture
+def make_sim(double, monkeypatch, character):
+    """make_sim(num_envs, **options) -> an IsaacGymSim on the double; they are destroyed after the test, or by the next one."""
+    monkeypatch.setattr(amp, "gymapi", double[0])
+    monkeypatch.setattr(amp, "gymtorch", double[1], raising=False)
+    alive = []
+
+    def close():
+        while alive:
+            sim = alive.pop()
+            sim.gym.destroy_sim(sim.sim)
+
+    def make(num_envs, cuda=False, **options):
+        close()
+        alive.append(amp.IsaacGymSim(amp.Args(cuda=cuda, target_speed=1.0, **options), character, num_envs, CPU))
+        return alive[-1]
+
+    yield make
+    close()
+
+
+def env_on(sim, motions, num_envs, episode_steps=300):
+    return amp.AMPEnv(amp.Args(cuda=False, target_speed=1.0), motions, sim, num_envs, episode_steps)
+
+
+# ---- The contract of the simulators ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuda", [False, True], ids=["cpu pipeline", "gpu pipeline"])
+def test_both_simulators_give_the_same_episodes(make_sim, walk, character, cuda):
+    """Same seed and actions, resets by falls and time-outs on the way: the same observations, rewards and ends of episodes."""
+    envs = [env_on(make_sim(24, cuda), walk, 24, 22)]
+    envs.append(env_on(amp.MujocoSim(amp.Args(), character, 24, CPU), walk, 24, 22))
+    start = [env.reset(5)[0] for env in envs]
+    torch.testing.assert_close(*start, atol=1e-4, rtol=0)
+    generator, ended, fell = torch.Generator().manual_seed(2), 0, 0
+    same = torch.ones(24, dtype=torch.bool)
+    for _ in range(40):
+        action = 0.6 * torch.randn(24, 28, generator=generator)
+        (obs, reward, terminated, truncated, info), other = [env.step(action) for env in envs]
+        # a foot that just grazes the ground touches it in one simulator and not in the other, for a difference of 1e-7
+        same &= (info["final_obs"] - other[4]["final_obs"]).abs().amax(-1) < 1e-4
+        for mine, its in ((obs, other[0]), (reward, other[1]), (info["disc_obs"], other[4]["disc_obs"])):
+            torch.testing.assert_close(mine[same], its[same], atol=1e-4, rtol=0)
+        assert terminated[same].equal(other[2][same]) and truncated[same].equal(other[3][same])
+        on = (~(terminated | truncated)).nonzero()[:, 0]
+        for env in envs:  # from the same state again: contacts would let the differences grow without bound
+            env.sim.set_state(on, ml.MotionState(*(x[on] for x in info["state"])))
+        ended, fell = ended + int((terminated | truncated)[same].sum()), fell + int(terminated[same].sum())
+    assert same.sum() >= 20 and ended > 24 and 0 < fell < ended
+
+
+def test_states_read_back_as_they_were_set(make_sim, all_motions):
+    """Through exponential maps and centres of mass, after one step that is too short to move anything."""
+    sim = make_sim(20, control_hz=1000, substeps=2)
+    state = all_motions.state(torch.arange(20), torch.full((20,), 0.3))
+    state.root_position[:, 2] += 1.0  # in the air
+    sim.set_state(torch.arange(20), state)
+    back, diverged = sim.step(ml.dof_positions(sim.character, state.rotations))
+    assert not diverged.any()
+    torch.testing.assert_close(back.root_position, state.root_position + 0.001 * state.root_velocity, atol=2e-4, rtol=0)
+    torch.testing.assert_close(back.root_velocity, state.root_velocity, atol=0.2, rtol=0)
+    alignment = (back.rotations * state.rotations).sum(-1).abs()
+    assert alignment.min() > 0.9999
+    assert float((sim.com**2).sum()) > 1e-4  # the root's centre of mass is not at its origin: the conversion matters
+
+
+def test_two_resets_before_a_step_are_one_call(make_sim, walk):
+    sim = make_sim(4)
+    calls = record(sim)
+    for ids, time in (([0, 1], 0.1), ([1, 3], 0.5)):
+        sim.set_state(torch.tensor(ids), walk.state(torch.zeros(len(ids), dtype=torch.long), torch.full((len(ids),), time)))
+    state, _ = sim.step(torch.zeros(4, 28))  # the double raises on a second indexed call
+    assert calls.count("set_actor_root_state_tensor_indexed") == calls.count("set_dof_state_tensor_indexed") == 1
+    assert state.root_position[0, 2] != state.root_position[1, 2] and state.root_position[1, 2] == pytest.approx(state.root_position[3, 2])
+    sim.step(torch.zeros(4, 28))
+    assert calls.count("set_dof_state_tensor_indexed") == 1  # nothing was reset
+
+
+def test_snapshots(make_sim, walk):
+    sim = make_sim(3)
+    env = env_on(sim, walk, 3)
+    env.reset(0)
+    env.step(torch.zeros(3, 28))
+    kept = sim.snapshot()
+    expected = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
+    sim.set_state(torch.arange(3), walk.state(torch.zeros(3, dtype=torch.long), torch.zeros(3)))
+    sim.step(torch.zeros(2, 28))  # of the first two only, as an evaluation does
+    sim.restore(kept)
+    again = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
+    for one, two in zip(expected, again):
+        for x, y in zip(one, two):
+            torch.testing.assert_close(x, y, atol=1e-3, rtol=0)
+
+
+def test_a_broken_environment_is_reset(make_sim, walk, monkeypatch):
+    sim = make_sim(3)
+    env = env_on(sim, walk, 3)
+    env.reset(0)
+    refresh = sim.gym.refresh_dof_state_tensor
+
+    def broken(handle):
+        refresh(handle)
+        sim.dof[1, 5, 0], sim.root[2, 8] = float("nan"), 1e4
+
+    monkeypatch.setattr(sim.gym, "refresh_dof_state_tensor", broken)
+    obs, _, terminated, _, info = env.step(torch.zeros(3, 28))
+    assert info["diverged"].tolist() == [False, True, True] and terminated[1:].all() and torch.isfinite(obs).all()
+    assert torch.isfinite(info["final_obs"]).all() and info["state"].root_position[1].tolist() == [0, 0, 0]
+    monkeypatch.setattr(sim.gym, "refresh_dof_state_tensor", refresh)
+    obs, _, _, _, info = env.step(torch.zeros(3, 28))  # the double raises on states that are not finite
+    assert not info["diverged"].any() and torch.isfinite(obs).all()
+
+
+def test_limits_that_come_inverted_are_swapped(make_sim, double, monkeypatch, capsys):
+    monkeypatch.setattr(double[0], "INVERT_LIMITS", ("right_knee", "left_hip_x"))
+    make_sim(1)  # the double raises on limits that are set inverted
+    assert "right_knee: lower 0, upper 2.793" in capsys.readouterr().out
+
+
+# ---- No host round trips --------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A gym that notes the names of the calls made, and is `inside` while one runs: what the double does there is not the script's."""
+
+    def __init__(self, gym, calls):
+        self.gym, self.calls, self.inside = gym, calls, False
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.calls.append(name)
+            self.inside = True
+            try:
+                return getattr(self.gym, name)(*arguments)
+            finally:
+                self.inside = False
+
+        return call
+
+
+def record(sim):
+    """Names of all calls of the API from now on."""
+    calls = []
+    sim.gym = Recorder(sim.gym, calls)
+    return calls
+
+
+class Operations(TorchDispatchMode):
+    """Names of the tensor operations outside the recorder's calls."""
+
+    def __init__(self, recorder):
+        super().__init__()
+        self.recorder, self.names = recorder, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not self.recorder.inside:
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_costs_the_same_calls_for_any_number_of_environments(make_sim, walk, monkeypatch):
+    seen = []
+    for num_envs in (2, 64):
+        sim = make_sim(num_envs, cuda=True)
+        reset = torch.arange(num_envs - 1)
+        sim.set_state(reset, walk.state(torch.zeros_like(reset), 0.01 * reset))
+        calls, targets, copies = record(sim), torch.zeros(num_envs, 28), []
+        with monkeypatch.context() as patch:
+            for name in ("cpu", "numpy", "tolist"):  # these a dispatch mode does not see on the CPU
+                real = getattr(torch.Tensor, name)
+
+                def watched(self, *arguments, name=name, real=real, sim=sim, copies=copies):
+                    if not sim.gym.inside:
+                        copies.append(name)
+                    return real(self, *arguments)
+
+                patch.setattr(torch.Tensor, name, watched)
+            with Operations(sim.gym) as operations:
+                sim.step(targets)
+        assert copies == []
+        seen.append((calls, operations.names))
+        sim.gym = sim.gym.gym
+    (calls, operations), (more_calls, more_operations) = seen
+    assert calls == more_calls and calls.count("simulate") == 4 and "fetch_results" not in calls
+    assert operations == more_operations and len(operations) > 20
+    assert [name for name in operations if "nonzero" in name or "_local_scalar_dense" in name or "unique" in name] == []
+
+
+# ---- The self-check -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_self_check_prints_what_a_bug_report_needs(make_sim, capsys, character):
+    make_sim(1)
+    out = capsys.readouterr().out
+    assert all(name in out for name in [*character.body_names, *character.dof_names])
+    assert re.search(r"pelvis 10\.\d+ kg", out) and "right_knee: lower 0, upper 2.793, stiffness 500, damping 50, effort 150" in out
+    ((read, was_set),) = re.findall(r"forward kinematics: ([\d.]+) rad \(read back\), ([\d.]+) rad", out)
+    assert float(read) < 1e-4 and float(was_set) < 0.15
+
+
+def test_the_self_check_refuses_joints_of_another_convention(make_sim, monkeypatch, capsys):
+    """As if the three dofs of a joint were Euler angles."""
+
+    def euler(character, root_rotation, dof):
+        rotations = ml.quat_from_rotvec(torch.zeros(*dof.shape[:-1], len(character.parents), 3))
+        rotations[..., 0, :] = root_rotation
+        for d, body in enumerate(character.dof_body):
+            turn = ml.quat_from_rotvec(character.dof_axis[d] * dof[..., d, None])
+            rotations[..., body, :] = ml.quat_multiply(rotations[..., body, :], turn)
+        return rotations
+
+    monkeypatch.setattr(ml, "rotations_from_dofs", euler)
+    with pytest.raises(ml.InputError, match="please report"):
+        make_sim(1)
+
+
+# ---- Whole runs -----------------------------------------------------------------------------------------------------------------
+
+SMALL = ["--num-envs", "8", "--num-steps", "8", "--num-minibatches", "2", "--hidden", "16", "16", "--disc-batch", "32"]
+SMALL += ["--total-timesteps", "192", "--eval-interval", "2", "--eval-episodes", "3", "--eval-seconds", "1"]
+
+
+def run(root, folder, *arguments, program=None, double=True):
+    paths = [str(root / "tests/isaacgym_double")] if double else []
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(root)]), "OMP_NUM_THREADS": "1"}
+    files = ["--motion-file", str(root / "motions/walk.npz"), "--character-file", str(root / "motions/humanoid.xml")]
+    command = [sys.executable, *(["-c", program] if program else [str(root / SCRIPT)]), *files, *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_run_on_the_cpu_pipeline(root, tmp_path):
+    done = run(root, tmp_path, "--sim", "auto", "--no-cuda", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("amp__walk__isaacgym__1__") and "simulator isaacgym" in done.stdout and "self-check" in done.stdout
+    assert json.loads((folder / "args.json").read_text())["args"]["sim"] == "isaacgym"
+    trained = json.loads(done.stdout.splitlines()[-1])
+    assert trained["episodes"] == 3
+    for sim in ("isaacgym", "mujoco"):  # what was learnt in one simulator can be looked at in the other
+        shown = run(root, tmp_path, "--evaluate", "--checkpoint", str(folder / "latest.pt"), "--sim", sim, "--no-cuda")
+        assert shown.returncode == 0, shown.stderr
+        assert f"simulator {sim}" in shown.stdout
+        assert json.loads(shown.stdout.splitlines()[-1])["pose_error_m"] == pytest.approx(trained["pose_error_m"], abs=0.02)
+
+
+def test_a_run_on_the_gpu_pipeline(root, tmp_path):
+    """The script as it is, but for torch.device("cuda"), which is the CPU here."""
+    program = """if True:
+        import sys, types
+        import amp_ppo_isaacgym as amp
+        class Torch:
+            def __getattr__(self, name):
+                return getattr(torch, name)
+            def device(self, name):
+                return torch.device("cpu")
+        torch, amp.torch = amp.torch, Torch()
+        args, _ = amp.parse_args()
+        args.cuda = True
+        amp.main(args, None)
+    """
+    done = run(root, tmp_path, "--sim", "isaacgym", "--capture-video", *SMALL, program=program)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "args.json").read_text())["args"]["cuda"] and (folder / "latest.pt").exists()
+    assert json.loads(done.stdout.splitlines()[-1])["episodes"] == 3
+    assert [path.stat().st_size > 1000 for path in sorted(folder.glob("*.mp4"))] == [True, True]  # from a camera sensor
+
+
+def test_without_isaac_gym_it_says_what_to_do(root, tmp_path):
+    done = run(root, tmp_path, "--sim", "isaacgym", *SMALL, double=False)
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "runs").exists()
+    (line,) = done.stderr.splitlines()
+    assert all(word in line for word in ("No module named 'isaacgym'", "developer.nvidia.com/isaac-gym", "Python 3.8", "--sim mujoco"))
+
+
+def test_an_isaac_gym_that_fails_to_import_is_named(root, tmp_path):
+    (tmp_path / "isaacgym").mkdir()
+    (tmp_path / "isaacgym/__init__.py").write_text("raise RuntimeError('No gym module found for this Python')")
+    done = run(root, tmp_path, "--sim", "isaacgym", *SMALL, program=f"""if True:
+        import sys, runpy
+        sys.path.insert(0, {str(tmp_path)!r})
+        sys.argv[0] = {str(root / SCRIPT)!r}
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """, double=False)  # fmt: skip
+    assert done.returncode == 2 and "RuntimeError: No gym module found for this Python" in done.stderr.splitlines()[-1]
+
+
+# ---- Static proof ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_call_exists_with_these_arguments(root, tmp_path):
+    """mypy with the PyPI package isaacgym-stubs, whose two methods named lambda are no Python, and which has no gymtorch."""
+    pytest.importorskip("mypy")
+    stubs = tmp_path / "isaacgym"
+    stubs.mkdir()
+    (original,) = [file for file in importlib.metadata.files("isaacgym-stubs") if file.name == "gymapi.pyi"]
+    text = original.locate().read_text(encoding="utf-8")
+    (stubs / "gymapi.pyi").write_text(re.sub(r"\bdef lambda\(", "def lambda_(", text), encoding="utf-8")
+    (stubs / "__init__.pyi").write_text("")
+    (stubs / "gymtorch.pyi").write_text(
+        "from isaacgym import gymapi\nfrom torch import Tensor\n"
+        "def wrap_tensor(x: gymapi.Tensor) -> Tensor: ...\ndef unwrap_tensor(x: Tensor) -> gymapi.Tensor: ...\n"
+    )
+    script = (root / SCRIPT).read_text(encoding="utf-8")
+    wrong = script.replace("gym.simulate(sim)", "gym.simulate(sim, 1)").replace("gym.fetch_results(", "gym.fetch_result(")
+    found = []
+    for number, source in enumerate((script, wrong)):
+        (tmp_path / f"script{number}.py").write_text(source, encoding="utf-8")
+        flags = ["--cache-dir", str(tmp_path / "cache"), "--ignore-missing-imports", "--follow-imports=skip", "--explicit-package-bases"]
+        files = [f"script{number}.py", *(f"isaacgym/{name}.pyi" for name in ("__init__", "gymapi", "gymtorch"))]
+        command = [sys.executable, "-m", "mypy", *flags, *files]
+        out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+        lines = source.splitlines()
+        first = lines.index("class IsaacGymSim(Sim):") + 1
+        last = next(i for i in range(first, len(lines)) if lines[i].startswith("# ----"))
+        errors = re.findall(rf"^script{number}\.py:(\d+): error: (.*)", out, re.M)
+        assert errors, out  # there are some elsewhere in the file: it has been read
+        found.append([message for line, message in errors if first <= int(line) <= last])
+    assert found[0] == []
+    assert len(found[1]) == 3 and "Too many arguments" in "".join(found[1]) and "fetch_result" in "".join(found[1])

@@ -88,7 +88,7 @@ def test_contract_states_read_back_as_they_were_set(any_sim, all_motions):
     assert not diverged.any()
     torch.testing.assert_close(back.root_position, state.root_position, atol=1e-3, rtol=0)
     torch.testing.assert_close(back.root_velocity, state.root_velocity, atol=0.02, rtol=0)
-    torch.testing.assert_close(back.root_angular_velocity, state.root_angular_velocity, atol=0.05, rtol=0)
+    torch.testing.assert_close(back.root_angular_velocity, state.root_angular_velocity, atol=0.15, rtol=0)
     assert (back.rotations * state.rotations).sum(-1).abs().min() > 0.9999
 
 

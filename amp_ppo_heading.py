@@ -1,18 +1,25 @@
-"""Adversarial Motion Priors with PPO and a task: a humanoid goes where it is told, at the speed it is told, in the style of a set of clips.
+"""Adversarial Motion Priors with a task: a humanoid goes where it is told, as fast as it is told, in the style of a set of clips.
 
-Task: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP", ACM Trans. Graph. 40(4), 2021, target heading (section 7, table 1).
+Paper: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control",
+ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
 
-    python amp_ppo_heading.py                                           # under an hour on two CPU cores
+    python amp_ppo_heading.py                                           # well under an hour on two CPU cores
     python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
-What differs from amp_ppo_isaacgym.py, line by line, is in tests/heading.diff. In short: the reward is for the speed along a target
-direction, which with the target speed changes during the episode; the policy, not the discriminator, sees the goal; episodes start with
-any yaw; clips are mirrored; the pose error is that to the nearest clip.
+What differs from amp_ppo_isaacgym.py is in tests/heading.diff, line by line: a target heading and speed, which change during the episode,
+are what the task reward asks for and what only the policy sees; episodes start with any yaw; the pose error is that to the nearest clip.
 
-    r_task  = exp(-0.25 (v* - d* . v)^2), 0 when moving away from d* or fallen
+A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
+style reward; PPO maximises that plus a task reward:
+
+    L_disc  = -E_clip[log D(s, s')] - E_agent[log(1 - D(s, s'))]
+    r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
-Dimension key: T steps, N envs, B = T N, M minibatch, D observation, A actions, J bodies, K key bodies, G goal, C commands.
+What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan is the paper's), PD targets around the clip's
+mean pose, a critic with normalised returns and its own learning rate, a policy learning rate steered by the KL divergence.
+
+Dimension key: T steps, N envs, B = T N, M minibatch, D observation, A actions, J bodies, K key bodies.
 Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
 """
 
@@ -44,7 +51,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import motion_lib as ml
-from motion_lib import Character, InputError, MotionLib, MotionState, tangent_normal
+from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
 SCRIPT = "amp_ppo_heading"  # checkpoints of other scripts are refused
 
@@ -70,7 +77,7 @@ class Args:
     mirror: bool = True
     """add the left-right reflection of every clip"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
-    """target speeds, drawn evenly [m/s]; the paper's 1 to 5 is more than the run clip's 3.5"""
+    """target speeds, drawn evenly [m/s]; the clips walk at 1 and run at 3.5, the paper asks for 1 to 5"""
     turn_std: float = 0.15
     """standard deviation of a small change of the target heading [rad] (DeepMimic)"""
     sharp_turn_share: float = 0.01
@@ -78,11 +85,11 @@ class Args:
     speed_change_share: float = 0.02
     """share of the changes that draw a new target speed (DeepMimic)"""
     change_seconds: Tuple[float, float] = (0.2, 0.5)
-    """time between two changes of the target, drawn evenly [s] (DeepMimic)"""
+    """time between two changes, drawn evenly [s] (DeepMimic)"""
     eval_commands: Optional[str] = None
-    """file of commands for --evaluate: lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
+    """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
     style_weight: float = 1.0
-    """style_weight in r_total = r_task + style_weight * r_style; the paper's halves are in the ratio 1"""
+    """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
     total_timesteps: Optional[int] = None
     """control steps of training, summed over environments; default 8 million on the CPU, 100 million on CUDA (not measured there)"""
     num_envs: Optional[int] = None
@@ -160,8 +167,10 @@ def check_args(args: Args) -> None:
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
-    may_be_zero = ["turn_std", "sharp_turn_share", "speed_change_share"]
-    may_be_zero += "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval".split()
+    may_be_zero = (
+        "seed turn_std sharp_turn_share speed_change_share style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay".split()
+        + ["eval_interval"]
+    )
     for name, value in vars(args).items():
         low = -1e15 if name == "action_std_log" else 0 if name in may_be_zero else 1e-12
         numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
@@ -200,7 +209,7 @@ def check_args(args: Args) -> None:
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
-GOAL = 3  # numbers at the end of an observation that only the policy sees
+GOAL = 3  # numbers at the end of an observation, the goal, which only the policy sees
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
@@ -229,21 +238,9 @@ def demo_transitions(motions: MotionLib, n: int, dt: float, generator: torch.Gen
     return torch.cat(observe(state, body_position, motions.character).chunk(2), -1)
 
 
-def goal_obs(state: MotionState, target_heading: Tensor, target_speed: Tensor) -> Tensor:
-    """What the policy sees of its goal, [cos, sin, v*], the angle from where it faces: state (N,), (N,) [rad], (N,) [m/s] -> (N, G)."""
-    angle = target_heading - ml.heading(state.rotations[:, 0])
-    return torch.stack((torch.cos(angle), torch.sin(angle), target_speed), -1)
-
-
-def travel_angle(state: MotionState, target_heading: Tensor) -> Tensor:
-    """Angle from the target heading (N,) [rad] to the direction in which the root moves: (N,) in -pi to pi [rad]."""
-    angle = torch.atan2(state.root_velocity[:, 1], state.root_velocity[:, 0]) - target_heading
-    return torch.atan2(torch.sin(angle), torch.cos(angle))
-
-
 def task_reward(progress: Tensor, target_speed: Tensor) -> Tensor:
     """Reward for velocities along the target direction (...) [m/s] under target speeds (...) [m/s]. (...)."""
-    # r_task = exp(-0.25 (v* - d* . v)^2), zero when moving away
+    # r_task = exp(-0.25 (v* - d* . v)^2), zero when moving away   (DeepMimic's code; AMP paper, section 7)
     return torch.exp(-0.25 * (target_speed - progress) ** 2) * (progress > 0)
 
 
@@ -490,7 +487,7 @@ class IsaacGymSim(Sim):
         for name, row in zip(names, props):
             print(f"  {name}: " + ", ".join(f"{key} {row[key]:.4g}" for key in keys))
         low, high = (torch.tensor(props[key].astype(np.float32), device=self.device)[self.dofs] for key in ("lower", "upper"))
-        dof = torch.tensor([0.6, -0.5, 0.7], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
+        dof = torch.tensor([0.3, -0.2, 0.4], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
         zero, up = torch.zeros(1, 3, device=self.device), torch.tensor([[0.0, 0.0, 2.0]], device=self.device)
         pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
         self.set_state(self.actors[:1].long() * 0, MotionState(up, pose, zero, zero, 0.0 * dof))
@@ -559,12 +556,43 @@ class IsaacGymSim(Sim):
 # ---- 4. Environment ------------------------------------------------------------------------------------------------------------
 
 
+class Goals:
+    """Target heading (N,) [rad, world] and speed (N,) [m/s], which drift as in DeepMimic's code, or follow commands."""
+
+    def __init__(self, args: Args, num_envs: int, dt: float, generator: torch.Generator) -> None:
+        self.args, self.dt, self.generator, self.num_envs = args, dt, generator, num_envs
+        self.commands: Optional[Tuple[Tensor, Tensor, Tensor]] = None  # times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]
+        self.heading, self.speed, self.timer = torch.zeros(3, num_envs, device=generator.device)  # timer: until the next change [s]
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Random numbers for all environments, whether they need one or not. (N,)."""
+        return low + (high - low) * torch.rand(self.num_envs, generator=self.generator, device=self.generator.device)
+
+    def update(self, steps: Tensor) -> None:
+        """A control step further; steps (N,) since the start of the episode, where all begins anew."""
+        args, new = self.args, steps == 0
+        self.timer = torch.where(new, 0.0, self.timer - self.dt)
+        due = self.timer <= 0
+        turn = args.turn_std * torch.randn(self.num_envs, generator=self.generator, device=steps.device)
+        turn = torch.where(self.uniform(0, 1) < args.sharp_turn_share, self.uniform(-math.pi, math.pi), turn)
+        self.heading = torch.where(new, 0.0, self.heading + due * turn)
+        changed = new | (due & (self.uniform(0, 1) < args.speed_change_share))
+        self.speed = torch.where(changed, self.uniform(*args.speed_range), self.speed)
+        self.timer = torch.where(due, self.uniform(*args.change_seconds), self.timer)
+        if self.commands is not None:
+            row = (torch.searchsorted(self.commands[0], steps * self.dt + 1e-4) - 1)[None]  # (1, N)
+            self.heading, self.speed = (x.gather(0, row)[0] for x in self.commands[1:])
+
+    def append(self, obs: Tensor, yaw: Tensor) -> Tensor:
+        """Observations (N, D - G) with the goal, [cos, sin, v*] of the angle from where the character faces, yaw (N,) [rad]. (N, D)."""
+        angle = self.heading - yaw
+        return torch.cat((obs, torch.stack((torch.cos(angle), torch.sin(angle), self.speed), -1)), -1)
+
+
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors, reset in the same step.
 
-    Observations end with the goal; they are (N, D), actions (N, A).
-
-    info["final_obs"] is the observation before the reset of environments that are done,
+    Observations are (N, D), actions (N, A); info["final_obs"] is the observation before the reset of environments that are done,
     info["disc_obs"] (N, 2 D - 2 G) the transition that the discriminator judges: it never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, sim: Sim, num_envs: int, episode_steps: int) -> None:
@@ -575,22 +603,20 @@ class AMPEnv:
         self.start_share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[args.reset_mode]
         self.dt = 1.0 / args.control_hz  # control step [s]
         self.physics_seconds = self.step_seconds = 0.0  # spent in the simulator, in all of step()
-        self.args, self.commands = args, None  # commands: times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]
         absent = [name for name in KEY_BODIES if name not in character.body_names]
         if absent:
             raise InputError(f"{character.path}: the character has no {', '.join(absent)}, which observations need")
         if bool((motions.length < self.dt).any()):
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than one control step, {self.dt:.3f} s")
         self.generator = torch.Generator(device)
+        self.goals = Goals(args, num_envs, self.dt, self.generator)
         # Zero action is the clips' mean pose: a mid-range pose (knees and elbows bent by 80 degrees) learns far more slowly.
         self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
         self.action_scale = args.action_scale
         # A fall is ground contact of a body, the feet excepted, that the clips keep off the ground by at least 0.05 m.
         self.fall_bodies = [j for j, name in enumerate(character.body_names) if name not in FEET and lowest[j] > 0.05]
         self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
-        self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
-        # the goal: world heading [rad], speed [m/s], time until they change [s]
-        self.target_heading, self.target_speed, self.timer = torch.zeros(3, num_envs, device=device)
+        self.time, self.yaw = torch.zeros(2, num_envs, device=device)  # where in the clip it started [s]; where it faces [rad]
         # Gymnasium's Box spaces, as far as a learner needs them
         self.single_observation_space = SimpleNamespace(shape=(self._new_pool()[-1].shape[1] + GOAL,))
         self.single_action_space = SimpleNamespace(shape=(len(character.dof_names),))
@@ -601,7 +627,9 @@ class AMPEnv:
             self.generator.manual_seed(seed)
         self.pool = self._new_pool()
         info = {"state": MotionState(*self.pool[2:7])}
-        self.obs = self._reset(torch.arange(self.num_envs, device=self.device))
+        seen = self._reset(torch.arange(self.num_envs, device=self.device))
+        self.goals.update(self.steps)
+        self.obs = self.goals.append(seen, self.yaw)
         return self.obs, info
 
     def _new_pool(self) -> List[Tensor]:
@@ -615,8 +643,7 @@ class AMPEnv:
         # a pose that reaches into the ground would be thrown up by the contact solver
         raised = (-ml.lowest_points(self.character, body_position, body_rotation).amin(-1)).clamp_min(0.0)  # (N,) [m]
         state.root_position[:, 2] += raised
-        turn = ml.quat_from_yaw(self._uniform(-math.pi, math.pi) * (self.commands is None))
-        state = ml.turn_state(state, turn)
+        state = ml.turn_state(state, ml.quat_from_yaw(self.goals.uniform(-math.pi, math.pi)))
         return [clip, start, *state, observe(state, body_position, self.character)]
 
     def _reset(self, env_ids: Tensor) -> Tensor:
@@ -626,35 +653,9 @@ class AMPEnv:
         clip, start, *state, obs = (x[: len(env_ids)] for x in self.pool)
         self.pool = [x[len(env_ids) :] for x in self.pool]
         self.sim.set_state(env_ids, MotionState(*state))
+        self.yaw[env_ids] = ml.heading(MotionState(*state).rotations[:, 0])
         self.clip[env_ids], self.time[env_ids], self.steps[env_ids] = clip, start, 0
-        self.target_heading[env_ids], self.timer[env_ids] = 0.0, self._uniform(*self.args.change_seconds)[env_ids]
-        self.target_speed[env_ids] = self._uniform(*self.args.speed_range)[env_ids]
-        self._follow_commands()
-        goal = goal_obs(MotionState(*state), self.target_heading[env_ids], self.target_speed[env_ids])
-        return torch.cat((obs, goal), -1)
-
-    def _uniform(self, low: float, high: float) -> Tensor:
-        """N random numbers between low and high, all at once so that what one environment draws does not depend on another. (N,)."""
-        return low + (high - low) * torch.rand(self.num_envs, generator=self.generator, device=self.device)
-
-    def _follow_commands(self) -> None:
-        """Overwrite the goal by what the commands say for each environment's time."""
-        if self.commands is not None:
-            times, headings, speeds = self.commands
-            row = (torch.searchsorted(times, self.steps * self.dt + 1e-4, right=True) - 1)[None]  # (1, N)
-            self.target_heading, self.target_speed = headings.gather(0, row)[0], speeds.gather(0, row)[0]
-
-    def _change_goal(self) -> None:
-        """Let the goal drift as in DeepMimic: now and then a small turn, seldom a sharp one or another speed."""
-        self.timer -= self.dt
-        due = self.timer <= 0
-        sharp = self._uniform(0.0, 1.0) < self.args.sharp_turn_share
-        small = self.args.turn_std * torch.randn(self.num_envs, generator=self.generator, device=self.device)
-        self.target_heading = self.target_heading + due * torch.where(sharp, self._uniform(-math.pi, math.pi), small)
-        faster = due & (self._uniform(0.0, 1.0) < self.args.speed_change_share)
-        self.target_speed = torch.where(faster, self._uniform(*self.args.speed_range), self.target_speed)
-        self.timer = torch.where(due, self._uniform(*self.args.change_seconds), self.timer)
-        self._follow_commands()
+        return obs
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
         """One control step under actions (N, A) -> obs (N, D), task reward (N,), terminated (N,), truncated (N,), info."""
@@ -662,26 +663,26 @@ class AMPEnv:
         state, diverged = self.sim.step(self.action_offset + self.action_scale * action)
         self.physics_seconds += time.perf_counter() - started
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
-        direction = torch.stack((torch.cos(self.target_heading), torch.sin(self.target_heading)), -1)  # (N, 2), d*
-        speed = (state.root_velocity[:, :2] * direction).sum(-1)  # (N,) [m/s] along it
-        reward = task_reward(speed, self.target_speed) * ~diverged
-        goal = dict(heading_error=travel_angle(state, self.target_heading).abs(), speed_error=(self.target_speed - speed).abs())
-        self.steps += 1
-        self._change_goal()
         # after a step that broke the physics nothing has been seen, and nothing is earned
-        seen = torch.cat((observe(state, body_position, self.character), goal_obs(state, self.target_heading, self.target_speed)), -1)
-        final_obs = torch.where(diverged[:, None], self.obs, seen)
-        disc_obs = torch.cat((self.obs[:, :-GOAL], final_obs[:, :-GOAL]), -1)  # (N, 2 D - 2 G)
+        seen = torch.where(diverged[:, None], self.obs[:, :-GOAL], observe(state, body_position, self.character))
+        self.yaw = ml.heading(state.rotations[:, 0])
+        final_obs = self.goals.append(seen, self.yaw)
+        off = torch.atan2(state.root_velocity[:, 1], state.root_velocity[:, 0]) - self.goals.heading  # of the way it moves [rad]
+        progress = state.root_velocity[:, :2].norm(dim=-1) * torch.cos(off)  # (N,) d* . v [m/s]
+        disc_obs = torch.cat((self.obs[:, :-GOAL], seen), -1)  # (N, 2 D - 2 G)
+        self.steps += 1
         lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
         terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
         truncated = (self.steps >= self.episode_steps) & ~terminated
-        reward = reward * ~terminated
-        info = {"final_obs": final_obs, "disc_obs": disc_obs, "diverged": diverged, "speed": speed}
-        info.update(goal, state=state, body_position=body_position, episode_length=self.steps.clone())
+        reward = task_reward(progress, self.goals.speed) * ~terminated
+        scores = dict(speed_error_m_s=(self.goals.speed - progress).abs(), heading_error_deg=torch.rad2deg(torch.acos(torch.cos(off))))
+        info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position, "diverged": diverged}
+        info.update(scores=dict(scores, speed_m_s=forward_speed(state), task_reward=reward), episode_length=self.steps.clone())
         env_ids = (terminated | truncated).nonzero()[:, 0]
-        self.obs = final_obs
         if len(env_ids):
-            self.obs = final_obs.index_copy(0, env_ids, self._reset(env_ids))
+            seen = seen.index_copy(0, env_ids, self._reset(env_ids))
+        self.goals.update(self.steps)
+        self.obs = self.goals.append(seen, self.yaw)
         self.step_seconds += time.perf_counter() - started
         return self.obs, reward, terminated, truncated, info
 
@@ -804,26 +805,23 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
 
 @torch.no_grad()
 def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[str, float], List[ml.Clip], Tensor]:
-    """Run the policy without noise, one episode per environment, up to env.episode_steps.
+    """Run the policy without noise, one episode per environment: metrics, roll-outs as clips, task return of each (1 is the best).
 
-    -> metrics, roll-outs as clips, task return of each episode (N,), 1 for the best. The simulator is left as it was found. With
-    --capture-video the first episode is written to the file `video`."""
-    motions, snapshot = env.motions, env.sim.snapshot()
+    The simulator is left as it was found. With --capture-video the first episode is written to the file `video`."""
+    snapshot = env.sim.snapshot()
     obs, info = env.reset(args.seed + 1000)
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    steps, fell, task_return = torch.zeros_like(env.steps), torch.zeros_like(alive), torch.zeros_like(env.time)
-    sums = torch.zeros(3, device=env.device)
+    steps, fell, sums = torch.zeros_like(env.steps), torch.zeros_like(alive), defaultdict(float)
     poses, states, frames = [], [info["state"]], []
     for _ in range(env.episode_steps):
-        obs, reward, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
-        state = info["state"]
+        obs, _, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
         style = style_reward(agent.disc(agent.disc_norm(info["disc_obs"]))[:, 0], args.disc_loss)
-        sums += (torch.stack((info["heading_error"], info["speed_error"], style)) * alive).sum(-1)
-        task_return += reward * alive / env.episode_steps
+        for name, x in {**info["scores"], "style_reward": style}.items():
+            sums[name] = sums[name] + x * alive  # (N,)
         fell |= alive & terminated
         steps += alive & ~terminated
-        poses.append(ml.relative_positions(info["body_position"], state.rotations[:, 0]))
-        states.append(state)
+        states.append(info["state"])
+        poses.append(ml.relative_positions(info["body_position"], states[-1].rotations[:, 0]))
         if args.capture_video and alive[0]:
             frames.append(env.sim.render())
         alive &= ~terminated
@@ -834,55 +832,55 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
         import imageio
 
         imageio.mimwrite(video, frames, fps=args.control_hz, macro_block_size=None)
-    errors, nearest = ml.nearest_clips(motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
-    heading, speed, style = (sums / (steps + fell).sum()).tolist()
-    metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, task_return=float(task_return.mean()))
-    metrics.update(heading_error_deg=math.degrees(heading), speed_error_m_s=speed, fall_rate=float(fell.float().mean()))
-    metrics.update(style_reward=style, pose_error_m=errors)
-    for file, share in zip(motions.files, nearest.tolist()):
-        metrics[f"visits_{os.path.splitext(os.path.basename(file))[0]}"] = share
+    metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
+    metrics.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
+    returns = sums["task_reward"] / env.episode_steps  # (N,)
+    error, visits = ml.nearest_clips(env.motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
+    metrics.update(task_return=float(returns.mean()), pose_error_m=error)
+    metrics.update({f"visits_{os.path.basename(name)}": x for name, x in zip(env.motions.files, visits.tolist())})
     roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
-    return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)], task_return
+    return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)], returns
 
 
 def load_commands(path: str, num_envs: int, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
-    """Read a file of commands -> times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]. Raises InputError."""
+    """Read a file of commands for all environments alike -> see Goals. Raises InputError."""
     try:
-        rows = np.loadtxt(path, delimiter=",", ndmin=2)
+        table = torch.tensor(np.loadtxt(path, delimiter=",", ndmin=2), dtype=torch.float32, device=device)
+        times, headings, speeds = table.T.contiguous()
     except (ValueError, OSError) as error:
-        raise InputError(f'{path}: not a file of commands, lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
-    if rows.shape[1:] != (3,) or not np.isfinite(rows).all() or rows[0, 0] != 0 or (np.diff(rows[:, 0]) <= 0).any():
-        raise InputError(f"{path}: needs three finite numbers a line, times that rise from 0")
-    times, headings, speeds = torch.tensor(rows, dtype=torch.float32, device=device).T.contiguous()
-    return times, torch.deg2rad(headings)[:, None].repeat(1, num_envs), speeds[:, None].repeat(1, num_envs)
+        raise InputError(f'{path}: not lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
+    if not table.isfinite().all() or times[0] != 0 or (times.diff() <= 0).any():
+        raise InputError(f"{path}: expected finite numbers, and times that rise from 0")
+    return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
 
 def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, path: str) -> Any:
-    """Task return over a grid of constant speeds and of turns from the heading at the start: print a table, save a plot -> the figure."""
-    import matplotlib
+    """Task return under constant speeds (rows) and after turns from the start's heading (columns): print a table, save a plot -> figure."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = max(env.num_envs // 4, 1)  # four speeds; environments left over repeat the last cell
-    cell = torch.arange(env.num_envs, device=env.device).clamp_max(4 * columns - 1)
-    speeds = torch.linspace(*args.speed_range, 4, device=env.device)
-    turns = (torch.arange(columns, device=env.device) - columns // 2) * 2 * math.pi / columns
-    env.commands = (torch.zeros(1, device=env.device), turns[cell % columns][None], speeds[(cell // columns).clamp_max(3)][None])
-    returns = evaluate(agent, env, dataclasses.replace(args, capture_video=False), "")[2]
-    env.commands = None
-    table = [returns[cell == i].mean().item() if (cell == i).any() else math.nan for i in range(4 * columns)]
-    table = np.array(table).reshape(4, columns)
-    print("task return | turn [deg]: " + " | ".join(f"{math.degrees(turn):.0f}" for turn in turns))
-    for speed, row in zip(speeds.tolist(), table):
-        print(f"{speed:.1f} m/s | " + " | ".join(f"{x:.2f}" for x in row))
-    figure, axes = pyplot.subplots()
-    image = axes.imshow(table, vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(columns), [f"{math.degrees(turn):.0f}" for turn in turns])
-    axes.set_yticks(range(4), [f"{speed:.1f}" for speed in speeds])
-    axes.set(xlabel="turn [degrees]", ylabel="speed [m/s]", title="task return, 1 is the best")
-    figure.colorbar(image)
+    grid = torch.arange(env.num_envs, device=env.device).reshape(4 if env.num_envs % 4 == 0 else 1, -1)
+    speeds = torch.linspace(*args.speed_range, len(grid), device=env.device)
+    turns = torch.linspace(-math.pi, math.pi, grid.shape[1] + 1, device=env.device)[1:]
+    at_start = torch.zeros(1, device=env.device)
+    env.goals.commands = (at_start, turns.repeat(len(grid))[None], speeds.repeat_interleave(len(turns))[None])
+    table = evaluate(agent, env, dataclasses.replace(args, capture_video=False), "")[2][grid].tolist()
+    env.goals.commands = None
+    labels = [f"{x:.0f}" for x in torch.rad2deg(turns)], [f"{x:.1f} m/s" for x in speeds]
+    print(
+        "\n".join(
+            [
+                "turn [deg] " + " ".join(f"{x:>5}" for x in labels[0]),
+                *(f"{v:>10} " + " ".join(f"{x:5.2f}" for x in row) for v, row in zip(labels[1], table)),
+            ]
+        )
+    )
+    figure = Figure()
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(table, vmin=0, vmax=1, aspect="auto"), label="task return (1 is the best)")
+    axes.set_xticks(range(len(turns)), labels[0])
+    axes.set_yticks(range(len(speeds)), labels[1])
+    axes.set_xlabel("turn [degrees]")
     figure.savefig(path)
     return figure
 
@@ -956,7 +954,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     sim = simulator(args, motions.character, copies, device)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
-    agent = Agent(D, 2 * (D - GOAL), A, args.hidden, args.action_std_log).to(device)
+    agent = Agent(D, 2 * D - 2 * GOAL, A, args.hidden, args.action_std_log).to(device)
     if checkpoint:
         try:
             agent.load_state_dict(checkpoint["agent"])
@@ -967,10 +965,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
-        if args.eval_commands:
-            eval_env.commands = load_commands(args.eval_commands, args.eval_episodes, device)
-        metrics, clips, _ = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
         evaluate_grid(agent, eval_env, args, os.path.join(folder, "grid.png"))
+        if args.eval_commands:
+            eval_env.goals.commands = load_commands(args.eval_commands, args.eval_episodes, device)
+        metrics, clips, _ = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
         for n, clip in enumerate(clips):
             ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
         print(json.dumps(metrics))
@@ -984,7 +982,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])
     disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate)
-    replay = ReplayBuffer(args.replay_size, 2 * (D - GOAL), device)
+    replay = ReplayBuffer(args.replay_size, 2 * D - 2 * GOAL, device)
     demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
 
     obs_buf, final_buf = torch.zeros(2, T, N, D, device=device)  # raw observations; after the step, before a reset
@@ -993,9 +991,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device)
 
     # The normalisers start from the clip: the character, which starts from the clip's states, is close to it.
+    demo = demo_transitions(motions, 4096, env.dt, demo_generator)
+    agent.disc_norm.update(demo)
     obs, _ = env.reset(args.seed)
     agent.obs_norm.update(obs)
-    agent.disc_norm.update(demo_transitions(motions, 4096, env.dt, demo_generator))
     metrics, started, iterations, threads = {}, time.time(), args.total_timesteps // B, torch.get_num_threads()
     episode_length = torch.zeros((), device=device)  # mean over the episodes that ended in the last iteration that saw one end
     bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
@@ -1011,10 +1010,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 obs_buf[t], mean_buf[t], action_buf[t] = obs, mean, action
                 obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
                 final_buf[t], diverged_buf[t] = info["final_obs"], info["diverged"]
-                speed_buf[t], length_buf[t] = info["speed"], info["episode_length"]
+                speed_buf[t], length_buf[t] = info["scores"]["speed_m_s"], info["episode_length"]
         torch.set_num_threads(threads)
         done_buf = terminated_buf | truncated_buf
-        fresh = torch.cat((obs_buf[..., :-GOAL], final_buf[..., :-GOAL]), -1).view(B, 2 * (D - GOAL))  # disc_obs
+        fresh = torch.cat((obs_buf[..., :-GOAL], final_buf[..., :-GOAL]), -1).view(B, -1)  # disc_obs
         clock.append(time.perf_counter())
 
         # 2. Discriminator: clip transitions against the character's, half of them fresh and half replayed.
@@ -1107,8 +1106,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         for name, x in log.items():
             writer.add_scalar(name, x, samples)
         shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
-        shown = f"return {metrics.get('task_return', math.nan):.2f}, {shown}"
-        bar.set_postfix_str(f"{shown}, pose error {metrics.get('pose_error_m', math.nan):.3f} m", refresh=False)
+        bar.set_postfix_str(
+            f"{shown}, return {metrics.get('task_return', math.nan):.2f}, pose error {metrics.get('pose_error_m', math.nan):.3f} m",
+            refresh=False,
+        )
         bar.update(B)
     bar.close()
     writer.add_figure("eval/grid", evaluate_grid(agent, eval_env, args, os.path.join(run, "grid.png")), samples)

@@ -617,8 +617,8 @@ class AMPEnv:
         lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
         terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
         truncated = (self.steps >= self.episode_steps) & ~terminated
-        info = {"final_obs": final_obs, "disc_obs": disc_obs, "diverged": diverged, "speed": speed}
-        info.update(state=state, body_position=body_position, episode_length=self.steps.clone())
+        info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position, "diverged": diverged}
+        info.update(scores=dict(speed_m_s=speed, task_reward=reward), episode_length=self.steps.clone())
         env_ids = (terminated | truncated).nonzero()[:, 0]
         self.obs = final_obs
         if len(env_ids):
@@ -755,17 +755,17 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
     left = ((motions.length[clip] - start) / env.dt).round().long().clamp(1, env.episode_steps)
     limit = torch.where(motions.loop[clip], env.episode_steps, left)  # (N,) control steps
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    steps, fell, sums = torch.zeros_like(limit), torch.zeros_like(alive), torch.zeros(3, device=env.device)
+    steps, fell, sums = torch.zeros_like(limit), torch.zeros_like(alive), defaultdict(float)
     poses, states, frames = [], [info["state"]], []
     for _ in range(env.episode_steps):
-        obs, reward, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
-        state = info["state"]
+        obs, _, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
         style = style_reward(agent.disc(agent.disc_norm(info["disc_obs"]))[:, 0], args.disc_loss)
-        sums += (torch.stack((info["speed"], reward, style)) * alive).sum(-1)
+        for name, x in {**info["scores"], "style_reward": style}.items():
+            sums[name] = sums[name] + x * alive  # (N,)
         fell |= alive & terminated
         steps += alive & ~terminated
-        poses.append(ml.relative_positions(info["body_position"], state.rotations[:, 0]))
-        states.append(state)
+        states.append(info["state"])
+        poses.append(ml.relative_positions(info["body_position"], states[-1].rotations[:, 0]))
         if args.capture_video and alive[0]:
             frames.append(env.sim.render())
         alive &= ~terminated & (steps < limit)
@@ -776,18 +776,12 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
         import imageio
 
         imageio.mimwrite(video, frames, fps=args.control_hz, macro_block_size=None)
-    # the reference is unrolled to one and a half times the episode, so that a slow character can be matched as well as a fast one
-    times = start[:, None] + env.dt * torch.arange(1, int(1.5 * len(poses)) + 1, device=env.device)  # (N, R) [s]
-    reference = motions.state(clip[:, None].expand(times.shape), times)
-    body_position, _ = ml.forward_kinematics(env.character, reference.root_position, reference.rotations)
-    reference_poses = ml.relative_positions(body_position, reference.rotations[..., 0, :])
-    errors = ml.pose_error(torch.stack(poses, 1), reference_poses, steps, limit)
-    speed, task, style = (sums / (steps + fell).sum()).tolist()
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
-    metrics.update(speed_m_s=speed, pose_error_m=float(errors.mean()), task_reward=task, style_reward=style)
+    metrics.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
+    metrics["pose_error_m"] = ml.episode_error(motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
     roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
-    frames = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
-    return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, frames)]
+    lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
+    return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)]
 
 
 def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> None:
@@ -914,7 +908,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 obs_buf[t], mean_buf[t], action_buf[t] = obs, mean, action
                 obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
                 final_buf[t], diverged_buf[t] = info["final_obs"], info["diverged"]
-                speed_buf[t], length_buf[t] = info["speed"], info["episode_length"]
+                speed_buf[t], length_buf[t] = info["scores"]["speed_m_s"], info["episode_length"]
         torch.set_num_threads(threads)
         done_buf = terminated_buf | truncated_buf
         fresh = torch.cat((obs_buf, final_buf), -1).view(B, 2 * D)  # disc_obs

@@ -492,6 +492,15 @@ def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Uni
     return ((error * steps + (horizon - steps).clamp_min(0)) / horizon).float()
 
 
+def episode_error(motions: MotionLib, poses: Tensor, steps: Tensor, limit: Tensor, clip: Tensor, start: Tensor, dt: float) -> float:
+    """Mean pose error [m] of episodes that imitate clips (E,) from times start (E,) [s] on; poses (E, T, J-1, 3), steps and limit (E,)."""
+    # the reference is unrolled to one and a half times the episode, so that a slow character can be matched as well as a fast one
+    times = start[:, None] + dt * torch.arange(1, int(1.5 * poses.shape[1]) + 1, device=poses.device)  # (E, R) [s]
+    state = motions.state(clip[:, None].expand(times.shape), times)
+    body_position, _ = forward_kinematics(motions.character, state.root_position, state.rotations)
+    return float(pose_error(poses, relative_positions(body_position, state.rotations[..., 0, :]), steps, limit).mean())
+
+
 def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0) -> Tuple[float, Tensor]:
     """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, from anywhere in it.
 

@@ -3,7 +3,8 @@
     python benchmark/throughput.py [--repeats 10] [--steps 32] [--iterations 80] [--out FILE.json] [option of amp_ppo_isaacgym.py ...]
 
     physics    mujoco.rollout alone: the environment's own model, substeps and threads, on the very states and PD targets of `env step`
-    env step   AMPEnv.step with observations, rewards, falls and resets, under random actions of the policy's noise
+    env step   AMPEnv.step with observations, rewards, falls and resets, under random actions of the policy's noise; torch on one
+                thread, as in the training's roll-out
     training   the script itself, in a process of its own: samples_per_s/training of its TensorBoard log, the first quarter left out
 
 Physics and env step take turns, a block of --steps each, and the training runs once before them and once after them. Their characters
@@ -61,7 +62,7 @@ def env_block(env: Any, actions: Any) -> Tuple[float, List[Any], List[Any], List
         before = time.perf_counter()
         _, _, terminated, truncated, info = env.step(action)
         seconds += time.perf_counter() - before
-        controls.append(env.sim.control.copy())
+        controls.append(env.sim.control[:, :1].copy())  # the same for all substeps; small, so as not to push the rest out of the caches
         lengths += info["episode_length"][terminated | truncated].tolist()
     return seconds, states, controls, lengths
 
@@ -70,8 +71,9 @@ def physics_block(sim: Any, states: List[Any], controls: List[Any]) -> float:
     """Seconds that mujoco.rollout takes to simulate the same control steps once more."""
     seconds = 0.0
     for state, control in zip(states, controls):
+        sim.control[:] = control
         before = time.perf_counter()
-        sim.rollout.rollout(sim.model, sim.data, state, control, state=sim.trajectory)
+        sim.rollout.rollout(sim.model, sim.data, state, sim.control, state=sim.trajectory)
         seconds += time.perf_counter() - before
     return seconds
 
@@ -106,12 +108,14 @@ def main() -> None:
         args.target_speed = motions.statistics()[2]
     env = amp.AMPEnv(args, motions, amp.MujocoSim(args, motions.character, args.num_envs, device), args.num_envs, args.episode_steps)
     env.reset(args.seed)
+    threads = torch.get_num_threads()
     torch.manual_seed(args.seed)
     size = (own.steps, args.num_envs, *env.single_action_space.shape)
     seconds, lengths = {"physics": [], "env": []}, []
     for repeat in range(-2, own.repeats):  # the first two only let the episodes spread out
         # the clip's mean pose, around which the policy starts, and its noise
         actions = torch.exp(torch.tensor(args.action_std_log)) * torch.randn(size, device=device)
+        torch.set_num_threads(1)  # as the training does while it rolls out
         env_seconds, states, controls, ended = env_block(env, actions)
         physics_seconds = physics_block(env.sim, states, controls)
         if repeat >= 0:
@@ -128,7 +132,7 @@ def main() -> None:
     ratio["env"] = statistics.median([p / e for p, e in zip(seconds["physics"], seconds["env"])])  # of blocks side by side
     where = stamp()
     settings = dict(num_envs=args.num_envs, num_steps=args.num_steps, substeps=args.substeps, control_hz=args.control_hz)
-    settings.update(simulator_threads=env.sim.threads, torch_threads=torch.get_num_threads(), device=str(device))
+    settings.update(simulator_threads=env.sim.threads, torch_threads=threads, device=str(device))
     episode = statistics.mean(lengths) if lengths else float("nan")
     with open(own.out, "w") as file:
         raw = dict(steps_per_s=steps_per_s, ratio=ratio, peak_gib=peak_gib, episode_steps=episode)

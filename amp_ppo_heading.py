@@ -6,8 +6,7 @@ ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
     python amp_ppo_heading.py                                           # well under an hour on two CPU cores
     python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
-What differs from amp_ppo_isaacgym.py is in tests/heading.diff, line by line: a target heading and speed, which change during the episode,
-are what the task reward asks for and what only the policy sees; episodes start with any yaw; the pose error is that to the nearest clip.
+The policy, not the discriminator, sees the goal; episodes start with any yaw. Every other difference: tests/heading.diff.
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
 style reward; PPO maximises that plus a task reward:
@@ -19,7 +18,7 @@ style reward; PPO maximises that plus a task reward:
 What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan is the paper's), PD targets around the clip's
 mean pose, a critic with normalised returns and its own learning rate, a policy learning rate steered by the KL divergence.
 
-Dimension key: T steps, N envs, B = T N, M minibatch, D observation, A actions, J bodies, K key bodies.
+Dimension key: T steps, N envs, B = T N, M minibatch, D observation, P transition, A actions, J bodies, K key bodies.
 Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
 """
 
@@ -53,14 +52,14 @@ from tqdm import tqdm
 import motion_lib as ml
 from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
-SCRIPT = "amp_ppo_heading"  # checkpoints of other scripts are refused
+SCRIPT = os.path.splitext(os.path.basename(__file__))[0]  # names runs and checkpoints; those of other scripts are refused
 
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Args:
-    exp_name: str = "heading"
+    exp_name: str = SCRIPT
     """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<sim>__<seed>__<time>-<process>"""
     seed: int = 1
     """seed of everything random; the same seed on the same CPU gives the same numbers, bit for bit"""
@@ -88,10 +87,10 @@ class Args:
     """time between two changes, drawn evenly [s] (DeepMimic)"""
     eval_commands: Optional[str] = None
     """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
-    style_weight: float = 1.0
+    style_weight: float = 2.0
     """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
     total_timesteps: Optional[int] = None
-    """control steps of training, summed over environments; default 8 million on the CPU, 100 million on CUDA (not measured there)"""
+    """control steps of training, summed over environments; default: some million on the CPU, 100 million on CUDA (not measured there)"""
     num_envs: Optional[int] = None
     """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
     num_steps: Optional[int] = None
@@ -167,12 +166,10 @@ def check_args(args: Args) -> None:
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
-    may_be_zero = (
-        "seed turn_std sharp_turn_share speed_change_share style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay".split()
-        + ["eval_interval"]
-    )
+    may_be_zero = "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval".split()
+    may_be_zero += ["turn_std", "sharp_turn_share", "speed_change_share"]
     for name, value in vars(args).items():
-        low = -1e15 if name == "action_std_log" else 0 if name in may_be_zero else 1e-12
+        low = -1e15 if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
         numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
         if not all(low <= x < 1e15 for x in numbers):
             raise InputError(
@@ -231,7 +228,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
 
 
 def demo_transitions(motions: MotionLib, n: int, dt: float, generator: torch.Generator) -> Tensor:
-    """Sample n transitions of the clips, one control step dt [s] apart: disc_obs_demo (n, 2 D)."""
+    """Sample n transitions of the clips, one control step dt [s] apart: disc_obs_demo (n, P)."""
     clip, start = motions.sample(n, dt, generator)
     state = motions.state(clip.repeat(2), torch.cat((start, start + dt)))
     body_position, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
@@ -593,7 +590,7 @@ class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors, reset in the same step.
 
     Observations are (N, D), actions (N, A); info["final_obs"] is the observation before the reset of environments that are done,
-    info["disc_obs"] (N, 2 D - 2 G) the transition that the discriminator judges: it never spans a reset."""
+    info["disc_obs"] (N, P) the transition that the discriminator judges: it never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, sim: Sim, num_envs: int, episode_steps: int) -> None:
         """Use the first num_envs copies of the character in sim. Raises InputError for a character or clips that do not serve."""
@@ -619,6 +616,7 @@ class AMPEnv:
         self.time, self.yaw = torch.zeros(2, num_envs, device=device)  # where in the clip it started [s]; where it faces [rad]
         # Gymnasium's Box spaces, as far as a learner needs them
         self.single_observation_space = SimpleNamespace(shape=(self._new_pool()[-1].shape[1] + GOAL,))
+        self.disc_obs_size = 2 * (self.single_observation_space.shape[0] - GOAL)
         self.single_action_space = SimpleNamespace(shape=(len(character.dof_names),))
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Any]]:
@@ -643,7 +641,7 @@ class AMPEnv:
         # a pose that reaches into the ground would be thrown up by the contact solver
         raised = (-ml.lowest_points(self.character, body_position, body_rotation).amin(-1)).clamp_min(0.0)  # (N,) [m]
         state.root_position[:, 2] += raised
-        state = ml.turn_state(state, ml.quat_from_yaw(self.goals.uniform(-math.pi, math.pi)))
+        state = ml.turn_state(state, ml.quat_from_yaw(self.goals.uniform(-math.pi, math.pi) * (self.goals.commands is None)))
         return [clip, start, *state, observe(state, body_position, self.character)]
 
     def _reset(self, env_ids: Tensor) -> Tensor:
@@ -669,7 +667,7 @@ class AMPEnv:
         final_obs = self.goals.append(seen, self.yaw)
         off = torch.atan2(state.root_velocity[:, 1], state.root_velocity[:, 0]) - self.goals.heading  # of the way it moves [rad]
         progress = state.root_velocity[:, :2].norm(dim=-1) * torch.cos(off)  # (N,) d* . v [m/s]
-        disc_obs = torch.cat((self.obs[:, :-GOAL], seen), -1)  # (N, 2 D - 2 G)
+        disc_obs = torch.cat((self.obs[:, :-GOAL], seen), -1)  # (N, P)
         self.steps += 1
         lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
         terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
@@ -772,7 +770,7 @@ class ReplayBuffer:
 
 
 def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Classification loss, gradient penalty, and logits of clip and character (n,) for normalised transitions (n, 2 D)."""
+    """Classification loss, gradient penalty, and logits of clip and character (n,) for normalised transitions (n, P)."""
     demo = demo.detach().requires_grad_(True)
     demo_logit, agent_logit = disc(demo)[:, 0], disc(agent)[:, 0]
     if disc_loss == "bce":
@@ -808,10 +806,11 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
     """Run the policy without noise, one episode per environment: metrics, roll-outs as clips, task return of each (1 is the best).
 
     The simulator is left as it was found. With --capture-video the first episode is written to the file `video`."""
-    snapshot = env.sim.snapshot()
+    motions, snapshot = env.motions, env.sim.snapshot()
     obs, info = env.reset(args.seed + 1000)
+    limit = torch.full_like(env.steps, env.episode_steps)  # (N,) control steps
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    steps, fell, sums = torch.zeros_like(env.steps), torch.zeros_like(alive), defaultdict(float)
+    steps, fell, sums = torch.zeros_like(limit), torch.zeros_like(alive), defaultdict(float)
     poses, states, frames = [], [info["state"]], []
     for _ in range(env.episode_steps):
         obs, _, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
@@ -824,7 +823,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
         poses.append(ml.relative_positions(info["body_position"], states[-1].rotations[:, 0]))
         if args.capture_video and alive[0]:
             frames.append(env.sim.render())
-        alive &= ~terminated
+        alive &= ~terminated & (steps < limit)
         if not alive.any():
             break
     env.sim.restore(snapshot)
@@ -835,24 +834,12 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
     metrics.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
     returns = sums["task_reward"] / env.episode_steps  # (N,)
-    error, visits = ml.nearest_clips(env.motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
+    error, visits = ml.nearest_clips(motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
     metrics.update(task_return=float(returns.mean()), pose_error_m=error)
-    metrics.update({f"visits_{os.path.basename(name)}": x for name, x in zip(env.motions.files, visits.tolist())})
+    metrics.update({f"visits_{os.path.basename(name)}": x for name, x in zip(motions.files, visits.tolist())})
     roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
     return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)], returns
-
-
-def load_commands(path: str, num_envs: int, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
-    """Read a file of commands for all environments alike -> see Goals. Raises InputError."""
-    try:
-        table = torch.tensor(np.loadtxt(path, delimiter=",", ndmin=2), dtype=torch.float32, device=device)
-        times, headings, speeds = table.T.contiguous()
-    except (ValueError, OSError) as error:
-        raise InputError(f'{path}: not lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
-    if not table.isfinite().all() or times[0] != 0 or (times.diff() <= 0).any():
-        raise InputError(f"{path}: expected finite numbers, and times that rise from 0")
-    return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
 
 def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, path: str) -> Any:
@@ -862,25 +849,18 @@ def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, path: str) -> Any:
     grid = torch.arange(env.num_envs, device=env.device).reshape(4 if env.num_envs % 4 == 0 else 1, -1)
     speeds = torch.linspace(*args.speed_range, len(grid), device=env.device)
     turns = torch.linspace(-math.pi, math.pi, grid.shape[1] + 1, device=env.device)[1:]
-    at_start = torch.zeros(1, device=env.device)
-    env.goals.commands = (at_start, turns.repeat(len(grid))[None], speeds.repeat_interleave(len(turns))[None])
+    env.goals.commands = (0 * turns[:1], turns.repeat(len(grid))[None], speeds.repeat_interleave(len(turns))[None])
     table = evaluate(agent, env, dataclasses.replace(args, capture_video=False), "")[2][grid].tolist()
     env.goals.commands = None
-    labels = [f"{x:.0f}" for x in torch.rad2deg(turns)], [f"{x:.1f} m/s" for x in speeds]
-    print(
-        "\n".join(
-            [
-                "turn [deg] " + " ".join(f"{x:>5}" for x in labels[0]),
-                *(f"{v:>10} " + " ".join(f"{x:5.2f}" for x in row) for v, row in zip(labels[1], table)),
-            ]
-        )
-    )
+    columns, rows = [f"{x:.0f}" for x in torch.rad2deg(turns)], [f"{x:.1f}" for x in speeds]
+    print("task return | after turns of [degrees]", *columns)
+    for speed, row in zip(rows, table):
+        print(f"at {speed} m/s |", *(f"{x:.2f}" for x in row))
     figure = Figure()
-    axes = figure.subplots()
+    axes = figure.subplots(subplot_kw=dict(xlabel="turn [degrees]", ylabel="speed [m/s]"))
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
     figure.colorbar(axes.imshow(table, vmin=0, vmax=1, aspect="auto"), label="task return (1 is the best)")
-    axes.set_xticks(range(len(turns)), labels[0])
-    axes.set_yticks(range(len(speeds)), labels[1])
-    axes.set_xlabel("turn [degrees]")
     figure.savefig(path)
     return figure
 
@@ -954,20 +934,21 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     sim = simulator(args, motions.character, copies, device)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
-    agent = Agent(D, 2 * D - 2 * GOAL, A, args.hidden, args.action_std_log).to(device)
+    P = eval_env.disc_obs_size  # of a transition
+    agent = Agent(D, P, A, args.hidden, args.action_std_log).to(device)
     if checkpoint:
         try:
             agent.load_state_dict(checkpoint["agent"])
             eval_env.action_offset.copy_(checkpoint["action_offset"])
         except (RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{args.checkpoint}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
+        commands = ml.load_commands(args.eval_commands, args.eval_episodes, str(device)) if args.eval_commands else None
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
         evaluate_grid(agent, eval_env, args, os.path.join(folder, "grid.png"))
-        if args.eval_commands:
-            eval_env.goals.commands = load_commands(args.eval_commands, args.eval_episodes, device)
+        eval_env.goals.commands = commands
         metrics, clips, _ = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
         for n, clip in enumerate(clips):
             ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
@@ -982,10 +963,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])
     disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate)
-    replay = ReplayBuffer(args.replay_size, 2 * D - 2 * GOAL, device)
+    replay = ReplayBuffer(args.replay_size, P, device)
     demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
 
     obs_buf, final_buf = torch.zeros(2, T, N, D, device=device)  # raw observations; after the step, before a reset
+    disc_buf = torch.zeros(T, N, P, device=device)
     mean_buf, action_buf = torch.zeros(2, T, N, A, device=device)
     task_buf, speed_buf, length_buf, diverged_buf = torch.zeros(4, T, N, device=device)
     terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device)
@@ -1009,11 +991,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 action = mean + agent.action_std * torch.randn_like(mean)
                 obs_buf[t], mean_buf[t], action_buf[t] = obs, mean, action
                 obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
-                final_buf[t], diverged_buf[t] = info["final_obs"], info["diverged"]
+                final_buf[t], disc_buf[t], diverged_buf[t] = info["final_obs"], info["disc_obs"], info["diverged"]
                 speed_buf[t], length_buf[t] = info["scores"]["speed_m_s"], info["episode_length"]
         torch.set_num_threads(threads)
         done_buf = terminated_buf | truncated_buf
-        fresh = torch.cat((obs_buf[..., :-GOAL], final_buf[..., :-GOAL]), -1).view(B, -1)  # disc_obs
+        fresh = disc_buf.view(B, P)
         clock.append(time.perf_counter())
 
         # 2. Discriminator: clip transitions against the character's, half of them fresh and half replayed.
@@ -1022,7 +1004,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         agent.disc_norm.update(torch.cat((demo, fresh[torch.randint(B, (len(demo),), device=device)])))
         for mb_demo in agent.disc_norm(demo).chunk(args.disc_updates):
             mb_fresh = fresh[torch.randint(B, (args.disc_batch // 2,), device=device)]
-            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(args.disc_batch // 2))))  # (disc_batch, 2 D)
+            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(args.disc_batch // 2))))  # (disc_batch, P)
             loss, penalty, demo_logit, agent_logit = disc_losses(agent.disc, mb_demo, mb_agent, args.disc_loss)
             squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
@@ -1106,10 +1088,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         for name, x in log.items():
             writer.add_scalar(name, x, samples)
         shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
-        bar.set_postfix_str(
-            f"{shown}, return {metrics.get('task_return', math.nan):.2f}, pose error {metrics.get('pose_error_m', math.nan):.3f} m",
-            refresh=False,
-        )
+        bar.set_postfix_str(f"{shown}, pose error {metrics.get('pose_error_m', math.nan):.3f} m", refresh=False)
         bar.update(B)
     bar.close()
     writer.add_figure("eval/grid", evaluate_grid(agent, eval_env, args, os.path.join(run, "grid.png")), samples)

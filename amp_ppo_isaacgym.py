@@ -17,7 +17,7 @@ style reward; PPO maximises that plus a task reward:
 What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan is the paper's), PD targets around the clip's
 mean pose, a critic with normalised returns and its own learning rate, a policy learning rate steered by the KL divergence.
 
-Dimension key: T steps, N envs, B = T N, M minibatch, D observation, A actions, J bodies, K key bodies.
+Dimension key: T steps, N envs, B = T N, M minibatch, D observation, P transition, A actions, J bodies, K key bodies.
 Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
 """
 
@@ -51,14 +51,14 @@ from tqdm import tqdm
 import motion_lib as ml
 from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
-SCRIPT = "amp_ppo_isaacgym"  # checkpoints of other scripts are refused
+SCRIPT = os.path.splitext(os.path.basename(__file__))[0]  # names runs and checkpoints; those of other scripts are refused
 
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Args:
-    exp_name: str = "amp"
+    exp_name: str = SCRIPT
     """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<sim>__<seed>__<time>-<process>"""
     seed: int = 1
     """seed of everything random; the same seed on the same CPU gives the same numbers, bit for bit"""
@@ -79,7 +79,7 @@ class Args:
     style_weight: float = 2.0
     """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
     total_timesteps: Optional[int] = None
-    """control steps of training, summed over environments; default 3 million on the CPU, 100 million on CUDA (not measured there)"""
+    """control steps of training, summed over environments; default: some million on the CPU, 100 million on CUDA (not measured there)"""
     num_envs: Optional[int] = None
     """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
     num_steps: Optional[int] = None
@@ -213,7 +213,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
 
 
 def demo_transitions(motions: MotionLib, n: int, dt: float, generator: torch.Generator) -> Tensor:
-    """Sample n transitions of the clips, one control step dt [s] apart: disc_obs_demo (n, 2 D)."""
+    """Sample n transitions of the clips, one control step dt [s] apart: disc_obs_demo (n, P)."""
     clip, start = motions.sample(n, dt, generator)
     state = motions.state(clip.repeat(2), torch.cat((start, start + dt)))
     body_position, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
@@ -542,7 +542,7 @@ class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors, reset in the same step.
 
     Observations are (N, D), actions (N, A); info["final_obs"] is the observation before the reset of environments that are done,
-    info["disc_obs"] (N, 2 D) the transition that the discriminator judges: it never spans a reset."""
+    info["disc_obs"] (N, P) the transition that the discriminator judges: it never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, sim: Sim, num_envs: int, episode_steps: int) -> None:
         """Use the first num_envs copies of the character in sim. Raises InputError for a character or clips that do not serve."""
@@ -568,6 +568,7 @@ class AMPEnv:
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
         # Gymnasium's Box spaces, as far as a learner needs them
         self.single_observation_space = SimpleNamespace(shape=tuple(self._new_pool()[-1].shape[1:]))
+        self.disc_obs_size = 2 * self.single_observation_space.shape[0]
         self.single_action_space = SimpleNamespace(shape=(len(character.dof_names),))
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Any]]:
@@ -612,7 +613,7 @@ class AMPEnv:
         final_obs = torch.where(diverged[:, None], self.obs, observe(state, body_position, self.character))
         speed = forward_speed(state)
         reward = task_reward(speed, self.target_speed) * ~diverged
-        disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, 2 D)
+        disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, P)
         self.steps += 1
         lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
         terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
@@ -712,7 +713,7 @@ class ReplayBuffer:
 
 
 def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Classification loss, gradient penalty, and logits of clip and character (n,) for normalised transitions (n, 2 D)."""
+    """Classification loss, gradient penalty, and logits of clip and character (n,) for normalised transitions (n, P)."""
     demo = demo.detach().requires_grad_(True)
     demo_logit, agent_logit = disc(demo)[:, 0], disc(agent)[:, 0]
     if disc_loss == "bce":
@@ -855,7 +856,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     sim = simulator(args, motions.character, copies, device)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
-    agent = Agent(D, 2 * D, A, args.hidden, args.action_std_log).to(device)
+    P = eval_env.disc_obs_size  # of a transition
+    agent = Agent(D, P, A, args.hidden, args.action_std_log).to(device)
     if checkpoint:
         try:
             agent.load_state_dict(checkpoint["agent"])
@@ -880,10 +882,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])
     disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate)
-    replay = ReplayBuffer(args.replay_size, 2 * D, device)
+    replay = ReplayBuffer(args.replay_size, P, device)
     demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
 
     obs_buf, final_buf = torch.zeros(2, T, N, D, device=device)  # raw observations; after the step, before a reset
+    disc_buf = torch.zeros(T, N, P, device=device)
     mean_buf, action_buf = torch.zeros(2, T, N, A, device=device)
     task_buf, speed_buf, length_buf, diverged_buf = torch.zeros(4, T, N, device=device)
     terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device)
@@ -907,11 +910,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 action = mean + agent.action_std * torch.randn_like(mean)
                 obs_buf[t], mean_buf[t], action_buf[t] = obs, mean, action
                 obs, task_buf[t], terminated_buf[t], truncated_buf[t], info = env.step(action)
-                final_buf[t], diverged_buf[t] = info["final_obs"], info["diverged"]
+                final_buf[t], disc_buf[t], diverged_buf[t] = info["final_obs"], info["disc_obs"], info["diverged"]
                 speed_buf[t], length_buf[t] = info["scores"]["speed_m_s"], info["episode_length"]
         torch.set_num_threads(threads)
         done_buf = terminated_buf | truncated_buf
-        fresh = torch.cat((obs_buf, final_buf), -1).view(B, 2 * D)  # disc_obs
+        fresh = disc_buf.view(B, P)
         clock.append(time.perf_counter())
 
         # 2. Discriminator: clip transitions against the character's, half of them fresh and half replayed.
@@ -920,7 +923,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         agent.disc_norm.update(torch.cat((demo, fresh[torch.randint(B, (len(demo),), device=device)])))
         for mb_demo in agent.disc_norm(demo).chunk(args.disc_updates):
             mb_fresh = fresh[torch.randint(B, (args.disc_batch // 2,), device=device)]
-            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(args.disc_batch // 2))))  # (disc_batch, 2 D)
+            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(args.disc_batch // 2))))  # (disc_batch, P)
             loss, penalty, demo_logit, agent_logit = disc_losses(agent.disc, mb_demo, mb_agent, args.disc_loss)
             squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)

@@ -310,6 +310,20 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
     return files, weights
 
 
+def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor, Tensor, Tensor]:
+    """Read a command file, lines of "time [s], heading [degrees], speed [m/s]", each valid until the next.
+
+    -> times (C,) [s], headings (C, num_envs) [rad], speeds (C, num_envs) [m/s], the same for all. Raises InputError."""
+    try:
+        table = torch.tensor(np.loadtxt(path, delimiter=",", ndmin=2), dtype=torch.float32, device=device)
+        times, headings, speeds = table.T.contiguous()
+    except (ValueError, OSError) as error:
+        raise InputError(f'{path}: not lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
+    if not bool(table.isfinite().all()) or times[0] != 0 or bool((times.diff() <= 0).any()):
+        raise InputError(f"{path}: expected finite numbers, and times that rise from 0")
+    return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
+
+
 # ---- 4. Storage and sampling ---------------------------------------------------------------------------------------------------
 
 

@@ -348,7 +348,11 @@ def test_a_run_on_the_cpu_pipeline(root, tmp_path):
     done = run(root, tmp_path, "--sim", "auto", "--no-cuda", *SMALL)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("amp__walk__isaacgym__1__") and "simulator isaacgym" in done.stdout and "self-check" in done.stdout
+    assert (
+        folder.name.startswith("amp_ppo_isaacgym__walk__isaacgym__1__")
+        and "simulator isaacgym" in done.stdout
+        and "self-check" in done.stdout
+    )
     assert json.loads((folder / "args.json").read_text())["args"]["sim"] == "isaacgym"
     trained = json.loads(done.stdout.splitlines()[-1])
     assert trained["episodes"] == 3

@@ -6,8 +6,6 @@ ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
     python amp_ppo_heading.py                                           # well under an hour on two CPU cores
     python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
-The policy, not the discriminator, sees the goal; episodes start with any yaw. Every other difference: tests/heading.diff.
-
 A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
 style reward; PPO maximises that plus a task reward:
 
@@ -568,14 +566,13 @@ class Goals:
     def update(self, steps: Tensor) -> None:
         """A control step further; steps (N,) since the start of the episode, where all begins anew."""
         args, new = self.args, steps == 0
-        self.timer = torch.where(new, 0.0, self.timer - self.dt)
-        due = self.timer <= 0
+        due = new | (self.timer <= 0)
         turn = args.turn_std * torch.randn(self.num_envs, generator=self.generator, device=steps.device)
         turn = torch.where(self.uniform(0, 1) < args.sharp_turn_share, self.uniform(-math.pi, math.pi), turn)
         self.heading = torch.where(new, 0.0, self.heading + due * turn)
         changed = new | (due & (self.uniform(0, 1) < args.speed_change_share))
         self.speed = torch.where(changed, self.uniform(*args.speed_range), self.speed)
-        self.timer = torch.where(due, self.uniform(*args.change_seconds), self.timer)
+        self.timer = torch.where(due, self.uniform(*args.change_seconds), self.timer) - self.dt
         if self.commands is not None:
             row = (torch.searchsorted(self.commands[0], steps * self.dt + 1e-4) - 1)[None]  # (1, N)
             self.heading, self.speed = (x.gather(0, row)[0] for x in self.commands[1:])
@@ -636,12 +633,12 @@ class AMPEnv:
         Drawn in advance, because a few states a step would cost as much as many at once."""
         clip, start = self.motions.sample(self.num_envs, self.dt, self.generator)
         start = start * (torch.rand(self.num_envs, generator=self.generator, device=self.device) >= self.start_share)
-        state = self.motions.state(clip, start)
+        yaw = self.goals.uniform(-math.pi, math.pi) * (self.goals.commands is None)
+        state = ml.turn_state(self.motions.state(clip, start), ml.quat_from_yaw(yaw))
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
         # a pose that reaches into the ground would be thrown up by the contact solver
         raised = (-ml.lowest_points(self.character, body_position, body_rotation).amin(-1)).clamp_min(0.0)  # (N,) [m]
         state.root_position[:, 2] += raised
-        state = ml.turn_state(state, ml.quat_from_yaw(self.goals.uniform(-math.pi, math.pi) * (self.goals.commands is None)))
         return [clip, start, *state, observe(state, body_position, self.character)]
 
     def _reset(self, env_ids: Tensor) -> Tensor:
@@ -834,9 +831,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
     metrics.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
     returns = sums["task_reward"] / env.episode_steps  # (N,)
-    error, visits = ml.nearest_clips(motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
-    metrics.update(task_return=float(returns.mean()), pose_error_m=error)
-    metrics.update({f"visits_{os.path.basename(name)}": x for name, x in zip(motions.files, visits.tolist())})
+    metrics.update(ml.nearest_clips(motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt), task_return=float(returns.mean()))
     roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
     return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)], returns
@@ -858,8 +853,7 @@ def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, path: str) -> Any:
         print(f"at {speed} m/s |", *(f"{x:.2f}" for x in row))
     figure = Figure()
     axes = figure.subplots(subplot_kw=dict(xlabel="turn [degrees]", ylabel="speed [m/s]"))
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     figure.colorbar(axes.imshow(table, vmin=0, vmax=1, aspect="auto"), label="task return (1 is the best)")
     figure.savefig(path)
     return figure

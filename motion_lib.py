@@ -11,7 +11,7 @@ import math
 import os
 import xml.etree.ElementTree as ET
 import zipfile
-from typing import List, NamedTuple, Tuple, Union
+from typing import Dict, List, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -515,11 +515,11 @@ def episode_error(motions: MotionLib, poses: Tensor, steps: Tensor, limit: Tenso
     return float(pose_error(poses, relative_positions(body_position, state.rotations[..., 0, :]), steps, limit).mean())
 
 
-def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0) -> Tuple[float, Tensor]:
+def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0) -> Dict[str, float]:
     """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, from anywhere in it.
 
     poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of `horizon` control steps of dt [s]
-    -> mean over windows [m], lost steps counting 1 m; share of the lived windows that is nearest to each of the clips (C,)."""
+    -> pose_error_m: mean over windows [m], lost steps counting 1 m; visits_<clip>: share of the lived windows nearest to each clip."""
     W = max(round(window / dt), 1)
     K = -(-horizon // W)  # windows an episode, the last one shorter perhaps
     poses = F.pad(poses, (0, 0, 0, 0, 0, K * W - poses.shape[1])).reshape(-1, W, *poses.shape[2:])  # (E K, W, J-1, 3)
@@ -535,5 +535,6 @@ def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int
         reference = relative_positions(body_position, state.rotations[:, 0])
         errors.append(pose_error(poses, reference[None], lived, length, any_start=True))
     error, nearest = torch.stack(errors).min(0)
-    visits = torch.bincount(nearest[lived > 0], minlength=len(errors))
-    return float((error * length).sum() / length.sum()), visits / visits.sum().clamp_min(1)
+    visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
+    shares = {f"visits_{os.path.basename(file)}": share for file, share in zip(motions.files, visits.tolist())}
+    return {"pose_error_m": float((error * length).sum() / length.sum()), **shares}

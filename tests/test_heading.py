@@ -234,13 +234,15 @@ def test_nearest_clips(locomotion):
     run, turn = poses_of(locomotion, 5, 0.37 + dt * torch.arange(60)), poses_of(locomotion, 2, 0.5 + time)
     episode = torch.cat((run, turn))
     poses = torch.stack((episode, torch.cat((run[:30], torch.full((60, 14, 3), 9.0)))))
-    error, visits = ml.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
+    found = ml.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
+    error = found.pop("pose_error_m")
     assert error == pytest.approx(60 / 180, abs=0.01)  # the lost 60 of 180 steps count 1 m, the others hardly anything
-    assert visits[2] == pytest.approx(1 / 4) and visits[5] + visits[11] == pytest.approx(3 / 4)
-    error, _ = ml.nearest_clips(locomotion, episode[None] + torch.tensor([0.0, 0.0, 0.05]), torch.tensor([90]), 90, dt)
-    assert 0.03 < error < 0.055
-    error, visits = ml.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
-    assert error == 1.0 and visits.sum() == 0
+    assert len(found) == 12 and found["visits_turn_left1.npz"] == pytest.approx(1 / 4)
+    assert found["visits_run.npz"] + found["visits_run.npz (mirrored)"] == pytest.approx(3 / 4)
+    bent = episode[None] + torch.tensor([0.0, 0.0, 0.05])
+    assert 0.03 < ml.nearest_clips(locomotion, bent, torch.tensor([90]), 90, dt)["pose_error_m"] < 0.055
+    found = ml.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
+    assert found.pop("pose_error_m") == 1.0 and sum(found.values()) == 0
 
 
 # ---- Whole runs -----------------------------------------------------------------------------------------------------------------

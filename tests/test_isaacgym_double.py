@@ -13,6 +13,7 @@ import torch
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
 
+pytest.importorskip("mujoco")  # its physics
 DOUBLE = str(Path(__file__).resolve().parent / "isaacgym_double")
 BALL = """<mujoco><worldbody><body name="ball"><freejoint/><geom type="sphere" pos="0 0 0.5" size="0.1" density="1000"/></body></worldbody>
 </mujoco>"""

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="the double needs MuJoCo")
+pytest.importorskip("mujoco")  # the physics of the double
 CPU, SCRIPT = torch.device("cpu"), "amp_ppo_isaacgym.py"
 
 

@@ -14,10 +14,12 @@ import pytest
 import torch
 import tyro
 
+import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
 
 SCRIPT = "amp_ppo_isaacgym.py"
+MODULES = {SCRIPT: amp, "amp_ppo_heading.py": heading}
 FIELDS = [field.name for field in dataclasses.fields(amp.Args)]
 METRICS = {"episodes", "mean_episode_s", "fall_rate", "speed_m_s", "pose_error_m", "task_reward", "style_reward"}
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
@@ -70,65 +72,73 @@ def scalars(run):
 # ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def class_body(root):
-    tree = ast.parse((root / SCRIPT).read_text(encoding="utf-8"))
+def class_body(root, script):
+    tree = ast.parse((root / script).read_text(encoding="utf-8"))
     return tree, next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args").body
 
 
-def test_every_option_is_documented(root):
-    body = class_body(root)[1]
+def fields(script):
+    return {field.name for field in dataclasses.fields(MODULES[script].Args)}
+
+
+@pytest.mark.parametrize("script", MODULES)
+def test_every_option_is_documented(root, script):
+    body = class_body(root, script)[1]
     documented = {}
     for field, text in zip(body, body[1:]):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             documented[field.target.id] = ast.literal_eval(text.value)
-    assert set(documented) == set(FIELDS)
+    assert set(documented) == fields(script)
     assert [name for name, text in documented.items() if not text.strip() or "\n" in text] == []
 
 
-def test_every_option_is_read(root):
+@pytest.mark.parametrize("script", MODULES)
+def test_every_option_is_read(root, script):
     """Somewhere outside check_args, which only fills in and refuses."""
     read = set()
-    for node in class_body(root)[0].body:
+    for node in class_body(root, script)[0].body:
         if getattr(node, "name", "") != "check_args":
             for part in ast.walk(node):
-                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load) and getattr(part.value, "id", "") == "args":
-                    read.add(part.attr)
-    assert set(FIELDS) - read == set()
+                owner = getattr(part, "value", None)
+                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load):
+                    if "args" in (getattr(owner, "id", ""), getattr(owner, "attr", "")):  # args.x or self.args.x
+                        read.add(part.attr)
+    assert fields(script) - read == set()
 
 
-def test_help(run_script):
-    result = run_script(SCRIPT, "--help")
+@pytest.mark.parametrize("script", MODULES)
+def test_help(run_script, script):
+    result = run_script(script, "--help")
     assert result.code == 0 and result.err == ""
     words = result.out.replace(",", " ").split()
-    assert [name for name in FIELDS if f"--{name.replace('_', '-')}" not in words] == []
+    assert [name for name in fields(script) if f"--{name.replace('_', '-')}" not in words] == []
 
 
-def commands(text):
+def commands(text, script):
     """Flags of every command in a text that runs the script."""
     for line in text.replace("\\\n", " ").splitlines():
         for command in line.split("&&"):
-            words = shlex.split(command, comments=True) if SCRIPT in command and "python" in command and "`" not in command else []
-            if SCRIPT in words and words[words.index(SCRIPT) - 1].startswith("python"):
-                yield words[words.index(SCRIPT) + 1 :]
+            words = shlex.split(command, comments=True) if script in command and "python" in command and "`" not in command else []
+            if script in words and words[words.index(script) - 1].startswith("python"):
+                yield words[words.index(script) + 1 :]
 
 
-@pytest.mark.parametrize("document", ["README.md", SCRIPT])
-def test_the_commands_of_the_documents_parse(root, document):
-    if not (root / document).exists():
-        pytest.skip(f"no {document} yet")
-    text = (root / document).read_text(encoding="utf-8")
+@needs_mujoco
+@pytest.mark.parametrize("document", ["README.md", "docstring"])
+@pytest.mark.parametrize("script", MODULES)
+def test_the_commands_of_the_documents_parse(root, document, script):
     if document == "README.md":
-        text = "\n".join(text.split("```")[1::2])  # its code blocks
+        text = "\n".join((root / document).read_text(encoding="utf-8").split("```")[1::2])  # its code blocks
     else:
-        text = ast.get_docstring(ast.parse(text))
-    found = list(commands(text))
+        text = ast.get_docstring(ast.parse((root / script).read_text(encoding="utf-8")))
+    found = list(commands(text, script))
     assert [] in found  # the command without options
     assert any("--evaluate" in flags for flags in found)
     for flags in found:
-        flags = [flag for flag in flags if not flag.startswith("[")]
-        args = tyro.cli(amp.Args, args=flags)
-        assert (root / args.motion_file).exists() and (root / args.character_file).exists()
-        amp.check_args(dataclasses.replace(args, cuda=False))
+        args = tyro.cli(MODULES[script].Args, args=[flag for flag in flags if not flag.startswith("[")])
+        named = [args.motion_file, args.character_file, args.checkpoint, getattr(args, "eval_commands", None)]
+        assert [file for file in named if file and not (root / file).exists()] == []
+        MODULES[script].check_args(dataclasses.replace(args, cuda=False))
 
 
 @pytest.mark.parametrize("name, limit", [(SCRIPT, 1030), ("motion_lib.py", 545)])

@@ -3,8 +3,8 @@
 Paper: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control",
 ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
 
-    python amp_ppo_heading.py                                           # well under an hour on two CPU cores
-    python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
+    python amp_ppo_heading.py                                           # under an hour on two CPU cores
+    python amp_ppo_heading.py --evaluate --checkpoint runs/NAME/latest.pt --eval-commands motions/figure_eight.csv
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
 style reward; PPO maximises that plus a task reward:

@@ -3,9 +3,10 @@
     python benchmark/train.py OUT.jsonl [OPTIONS ...] -- [SEED ...] [OPTION ...]
     python benchmark/train.py --table OUT.jsonl       # the table again, from the file
 
-Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, in one argument. Seeds (default 1 2 3) follow, and further
-options, which go to every training. Every run appends one JSON object to OUT: its command, commit, machine, versions and result. Paths in
-options are relative to the repository, where everything runs. Minutes are those of the whole training command, from its start to its end.
+Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, or another script's name and its options, in one argument.
+Seeds (default 1 2 3) follow, and further options, which go to every training. Every run appends one JSON object to OUT: its command,
+commit, machine, versions and result. Paths in options are relative to the repository, where everything runs. Minutes are those of the
+whole training command, from its start to its end.
 """
 
 import datetime
@@ -22,7 +23,14 @@ from typing import Any, Dict, List, NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = "amp_ppo_isaacgym.py"
-COLUMNS = (("samples", ".0f"), ("minutes", ".1f"), ("fall_rate", ".3f"), ("speed_m_s", ".2f"), ("pose_error_m", ".4f"), ("peak_gib", ".2f"))
+COLUMNS = (
+    ("samples", ".0f"),
+    ("minutes", ".1f"),
+    ("fall_rate", ".3f"),
+    ("speed_m_s", ".2f"),
+    ("task_return", ".3f"),
+)  # where there are such
+COLUMNS += (("heading_error_deg", ".1f"), ("speed_error_m_s", ".2f"), ("pose_error_m", ".4f"), ("peak_gib", ".2f"))
 
 
 class Run(NamedTuple):
@@ -33,12 +41,12 @@ class Run(NamedTuple):
     peak_gib: float  # largest resident memory [GiB]
 
 
-def run_script(options: List[str], cwd: str = ROOT, echo: bool = True) -> Run:
+def run_script(options: List[str], cwd: str = ROOT, echo: bool = True, name: str = SCRIPT) -> Run:
     """Run the script with these options, its progress on our stderr. Exits with its code, or 1, if it fails.
 
     On Linux a child's peak memory counts from that of the process that starts it: call this before anything large is imported."""
     started, lines, peak = time.perf_counter(), [], float("nan")
-    script = [sys.executable, os.path.join(ROOT, SCRIPT), *options]
+    script = [sys.executable, os.path.join(ROOT, name), *options]
     with subprocess.Popen(script, cwd=cwd, stdout=subprocess.PIPE, text=True) as child:
         for line in child.stdout:
             lines.append(line)
@@ -50,7 +58,7 @@ def run_script(options: List[str], cwd: str = ROOT, echo: bool = True) -> Run:
             peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
     seconds = time.perf_counter() - started
     if child.returncode:
-        print(f"error: python {SCRIPT} {' '.join(options)} ended with exit code {child.returncode}", file=sys.stderr)
+        print(f"error: python {name} {' '.join(options)} ended with exit code {child.returncode}", file=sys.stderr)
         sys.exit(child.returncode)
     return Run("".join(lines), seconds, peak)
 
@@ -81,10 +89,12 @@ def stamp() -> Dict[str, Any]:
 
 def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     """One training and the evaluation of what it learnt."""
-    options = [*experiment.split(), "--seed", str(seed), *extra]
-    print(f"+ python {SCRIPT} {' '.join(options)}", flush=True)
-    record = {"seed": seed, "command": f"python {SCRIPT} {' '.join(options)}", **stamp()}
-    training = run_script(options)
+    words = experiment.split()
+    name = words.pop(0) if words and words[0].endswith(".py") else SCRIPT
+    options = [*words, "--seed", str(seed), *extra]
+    print(f"+ python {name} {' '.join(options)}", flush=True)
+    record = {"seed": seed, "command": f"python {name} {' '.join(options)}", **stamp()}
+    training = run_script(options, name=name)
     found = re.search(r"--checkpoint (\S+)[/\\]latest\.pt", training.out)
     if not found:
         sys.exit("error: the training did not say where its checkpoint is")
@@ -96,8 +106,8 @@ def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     record.update(minutes=training.seconds / 60, peak_gib=training.peak_gib)
     device = [option for option in extra if option in ("--cuda", "--no-cuda")]
     evaluation = ["--evaluate", "--checkpoint", f"{folder}/latest.pt", "--eval-episodes", "32", "--eval-seconds", "20", *device]
-    print(f"+ python {SCRIPT} {' '.join(evaluation)}", flush=True)
-    record.update(json.loads(run_script(evaluation).out.splitlines()[-1]))
+    print(f"+ python {name} {' '.join(evaluation)}", flush=True)
+    record.update(json.loads(run_script(evaluation, name=name).out.splitlines()[-1]))
     return record
 
 
@@ -108,13 +118,14 @@ def print_table(records: List[Dict[str, Any]]) -> None:
         groups.setdefault((r["command"].replace(f"--seed {r['seed']}", "--seed S"), r["commit"], r["machine"]), []).append(r)
     for (command, commit, machine), rows in groups.items():
         print(f"\n{command}   (commit {commit}; {machine})\n")
-        print("| seed | " + " | ".join(name for name, _ in COLUMNS) + " |")
-        print("|---" * (1 + len(COLUMNS)) + "|")
+        columns = [(name, form) for name, form in COLUMNS if all(name in r for r in rows)]
+        print("| seed | " + " | ".join(name for name, _ in columns) + " |")
+        print("|---" * (1 + len(columns)) + "|")
         for r in rows:
-            print(f"| {r['seed']} | " + " | ".join(format(r[name], form) for name, form in COLUMNS) + " |")
+            print(f"| {r['seed']} | " + " | ".join(format(r[name], form) for name, form in columns) + " |")
         if len(rows) > 1:
             for label, statistic in (("mean", statistics.mean), ("std", statistics.stdev)):
-                cells = [format(statistic([r[name] for r in rows]), form) for name, form in COLUMNS]
+                cells = [format(statistic([r[name] for r in rows]), form) for name, form in columns]
                 print(f"| {label} | " + " | ".join(cells) + " |")
 
 

@@ -137,7 +137,7 @@ def test_the_commands_of_the_documents_parse(root, document, script):
     for flags in found:
         args = tyro.cli(MODULES[script].Args, args=[flag for flag in flags if not flag.startswith("[")])
         named = [args.motion_file, args.character_file, args.checkpoint, getattr(args, "eval_commands", None)]
-        assert [file for file in named if file and not (root / file).exists()] == []
+        assert [file for file in named if file and not file.startswith("runs/") and not (root / file).exists()] == []
         MODULES[script].check_args(dataclasses.replace(args, cuda=False))
 
 

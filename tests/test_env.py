@@ -289,7 +289,7 @@ def roll_out(env, actions, seed=3):
     for action in actions:
         before = obs.clone()
         obs, reward, terminated, truncated, info = env.step(action)
-        tensors = {key: value.clone() for key, value in info.items() if isinstance(value, torch.Tensor)}
+        tensors = {key: value.clone() for key, value in {**info, **info["scores"]}.items() if isinstance(value, torch.Tensor)}
         state = {f"state_{name}": value.clone() for name, value in info["state"]._asdict().items()}
         steps.append(dict(before=before, obs=obs.clone(), reward=reward, terminated=terminated, truncated=truncated, **tensors, **state))
     return {key: torch.stack([step[key] for step in steps]) for key in steps[0]}
@@ -333,7 +333,7 @@ def test_the_state_in_info_is_the_one_before_the_reset(walk, character):
     for t in range(9):
         state = ml.MotionState(*(log[f"state_{name}"][t] for name in ml.MotionState._fields))
         torch.testing.assert_close(look(state, character), log["final_obs"][t], atol=1e-6, rtol=0)
-        torch.testing.assert_close(log["speed"][t], log["final_obs"][t][:, LINEAR], atol=1e-6, rtol=0)
+        torch.testing.assert_close(log["speed_m_s"][t], log["final_obs"][t][:, LINEAR], atol=1e-6, rtol=0)
         torch.testing.assert_close(log["reward"][t], amp.task_reward(amp.forward_speed(state), 1.0))
 
 
@@ -455,7 +455,7 @@ def agent():
 def evaluate(agent, motions, steps, n=6, **options):
     env = make_env(motions, n, steps, **options)
     args = amp.Args(cuda=False, num_envs=n, target_speed=1.0, **options)
-    return amp.evaluate(agent, env, args)
+    return amp.evaluate(agent, env, args, "")
 
 
 def test_evaluation_of_short_episodes(agent, walk):

@@ -19,19 +19,20 @@ pytest.importorskip("mujoco")  # the physics of the double
 CPU, SCRIPT = torch.device("cpu"), "amp_ppo_isaacgym.py"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def double(root):
-    """The double's modules, imported as it demands: before torch."""
-    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name == "torch"}
-    sys.path.insert(0, str(root / "tests/isaacgym_double"))
-    try:
+    """The double's modules, imported as it demands: before torch. Afterwards no other test finds them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root / "tests/isaacgym_double"))
+        patch.delitem(sys.modules, "torch")
         from isaacgym import gymapi
-    finally:
-        sys.path.pop(0)
-        sys.modules.update(hidden)
-    from isaacgym import gymtorch
 
-    return gymapi, gymtorch
+        patch.setitem(sys.modules, "torch", torch)
+        from isaacgym import gymtorch
+
+        yield gymapi, gymtorch
+    for name in [name for name in sys.modules if name.split(".")[0] == "isaacgym"]:
+        del sys.modules[name]
 
 
 @pytest.fixture

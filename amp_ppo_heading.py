@@ -485,7 +485,7 @@ class IsaacGymSim(Sim):
         dof = torch.tensor([0.3, -0.2, 0.4], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
         zero, up = torch.zeros(1, 3, device=self.device), torch.tensor([[0.0, 0.0, 2.0]], device=self.device)
         pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
-        self.set_state(self.actors[:1].long() * 0, MotionState(up, pose, zero, zero, 0.0 * dof))
+        self.set_state(torch.zeros(1, dtype=torch.long, device=self.device), MotionState(up, pose, zero, zero, 0.0 * dof))
         state, _ = self.step(dof)
         self.gym.refresh_rigid_body_state_tensor(self.sim)
         link = self.body[:1, self.bodies, 3:7]
@@ -608,7 +608,8 @@ class AMPEnv:
         self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
         self.action_scale = args.action_scale
         # A fall is ground contact of a body, the feet excepted, that the clips keep off the ground by at least 0.05 m.
-        self.fall_bodies = [j for j, name in enumerate(character.body_names) if name not in FEET and lowest[j] > 0.05]
+        watched = [name not in FEET and low > 0.05 for name, low in zip(character.body_names, lowest.tolist())]
+        self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
         self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
         self.time, self.yaw = torch.zeros(2, num_envs, device=device)  # where in the clip it started [s]; where it faces [rad]
         # Gymnasium's Box spaces, as far as a learner needs them
@@ -666,7 +667,7 @@ class AMPEnv:
         progress = state.root_velocity[:, :2].norm(dim=-1) * torch.cos(off)  # (N,) d* . v [m/s]
         disc_obs = torch.cat((self.obs[:, :-GOAL], seen), -1)  # (N, P)
         self.steps += 1
-        lowest = ml.lowest_points(self.character, body_position, body_rotation)[:, self.fall_bodies]
+        lowest = ml.lowest_points(self.character, body_position, body_rotation).index_select(-1, self.fall_bodies)
         terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
         truncated = (self.steps >= self.episode_steps) & ~terminated
         reward = task_reward(progress, self.goals.speed) * ~terminated

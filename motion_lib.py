@@ -109,6 +109,7 @@ class Character(NamedTuple):
     offsets: Tensor  # (J, 3) body origin in its parent's frame [m]
     dof_names: List[str]  # D names, in file order
     dof_body: List[int]  # the body that each dof turns; three dofs on one body are one ball joint (exponential map, x y z)
+    dof_rows: Tensor  # (D,) long: dof_body on the device
     dof_axis: Tensor  # (D, 3) in the body's frame
     kp: Tensor  # (D,) [Nm/rad]
     kd: Tensor  # (D,) [Nms/rad]
@@ -167,6 +168,7 @@ def load_character(path: str, device: str = "cpu") -> Character:
             offsets=put([[0.0] * 3] + [_floats(body.get("pos", "0 0 0")) for body in bodies[1:]]),
             dof_names=[joint.get("name") for _, joint in dofs],
             dof_body=[j for j, _ in dofs],
+            dof_rows=long([j for j, _ in dofs]),
             dof_axis=column("axis"),
             kp=column("stiffness")[:, 0],
             kd=column("damping")[:, 0],
@@ -212,13 +214,13 @@ def lowest_points(character: Character, body_position: Tensor, body_rotation: Te
 
 def dof_positions(character: Character, rotations: Tensor) -> Tensor:
     """Exponential-map components of the ball joints and angles of the hinges: (..., J, 4) -> (..., D) [rad]."""
-    return (rotvec_from_quat(rotations[..., character.dof_body, :]) * character.dof_axis).sum(-1)
+    return (rotvec_from_quat(rotations.index_select(-2, character.dof_rows)) * character.dof_axis).sum(-1)
 
 
 def rotations_from_dofs(character: Character, root_rotation: Tensor, dof: Tensor) -> Tensor:
     """Inverse of dof_positions: root (..., 4) world, dof positions (..., D) [rad] -> parent-relative rotations (..., J, 4)."""
     rotvec = dof.new_zeros(*dof.shape[:-1], len(character.parents), 3)
-    rotvec = rotvec.index_add(-2, torch.tensor(character.dof_body, device=dof.device), dof[..., None] * character.dof_axis)
+    rotvec = rotvec.index_add(-2, character.dof_rows, dof[..., None] * character.dof_axis)
     return torch.cat((root_rotation[..., None, :], quat_from_rotvec(rotvec[..., 1:, :])), -2)
 
 

@@ -38,7 +38,7 @@ from typing import Any, Dict, List, Literal, Optional, Tuple
 
 try:  # before torch: Isaac Gym insists on it
     from isaacgym import gymapi, gymtorch
-except (ImportError, RuntimeError, OSError) as error:
+except Exception as error:  # it compiles and loads libraries
     gymapi, isaacgym_fault = None, f"{type(error).__name__}: {error}"
 
 import numpy as np
@@ -135,7 +135,7 @@ class Args:
     replay_keep: int = 512
     """transitions of an iteration, drawn at random, that replace random old ones once the buffer is full"""
     eval_interval: Optional[int] = None
-    """evaluate every so many iterations, and at the end (0: only at the end); default 100 on the CPU, 50 on CUDA"""
+    """evaluate every so many iterations, and at the end (0: only at the end); default 100 on the CPU, 250 on CUDA"""
     eval_episodes: int = 32
     """episodes of an evaluation"""
     eval_seconds: float = 20.0
@@ -150,7 +150,7 @@ class Args:
 
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
-    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 50))
+    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
     defaults.update(total_timesteps=(3_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
@@ -167,6 +167,8 @@ def check_args(args: Args) -> None:
     missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
     if args.sim == "auto":
         args.sim = "mujoco" if gymapi is None else "isaacgym"
+        if gymapi is None and not isaacgym_fault.endswith("No module named 'isaacgym'"):
+            print(f"Isaac Gym is there but cannot be imported ({isaacgym_fault}): trying MuJoCo", file=sys.stderr)
     refuse = {
         "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
         "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
@@ -199,10 +201,10 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height [m] 1, root rotation 6, root linear 3 [m/s] and
     angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s], key bodies from the root 3 each [m]."""
-    keys = [character.body_names.index(name) for name in KEY_BODIES]
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
-    key_position = body_position[..., keys, :] - body_position[..., :1, :]  # (..., K, 3)
+    keys = torch.stack([body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2)  # (..., K, 3)
+    key_position = keys - body_position[..., :1, :]
     vectors = torch.cat((state.root_velocity[..., None, :], state.root_angular_velocity[..., None, :], key_position), -2)
     vectors = ml.quat_rotate(to_heading[..., None, :], vectors).flatten(-2)  # (..., 6 + 3 K)
     hinge = state.rotations.index_select(-2, character.hinges)
@@ -416,6 +418,8 @@ class IsaacGymSim(Sim):
         options = gymapi.AssetOptions()
         options.angular_damping, options.max_angular_velocity, options.default_dof_drive_mode = 0.01, 100.0, int(gymapi.DOF_MODE_NONE)
         asset = gym.load_asset(sim, *os.path.split(os.path.abspath(character.path)), options)
+        if asset is None:
+            raise InputError(f"{character.path}: Isaac Gym cannot load it (its reason stands above)")
         shapes = gym.get_asset_rigid_shape_properties(asset)
         for shape in shapes:
             shape.friction = 1.0
@@ -818,7 +822,7 @@ def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[st
     args, checkpoint = tyro.cli(Args, args=argv), None
     if args.evaluate and args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint)
-        saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False}
+        saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False, "capture_video": False}
         args = tyro.cli(Args, args=argv, default=Args(**saved))
     check_args(args)
     return args, checkpoint
@@ -848,6 +852,7 @@ def start_run(args: Args) -> Tuple[str, Any]:
 
 def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     device = torch.device("cuda" if args.cuda else "cpu")
+    print(f"simulator {args.sim}, networks on {device}")
     torch.manual_seed(args.seed)
     motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device))
     if args.task == "speed" and args.target_speed is None:
@@ -868,7 +873,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
-        print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
+        print(f"roll-outs in {folder}")
         metrics, clips = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
         for n, clip in enumerate(clips):
             ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
@@ -877,8 +882,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 
     env = AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
     run, writer = start_run(args)
-    print(f"{run}: simulator {args.sim}, learning on {device}")
-    print("options: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items()))
+    print(f"{run}, options: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items()))
     T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
     learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])

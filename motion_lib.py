@@ -5,10 +5,12 @@ until +X is the direction in which the root's own +X axis points on the ground. 
 D dofs, C clips, P collision points, E episodes, T control steps, `...` any batch.
 """
 
+import functools
 import itertools
 import json
 import math
 import os
+import warnings
 import xml.etree.ElementTree as ET
 import zipfile
 from typing import Dict, List, NamedTuple, Tuple, Union
@@ -26,16 +28,18 @@ class InputError(ValueError):
 # ---- 1. Quaternions (xyzw) -----------------------------------------------------------------------------------------------------
 
 
-# The Hamilton product is bilinear: row 4 i + j holds the product of the i-th and the j-th of the basis quaternions (i, j, k, 1).
-_HAMILTON = torch.zeros(16, 4)  # one matrix product is several times faster than sixteen products of components
-_HAMILTON[range(16), [3, 2, 1, 0, 2, 3, 0, 1, 1, 0, 3, 2, 0, 1, 2, 3]] = torch.tensor(
-    [-1.0, 1, -1, 1, -1, -1, 1, 1, 1, -1, -1, 1, 1, 1, 1, 1]
-)
+@functools.lru_cache(maxsize=None)
+def _hamilton(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Row 4 i + j: the product of the i-th and the j-th of the basis quaternions (i, j, k, 1)."""
+    table = np.zeros((16, 4))
+    table[range(16), [3, 2, 1, 0, 2, 3, 0, 1, 1, 0, 3, 2, 0, 1, 2, 3]] = [-1, 1, -1, 1, -1, -1, 1, 1, 1, -1, -1, 1, 1, 1, 1, 1]
+    return torch.as_tensor(table, device=device, dtype=dtype)
 
 
 def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
     """Hamilton product: the rotation b followed by the rotation a. (..., 4), (..., 4) -> (..., 4)."""
-    return (a[..., :, None] * b[..., None, :]).flatten(-2) @ _HAMILTON.to(a)
+    # it is bilinear, and one matrix product is several times faster than sixteen products of components
+    return (a[..., :, None] * b[..., None, :]).flatten(-2) @ _hamilton(a.device, a.dtype)
 
 
 def quat_conjugate(q: Tensor) -> Tensor:
@@ -303,6 +307,9 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
             entries = json.load(file)["clips"]
         files = [os.path.join(os.path.dirname(path), entry["file"]) for entry in entries]
         weights = [float(entry.get("weight", 1.0)) for entry in entries]
+        unknown = sorted({key for entry in entries for key in entry} - {"file", "weight"})
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]}")
     except OSError as error:
         raise InputError(f"{path}: cannot read the dataset file: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -317,12 +324,16 @@ def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor
 
     -> times (C,) [s], headings (C, num_envs) [rad], speeds (C, num_envs) [m/s], the same for all. Raises InputError."""
     try:
-        table = torch.tensor(np.loadtxt(path, delimiter=",", ndmin=2), dtype=torch.float32, device=device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy warns of an empty file
+            table = torch.tensor(np.loadtxt(path, delimiter=",", ndmin=2), dtype=torch.float32, device=device)
         times, headings, speeds = table.T.contiguous()
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the commands: {error.strerror or error}") from error
+    except ValueError as error:
         raise InputError(f'{path}: not lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
-    if not bool(table.isfinite().all()) or times[0] != 0 or bool((times.diff() <= 0).any()):
-        raise InputError(f"{path}: expected finite numbers, and times that rise from 0")
+    if not bool(table.isfinite().all()) or times[0] != 0 or bool((times.diff() <= 0).any()) or bool((speeds < 0).any()):
+        raise InputError(f"{path}: expected finite numbers, times that rise from 0, and no speed below 0")
     return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
 
@@ -538,5 +549,6 @@ def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int
         errors.append(pose_error(poses, reference[None], lived, length, any_start=True))
     error, nearest = torch.stack(errors).min(0)
     visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
-    shares = {f"visits_{os.path.basename(file)}": share for file, share in zip(motions.files, visits.tolist())}
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in motions.files])
+    shares = {f"visits_{os.path.relpath(file, folder)}": share for file, share in zip(motions.files, visits.tolist())}
     return {"pose_error_m": float((error * length).sum() / length.sum()), **shares}

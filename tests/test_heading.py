@@ -128,8 +128,10 @@ def test_commands(tmp_path):
     assert seen == [(0, 1.0)] * 3 + [(90, 2.0)] * 12 + [(-45, 1.5)] * 15
 
 
-@pytest.mark.filterwarnings("ignore:.*input contained no data")
-@pytest.mark.parametrize("text", ["", "0, 1", "0, 0, fast", "0.5, 0, 1", "0, 0, 1\n0, 0, 1", "0, 0, nan", "time, heading, speed\n0, 0, 1"])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "text", ["", "0, 1", "0, 0, fast", "0.5, 0, 1", "0, 0, 1\n0, 0, 1", "0, 0, nan", "0, 0, -1", "time, heading, speed\n0, 0, 1"]
+)
 def test_bad_commands(tmp_path, text):
     path = tmp_path / "commands.csv"
     path.write_text(text)
@@ -167,6 +169,13 @@ def test_any_yaw_and_the_same_view_of_it(env, locomotion):
     body, _ = ml.forward_kinematics(locomotion.character, clip.root_position, clip.rotations)
     unturned = heading.observe(clip, body, locomotion.character)
     torch.testing.assert_close(obs[:, 1:105], unturned[:, 1:], atol=1e-4, rtol=0)  # the height may have been raised
+
+
+def test_under_commands_all_start_facing_world_x(env):
+    env.goals.commands = (torch.zeros(1), torch.full((1, 64), 0.5 * math.pi), torch.ones(1, 64))
+    obs, info = env.reset(4)
+    torch.testing.assert_close(ml.heading(info["state"].rotations[:, 0]), torch.zeros(64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(obs[:, 105:], torch.tensor([[0.0, 1.0, 1.0]]).repeat(64, 1), atol=1e-5, rtol=0)
 
 
 def test_steps_hang_together(env):

@@ -395,15 +395,19 @@ def test_without_isaac_gym_it_says_what_to_do(root, tmp_path):
 
 
 def test_an_isaac_gym_that_fails_to_import_is_named(root, tmp_path):
+    """Also when the simulator is left open, and MuJoCo steps in."""
     (tmp_path / "isaacgym").mkdir()
     (tmp_path / "isaacgym/__init__.py").write_text("raise RuntimeError('No gym module found for this Python')")
-    done = run(root, tmp_path, "--sim", "isaacgym", *SMALL, program=f"""if True:
+    program = f"""if True:
         import sys, runpy
         sys.path.insert(0, {str(tmp_path)!r})
         sys.argv[0] = {str(root / SCRIPT)!r}
         runpy.run_path(sys.argv[0], run_name="__main__")
-    """, double=False)  # fmt: skip
-    assert done.returncode == 2 and "RuntimeError: No gym module found for this Python" in done.stderr.splitlines()[-1]
+    """
+    for sim, code in (("isaacgym", 2), ("auto", 2)):
+        done = run(root, tmp_path, *SMALL, "--sim", sim, "--gamma", "2", program=program, double=False)
+        assert done.returncode == code and "RuntimeError: No gym module found for this Python" in done.stderr
+    assert "trying MuJoCo" in done.stderr
 
 
 # ---- Static proof ---------------------------------------------------------------------------------------------------------------

@@ -526,6 +526,7 @@ def test_find_clips(tmp_path, write_clip):
         "[]",
         "{}",
         '{"clips": []}',
+        '{"clips": [{"file": "a.npz", "wieght": 2}]}',
         '{"clips": 3}',
         '{"clips": ["a.npz"]}',
         '{"clips": [{"weight": 1}]}',

@@ -160,7 +160,7 @@ class Args:
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
     defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
-    defaults.update(total_timesteps=(6_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
+    defaults.update(total_timesteps=(10_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)

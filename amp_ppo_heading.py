@@ -4,7 +4,7 @@ Paper: Peng, Ma, Abbeel, Levine, Kanazawa, "AMP: Adversarial Motion Priors for S
 ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
 
     python amp_ppo_heading.py                                           # under an hour on two CPU cores
-    python amp_ppo_heading.py --evaluate --checkpoint runs/NAME/latest.pt --eval-commands motions/figure_eight.csv
+    python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better the character fools it, the larger its
 style reward; PPO maximises that plus a task reward:

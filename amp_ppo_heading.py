@@ -928,7 +928,6 @@ def start_run(args: Args) -> Tuple[str, Any]:
 
 def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     device = torch.device("cuda" if args.cuda else "cpu")
-    print(f"simulator {args.sim}, networks on {device}")
     torch.manual_seed(args.seed)
     motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device), args.mirror)
     copies = args.eval_episodes if checkpoint else max(args.num_envs, args.eval_episodes)
@@ -948,7 +947,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
-        print(f"roll-outs in {folder}")
+        print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
         evaluate_grid(agent, eval_env, args, os.path.join(folder, "grid.png"))
         eval_env.goals.commands = commands
         metrics, clips, _ = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
@@ -959,7 +958,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 
     env = AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
     run, writer = start_run(args)
-    print(f"{run}, options: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items()))
+    print(
+        f"{run}: simulator {args.sim}, learning on {device}; options: "
+        + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
+    )
     T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
     learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])

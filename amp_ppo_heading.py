@@ -468,6 +468,7 @@ class IsaacGymSim(Sim):
         self.dof_state = gymtorch.wrap_tensor(gym.acquire_dof_state_tensor(sim))  # (N D, 2) position, velocity
         self.dof = self.dof_state.view(num_envs, -1, 2)  # (N, D, 2)
         self.body = gymtorch.wrap_tensor(gym.acquire_rigid_body_state_tensor(sim)).view(num_envs, -1, 13)  # (N, J, 13)
+        self.contact = gymtorch.wrap_tensor(gym.acquire_net_contact_force_tensor(sim)).view(num_envs, -1, 3)  # (N, J, 3) [N]
         self._refresh()
         self.target = torch.zeros(self.dof.shape[:2], device=device)  # (N, D)
         self.rest = torch.eye(13, device=device)[6]  # a root at the origin, upright and at rest
@@ -478,6 +479,7 @@ class IsaacGymSim(Sim):
         self.gym.refresh_actor_root_state_tensor(self.sim)
         self.gym.refresh_dof_state_tensor(self.sim)
         self.gym.refresh_rigid_body_state_tensor(self.sim)
+        self.gym.refresh_net_contact_force_tensor(self.sim)
 
     def _self_check(self, names: List[str], bodies: List[str], props: np.ndarray, masses: List[float]) -> None:
         """Print what Isaac Gym has made of the character; refuse it if its links turn otherwise than forward kinematics says."""
@@ -492,13 +494,17 @@ class IsaacGymSim(Sim):
         pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
         self.set_state(torch.zeros(1, dtype=torch.long, device=self.device), MotionState(up, pose, zero, zero, 0.0 * dof))
         state, _ = self.step(dof)
-        self.gym.refresh_rigid_body_state_tensor(self.sim)
+        self._refresh()
         link = self.body[:1, self.bodies, 3:7]
         turned = [ml.forward_kinematics(self.character, up, rotations)[1] for rotations in (state.rotations, pose)]
         errors = [float(ml.rotvec_from_quat(ml.quat_multiply(ml.quat_conjugate(q), link)).norm(dim=-1).max()) for q in turned]
         print(f"  links off forward kinematics: {errors[0]:.5f} rad (read back), {errors[1]:.3f} rad (as set, one control step before)")
-        if not (errors[0] < 0.01 and errors[1] < 0.2):
-            raise InputError("--sim isaacgym: its joints do not turn as forward kinematics says; please report the self-check above")
+        ground = float(self.contact[0].sum(0).norm())  # what bodies do to one another adds up to nothing
+        print(f"  force of the ground on a character in the air: {ground:.3f} N")
+        if not (errors[0] < 0.01 and errors[1] < 0.2 and ground < 1.0):
+            raise InputError(
+                "--sim isaacgym: joints that turn otherwise than forward kinematics, or contact in the air; please report the self-check"
+            )
 
     def set_state(self, env_ids: Tensor, state: MotionState) -> None:
         q, angular = state.rotations[:, 0], state.root_angular_velocity

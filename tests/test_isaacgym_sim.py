@@ -313,6 +313,22 @@ def test_the_self_check_prints_what_a_bug_report_needs(make_sim, capsys, charact
     assert re.search(r"pelvis 10\.\d+ kg", out) and "right_knee: lower 0, upper 2.793, stiffness 500, damping 50, effort 150" in out
     ((read, was_set),) = re.findall(r"forward kinematics: ([\d.]+) rad \(read back\), ([\d.]+) rad", out)
     assert float(read) < 1e-4 and float(was_set) < 0.15
+    assert float(re.search(r"in the air: ([\d.]+) N", out).group(1)) < 0.01
+
+
+def test_the_self_check_refuses_contact_in_the_air(make_sim, double, monkeypatch):
+    gym = double[0].Gym if hasattr(double[0], "Gym") else type(double[0].acquire_gym())
+    refresh = gym.refresh_net_contact_force_tensor
+    wrapped = []
+    monkeypatch.setattr(amp.gymtorch, "wrap_tensor", lambda x, real=amp.gymtorch.wrap_tensor: wrapped.append(real(x)) or wrapped[-1])
+
+    def touching(self, sim):
+        refresh(self, sim)
+        wrapped[-1][2, 2] = 50.0
+
+    monkeypatch.setattr(gym, "refresh_net_contact_force_tensor", touching)
+    with pytest.raises(ml.InputError, match="contact in the air"):
+        make_sim(1)
 
 
 def test_the_self_check_refuses_joints_of_another_convention(make_sim, monkeypatch, capsys):

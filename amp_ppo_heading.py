@@ -502,9 +502,8 @@ class IsaacGymSim(Sim):
         ground = float(self.contact[0].sum(0).norm())  # what bodies do to one another adds up to nothing
         print(f"  force of the ground on a character in the air: {ground:.3f} N")
         if not (errors[0] < 0.01 and errors[1] < 0.2 and ground < 1.0):
-            raise InputError(
-                "--sim isaacgym: joints that turn otherwise than forward kinematics, or contact in the air; please report the self-check"
-            )
+            self.gym.destroy_sim(self.sim)
+            raise InputError("--sim isaacgym: joints off forward kinematics, or contact in the air; please report the self-check above")
 
     def set_state(self, env_ids: Tensor, state: MotionState) -> None:
         q, angular = state.rotations[:, 0], state.root_angular_velocity

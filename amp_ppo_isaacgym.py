@@ -38,6 +38,8 @@ from typing import Any, Dict, List, Literal, Optional, Tuple
 
 try:  # before torch: Isaac Gym insists on it
     from isaacgym import gymapi, gymtorch
+
+    isaacgym_fault = ""
 except Exception as error:  # it compiles and loads libraries
     gymapi, isaacgym_fault = None, f"{type(error).__name__}: {error}"
 
@@ -79,7 +81,7 @@ class Args:
     style_weight: float = 2.0
     """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
     total_timesteps: Optional[int] = None
-    """control steps of training, summed over environments; default: some million on the CPU, 100 million on CUDA (not measured there)"""
+    """control steps of training, summed over environments; default 3 million on the CPU, 100 million on CUDA (not measured there)"""
     num_envs: Optional[int] = None
     """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
     num_steps: Optional[int] = None
@@ -160,16 +162,17 @@ def check_args(args: Args) -> None:
         low = -1e15 if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
         numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
         if not all(low <= x < 1e15 for x in numbers):
-            raise InputError(
-                f"--{name.replace('_', '-')} {value}: expected a finite number{' from 0' if low == 0 else ' above 0' if low > 0 else ''}"
-            )
+            bound = " from 0" if low == 0 else " above 0" if low > 0 else ""
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a finite number{bound}")
     batch = args.num_envs * args.num_steps
     missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
     if args.sim == "auto":
         args.sim = "mujoco" if gymapi is None else "isaacgym"
         if gymapi is None and not isaacgym_fault.endswith("No module named 'isaacgym'"):
             print(f"Isaac Gym is there but cannot be imported ({isaacgym_fault}): trying MuJoCo", file=sys.stderr)
+    advice = "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
     refuse = {
+        f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}": args.sim == "isaacgym" and gymapi is None,
         "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
         "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
         "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
@@ -182,9 +185,6 @@ def check_args(args: Args) -> None:
         "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
         f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
     }
-    if args.sim == "isaacgym" and gymapi is None:
-        advice = "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
-        raise InputError(f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}")
     for message, refused in refuse.items():
         if refused:
             raise InputError(message)
@@ -278,7 +278,7 @@ class MujocoSim(Sim):
         from mujoco import rollout
 
         self.character = character = ml.load_character(character.path)  # on the CPU, where MuJoCo is
-        self.device = device
+        self.device, self.mujoco = device, mujoco
         self.model = self._build_model(mujoco, character, 1.0 / (args.control_hz * args.substeps))
         self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
         self.data = [mujoco.MjData(self.model) for _ in range(self.threads)]
@@ -311,9 +311,10 @@ class MujocoSim(Sim):
             raise InputError(f"{character.path}: MuJoCo refuses it: {' '.join(str(error).split())}") from error
         for motor in list(spec.actuators):
             spec.delete(motor)
-        for d, (name, body) in enumerate(zip(character.dof_names, character.dof_body)):
-            joint, ball = spec.joint(name), character.dof_body.count(body) == 3
-            if ball and d == character.dof_body.index(body):
+        dof_body = character.dof_body.tolist()
+        for d, (name, body) in enumerate(zip(character.dof_names, dof_body)):
+            joint, ball = spec.joint(name), dof_body.count(body) == 3
+            if ball and d == dof_body.index(body):
                 parent, kind = spec.body(character.body_names[body]), mujoco.mjtJoint.mjJNT_BALL
                 parent.add_joint(name=f"ball{body}", type=kind, armature=joint.armature)
             if ball:
@@ -382,11 +383,9 @@ class MujocoSim(Sim):
         self.state[:] = snapshot[0].numpy()
 
     def render(self) -> np.ndarray:
-        import mujoco
-
         self.data[0].qpos[:] = self.state[0, 1 : self.velocity]
-        mujoco.mj_kinematics(self.model, self.data[0])
-        mujoco.mj_comPos(self.model, self.data[0])
+        self.mujoco.mj_kinematics(self.model, self.data[0])
+        self.mujoco.mj_comPos(self.model, self.data[0])
         self.renderer.update_scene(self.data[0], self.camera)
         return self.renderer.render()
 
@@ -398,7 +397,28 @@ class IsaacGymSim(Sim):
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
         self.character, self.device, self.substeps, self.on_gpu = character, device, args.substeps, args.cuda
-        self.gym = gym = gymapi.acquire_gym()
+        self.gym, self.target = gymapi.acquire_gym(), torch.zeros(num_envs, len(character.dof_names), device=device)  # (N, D)
+        self.pending: Optional[Tensor] = None  # environments whose states wait for the next step to be submitted
+        self.rest = torch.eye(13, device=device)[6]  # a root at the origin, upright and at rest
+        self.sim = sim = self._create_sim(args)
+        names, bodies, props, inertial = self._create_actors(args, num_envs)
+        long = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
+        self.dofs, self.bodies = long([names.index(x) for x in character.dof_names]), long([bodies.index(x) for x in character.body_names])
+        com = inertial[bodies.index(character.body_names[0])].com
+        self.com = torch.tensor([com.x, com.y, com.z], device=device)  # of the root, in its own frame [m]
+        self.gym.prepare_sim(sim)
+        self._refresh()
+        wrap = gymtorch.wrap_tensor
+        self.root = wrap(self.gym.acquire_actor_root_state_tensor(sim))  # (N, 13) position, xyzw, velocities
+        self.dof_state = wrap(self.gym.acquire_dof_state_tensor(sim))  # (N D, 2) position, velocity
+        self.dof = self.dof_state.view(num_envs, -1, 2)  # (N, D, 2)
+        self.body = wrap(self.gym.acquire_rigid_body_state_tensor(sim)).view(num_envs, -1, 13)  # (N, J, 13)
+        self.contact = wrap(self.gym.acquire_net_contact_force_tensor(sim)).view(num_envs, -1, 3)  # (N, J, 3) [N]
+        self._refresh()
+        self._self_check(names, bodies, props, [body.mass for body in inertial])
+
+    def _create_sim(self, args: Args) -> Any:
+        """An empty simulation with flat ground."""
         params = gymapi.SimParams()
         params.dt, params.substeps = 1.0 / (args.control_hz * args.substeps), 1
         params.up_axis, params.gravity = gymapi.UP_AXIS_Z, gymapi.Vec3(0.0, 0.0, -9.81)
@@ -408,13 +428,18 @@ class IsaacGymSim(Sim):
         params.physx.max_depenetration_velocity, params.physx.default_buffer_size_multiplier = 10.0, 5.0
         params.physx.max_gpu_contact_pairs = 8 * 1024 * 1024
         params.physx.contact_collection = gymapi.CC_LAST_SUBSTEP  # the default is reported broken
-        gpu = device.index or 0
-        self.sim = sim = gym.create_sim(gpu, gpu if args.capture_video else -1, gymapi.SIM_PHYSX, params)
+        gpu = self.device.index or 0
+        sim = self.gym.create_sim(gpu, gpu if args.capture_video else -1, gymapi.SIM_PHYSX, params)
         if sim is None:
             raise InputError("--sim isaacgym: create_sim failed (its reason stands above); --sim mujoco is there")
         ground = gymapi.PlaneParams()
         ground.normal = gymapi.Vec3(0.0, 0.0, 1.0)
-        gym.add_ground(sim, ground)
+        self.gym.add_ground(sim, ground)
+        return sim
+
+    def _create_actors(self, args: Args, num_envs: int) -> Tuple[List[str], List[str], np.ndarray, List[Any]]:
+        """One character in each environment -> names of dofs and bodies, dof and body properties in Isaac Gym's order."""
+        gym, sim, character = self.gym, self.sim, self.character
         options = gymapi.AssetOptions()
         options.angular_damping, options.max_angular_velocity, options.default_dof_drive_mode = 0.01, 100.0, int(gymapi.DOF_MODE_NONE)
         asset = gym.load_asset(sim, *os.path.split(os.path.abspath(character.path)), options)
@@ -427,16 +452,14 @@ class IsaacGymSim(Sim):
         names, bodies = gym.get_asset_dof_names(asset), gym.get_asset_rigid_body_names(asset)
         if sorted(names) != sorted(character.dof_names) or sorted(bodies) != sorted(character.body_names):
             raise InputError(f"{character.path}: Isaac Gym reads other dofs or bodies from it: {', '.join(names)}; {', '.join(bodies)}")
-        long = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
-        self.dofs, self.bodies = long([names.index(x) for x in character.dof_names]), long([bodies.index(x) for x in character.body_names])
-        props, order = gym.get_asset_dof_properties(asset), self.dofs.cpu().numpy()
+        props, order = gym.get_asset_dof_properties(asset), [names.index(x) for x in character.dof_names]
         props["driveMode"].fill(gymapi.DOF_MODE_POS)
         for key, value in dict(stiffness=character.kp, damping=character.kd, effort=character.effort).items():
             props[key][order] = value.cpu().numpy()
         props["lower"], props["upper"] = np.minimum(props["lower"], props["upper"]), np.maximum(props["lower"], props["upper"])
-        corner, actors = gymapi.Vec3(2.0, 2.0, 2.0), []
+        actors = []
         for i in range(num_envs):
-            env = gym.create_env(sim, gymapi.Vec3(-2.0, -2.0, 0.0), corner, int(num_envs**0.5))
+            env = gym.create_env(sim, gymapi.Vec3(-2.0, -2.0, 0.0), gymapi.Vec3(2.0, 2.0, 2.0), int(num_envs**0.5))
             actor = gym.create_actor(env, asset, gymapi.Transform(gymapi.Vec3(0.0, 0.0, 2.0)), "character", i, 0, 0)
             gym.set_actor_dof_properties(env, actor, props)
             actors.append(gym.get_actor_index(env, actor, gymapi.DOMAIN_SIM))
@@ -444,22 +467,8 @@ class IsaacGymSim(Sim):
                 view = gymapi.CameraProperties()
                 view.height, view.width = PICTURE
                 self.filmed, self.camera = env, gym.create_camera_sensor(env, view)
-        inertial = gym.get_actor_rigid_body_properties(env, actor)
-        com = inertial[bodies.index(character.body_names[0])].com
-        self.com = torch.tensor([com.x, com.y, com.z], device=device)  # of the root, in its own frame [m]
-        gym.prepare_sim(sim)
-        self.actors = torch.tensor(actors, dtype=torch.int32, device=device)
-        self._refresh()
-        self.root = gymtorch.wrap_tensor(gym.acquire_actor_root_state_tensor(sim))  # (N, 13) position, xyzw, velocities
-        self.dof_state = gymtorch.wrap_tensor(gym.acquire_dof_state_tensor(sim))  # (N D, 2) position, velocity
-        self.dof = self.dof_state.view(num_envs, -1, 2)  # (N, D, 2)
-        self.body = gymtorch.wrap_tensor(gym.acquire_rigid_body_state_tensor(sim)).view(num_envs, -1, 13)  # (N, J, 13)
-        self.contact = gymtorch.wrap_tensor(gym.acquire_net_contact_force_tensor(sim)).view(num_envs, -1, 3)  # (N, J, 3) [N]
-        self._refresh()
-        self.target = torch.zeros(self.dof.shape[:2], device=device)  # (N, D)
-        self.rest = torch.eye(13, device=device)[6]  # a root at the origin, upright and at rest
-        self.pending: Optional[Tensor] = None  # environments whose states wait for the next step to be submitted
-        self._self_check(names, bodies, props, [body.mass for body in inertial])
+        self.actors = torch.tensor(actors, dtype=torch.int32, device=self.device)
+        return names, bodies, props, gym.get_actor_rigid_body_properties(env, actor)
 
     def _refresh(self) -> None:
         self.gym.refresh_actor_root_state_tensor(self.sim)
@@ -576,9 +585,10 @@ class AMPEnv:
         self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
         self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
+        obs_size = self._new_pool()[-1].shape[1]
+        self.disc_obs_size = 2 * obs_size
         # Gymnasium's Box spaces, as far as a learner needs them
-        self.single_observation_space = SimpleNamespace(shape=tuple(self._new_pool()[-1].shape[1:]))
-        self.disc_obs_size = 2 * self.single_observation_space.shape[0]
+        self.single_observation_space = SimpleNamespace(shape=(obs_size,))
         self.single_action_space = SimpleNamespace(shape=(len(character.dof_names),))
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Any]]:
@@ -886,10 +896,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 
     env = AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
     run, writer = start_run(args)
-    print(
-        f"{run}: simulator {args.sim}, learning on {device}; options: "
-        + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
-    )
+    options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
+    print(f"{run}: simulator {args.sim}, learning on {device}; options: {options}")
     T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
     learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])

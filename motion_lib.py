@@ -112,8 +112,7 @@ class Character(NamedTuple):
     hinge_dofs: Tensor  # long: the dofs of those hinges
     offsets: Tensor  # (J, 3) body origin in its parent's frame [m]
     dof_names: List[str]  # D names, in file order
-    dof_body: List[int]  # the body that each dof turns; three dofs on one body are one ball joint (exponential map, x y z)
-    dof_rows: Tensor  # (D,) long: dof_body on the device
+    dof_body: Tensor  # (D,) long: the body that each dof turns; three on one body are one ball joint (exponential map, x y z)
     dof_axis: Tensor  # (D, 3) in the body's frame
     kp: Tensor  # (D,) [Nm/rad]
     kd: Tensor  # (D,) [Nms/rad]
@@ -135,52 +134,55 @@ def _hull(geom: ET.Element) -> List[Tuple[np.ndarray, float]]:
     return [(end, size[0]) for end in np.reshape(_floats(geom.get("fromto", "")) or centre, (-1, 3))]
 
 
+def _read_character(path: str, device: str) -> Character:
+    put = lambda x, dtype=torch.float32: torch.as_tensor(np.array(x), dtype=dtype).to(device)  # noqa: E731
+    long = lambda x: put(x, torch.long)  # noqa: E731
+    mjcf = ET.parse(path).getroot()
+    bodies = list(mjcf.find("worldbody/body").iter("body"))  # depth-first
+    parent_of = {child: j for j, body in enumerate(bodies) for child in body.findall("body")}
+    names, parents = [body.get("name") for body in bodies], [parent_of.get(body, -1) for body in bodies]
+    joints = [body.findall("joint") for body in bodies]
+    for body, own in zip(bodies, joints):
+        plain = not set(body.keys()) - {"name", "pos"} and all(j.get("type") == "hinge" and j.get("pos") is None for j in own)
+        axes = [_floats(joint.get("axis")) for joint in own]
+        if len(own) not in (0, 1, 3) or not plain or (len(own) == 3 and axes != np.eye(3).tolist()):
+            fault = "it needs no, one, or three hinges in x, y, z order, and no frame but its pos"
+            raise InputError(f"{path}: body {body.get('name')}: {fault}")
+    dofs = [(j, joint) for j, own in enumerate(joints) for joint in own]
+    gear = {motor.get("joint"): float(motor.get("gear")) for motor in mjcf.iter("motor")}
+    column = lambda key: put([_floats(joint.get(key)) for _, joint in dofs])  # (D, n)  # noqa: E731
+    hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
+    depths = [[0]]
+    while sum(map(len, depths)) < len(names):
+        depths.append([j for j, parent in enumerate(parents) if parent in depths[-1]])
+    return Character(
+        str(path),
+        names,
+        parents,
+        levels=[(long(b), long([a.index(parents[j]) for j in b])) for a, b in zip(depths, depths[1:])],
+        level_order=torch.argsort(long([j for depth in depths for j in depth])),
+        balls=long([j for j, own in enumerate(joints) if len(own) == 3]),
+        hinges=long([j for j, own in enumerate(joints) if len(own) == 1]),
+        hinge_dofs=long([d for d, (j, _) in enumerate(dofs) if len(joints[j]) == 1]),
+        offsets=put([[0.0] * 3] + [_floats(body.get("pos", "0 0 0")) for body in bodies[1:]]),
+        dof_names=[joint.get("name") for _, joint in dofs],
+        dof_body=long([j for j, _ in dofs]),
+        dof_axis=column("axis"),
+        kp=column("stiffness")[:, 0],
+        kd=column("damping")[:, 0],
+        effort=put([gear[joint.get("name")] for _, joint in dofs]),
+        hull_body=long([j for j, _, _ in hull]),
+        hull_point=put([point for _, point, _ in hull]),
+        hull_radius=put([radius for _, _, radius in hull]),
+    )
+
+
 def load_character(path: str, device: str = "cpu") -> Character:
     """Read a character from an MJCF file written like motions/humanoid.xml (hinges only, no defaults for sizes or frames).
 
     Raises InputError for a file that is missing, is not XML or has joints other than one or three hinges a body."""
-    put = lambda x, dtype=torch.float32: torch.as_tensor(np.array(x), dtype=dtype).to(device)  # noqa: E731
-    long = lambda x: put(x, torch.long)  # noqa: E731
     try:
-        mjcf = ET.parse(path).getroot()
-        bodies = list(mjcf.find("worldbody/body").iter("body"))  # depth-first
-        parent_of = {child: j for j, body in enumerate(bodies) for child in body.findall("body")}
-        names, parents = [body.get("name") for body in bodies], [parent_of.get(body, -1) for body in bodies]
-        joints = [body.findall("joint") for body in bodies]
-        for body, own in zip(bodies, joints):
-            plain = not set(body.keys()) - {"name", "pos"} and all(j.get("type") == "hinge" and j.get("pos") is None for j in own)
-            axes = [_floats(joint.get("axis")) for joint in own]
-            if len(own) not in (0, 1, 3) or not plain or (len(own) == 3 and axes != np.eye(3).tolist()):
-                fault = "it needs no, one, or three hinges in x, y, z order, and no frame but its pos"
-                raise InputError(f"{path}: body {body.get('name')}: {fault}")
-        dofs = [(j, joint) for j, own in enumerate(joints) for joint in own]
-        gear = {motor.get("joint"): float(motor.get("gear")) for motor in mjcf.iter("motor")}
-        column = lambda key: put([_floats(joint.get(key)) for _, joint in dofs])  # (D, n)  # noqa: E731
-        hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
-        depths = [[0]]
-        while sum(map(len, depths)) < len(names):
-            depths.append([j for j, parent in enumerate(parents) if parent in depths[-1]])
-        return Character(
-            str(path),
-            names,
-            parents,
-            levels=[(long(b), long([a.index(parents[j]) for j in b])) for a, b in zip(depths, depths[1:])],
-            level_order=torch.argsort(long([j for depth in depths for j in depth])),
-            balls=long([j for j, own in enumerate(joints) if len(own) == 3]),
-            hinges=long([j for j, own in enumerate(joints) if len(own) == 1]),
-            hinge_dofs=long([d for d, (j, _) in enumerate(dofs) if len(joints[j]) == 1]),
-            offsets=put([[0.0] * 3] + [_floats(body.get("pos", "0 0 0")) for body in bodies[1:]]),
-            dof_names=[joint.get("name") for _, joint in dofs],
-            dof_body=[j for j, _ in dofs],
-            dof_rows=long([j for j, _ in dofs]),
-            dof_axis=column("axis"),
-            kp=column("stiffness")[:, 0],
-            kd=column("damping")[:, 0],
-            effort=put([gear[joint.get("name")] for _, joint in dofs]),
-            hull_body=long([j for j, _, _ in hull]),
-            hull_point=put([point for _, point, _ in hull]),
-            hull_radius=put([radius for _, _, radius in hull]),
-        )
+        return _read_character(path, device)
     except InputError:
         raise
     except OSError as error:
@@ -218,13 +220,13 @@ def lowest_points(character: Character, body_position: Tensor, body_rotation: Te
 
 def dof_positions(character: Character, rotations: Tensor) -> Tensor:
     """Exponential-map components of the ball joints and angles of the hinges: (..., J, 4) -> (..., D) [rad]."""
-    return (rotvec_from_quat(rotations.index_select(-2, character.dof_rows)) * character.dof_axis).sum(-1)
+    return (rotvec_from_quat(rotations.index_select(-2, character.dof_body)) * character.dof_axis).sum(-1)
 
 
 def rotations_from_dofs(character: Character, root_rotation: Tensor, dof: Tensor) -> Tensor:
     """Inverse of dof_positions: root (..., 4) world, dof positions (..., D) [rad] -> parent-relative rotations (..., J, 4)."""
     rotvec = dof.new_zeros(*dof.shape[:-1], len(character.parents), 3)
-    rotvec = rotvec.index_add(-2, character.dof_rows, dof[..., None] * character.dof_axis)
+    rotvec = rotvec.index_add(-2, character.dof_body, dof[..., None] * character.dof_axis)
     return torch.cat((root_rotation[..., None, :], quat_from_rotvec(rotvec[..., 1:, :])), -2)
 
 
@@ -370,7 +372,7 @@ def _frame_velocities(clip: Clip, character: Character, turn: Tensor) -> Tuple[T
     linear = (root[1:] - root[:-1]) * clip.fps  # (F-1, 3) world
     angular = rotvec_from_quat(quat_multiply(b[:, 0], quat_conjugate(a[:, 0]))) * clip.fps  # (F-1, 3) world
     local = rotvec_from_quat(quat_multiply(quat_conjugate(a), b)) * clip.fps  # (F-1, J, 3) child frame
-    dof = (local[:, character.dof_body] * character.dof_axis.cpu()).sum(-1)  # (F-1, D)
+    dof = (local[:, character.dof_body.cpu()] * character.dof_axis.cpu()).sum(-1)  # (F-1, D)
 
     def at_frames(step: Tensor, vector: bool) -> Tensor:
         carry = (lambda q, v: quat_rotate(q.expand(4), v)) if vector else (lambda q, v: v)
@@ -519,13 +521,18 @@ def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Uni
     return ((error * steps + (horizon - steps).clamp_min(0)) / horizon).float()
 
 
+def reference_poses(motions: MotionLib, clip: Tensor, time: Tensor) -> Tensor:
+    """What pose_error compares with: relative_positions of clips (...) long at times (...) [s] -> (..., J-1, 3) [m]."""
+    state = motions.state(clip, time)
+    body_position, _ = forward_kinematics(motions.character, state.root_position, state.rotations)
+    return relative_positions(body_position, state.rotations[..., 0, :])
+
+
 def episode_error(motions: MotionLib, poses: Tensor, steps: Tensor, limit: Tensor, clip: Tensor, start: Tensor, dt: float) -> float:
     """Mean pose error [m] of episodes that imitate clips (E,) from times start (E,) [s] on; poses (E, T, J-1, 3), steps and limit (E,)."""
     # the reference is unrolled to one and a half times the episode, so that a slow character can be matched as well as a fast one
     times = start[:, None] + dt * torch.arange(1, int(1.5 * poses.shape[1]) + 1, device=poses.device)  # (E, R) [s]
-    state = motions.state(clip[:, None].expand(times.shape), times)
-    body_position, _ = forward_kinematics(motions.character, state.root_position, state.rotations)
-    return float(pose_error(poses, relative_positions(body_position, state.rotations[..., 0, :]), steps, limit).mean())
+    return float(pose_error(poses, reference_poses(motions, clip[:, None].expand(times.shape), times), steps, limit).mean())
 
 
 def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0) -> Dict[str, float]:
@@ -543,10 +550,8 @@ def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int
     for i in range(len(motions.clips)):
         seconds = float(motions.length[i]) + (1.5 * window if motions.loop[i] else 0.0)
         times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)
-        state = motions.state(torch.full_like(times, i, dtype=torch.long), times)
-        body_position, _ = forward_kinematics(motions.character, state.root_position, state.rotations)
-        reference = relative_positions(body_position, state.rotations[:, 0])
-        errors.append(pose_error(poses, reference[None], lived, length, any_start=True))
+        reference = reference_poses(motions, torch.full_like(times, i, dtype=torch.long), times)[None]  # (1, R, J-1, 3)
+        errors.append(pose_error(poses, reference, lived, length, any_start=True))
     error, nearest = torch.stack(errors).min(0)
     visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in motions.files])

@@ -23,14 +23,9 @@ from typing import Any, Dict, List, NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = "amp_ppo_isaacgym.py"
-COLUMNS = (
-    ("samples", ".0f"),
-    ("minutes", ".1f"),
-    ("fall_rate", ".3f"),
-    ("speed_m_s", ".2f"),
-    ("task_return", ".3f"),
-)  # where there are such
-COLUMNS += (("heading_error_deg", ".1f"), ("speed_error_m_s", ".2f"), ("pose_error_m", ".4f"), ("peak_gib", ".2f"))
+# of the table, as far as a script's evaluation has them
+FORMATS = dict(samples=".0f", minutes=".1f", fall_rate=".3f", speed_m_s=".2f", task_return=".3f", heading_error_deg=".1f")
+FORMATS.update(speed_error_m_s=".2f", pose_error_m=".4f", peak_gib=".2f")
 
 
 class Run(NamedTuple):
@@ -118,7 +113,7 @@ def print_table(records: List[Dict[str, Any]]) -> None:
         groups.setdefault((r["command"].replace(f"--seed {r['seed']}", "--seed S"), r["commit"], r["machine"]), []).append(r)
     for (command, commit, machine), rows in groups.items():
         print(f"\n{command}   (commit {commit}; {machine})\n")
-        columns = [(name, form) for name, form in COLUMNS if all(name in r for r in rows)]
+        columns = [(name, form) for name, form in FORMATS.items() if all(name in r for r in rows)]
         print("| seed | " + " | ".join(name for name, _ in columns) + " |")
         print("|---" * (1 + len(columns)) + "|")
         for r in rows:

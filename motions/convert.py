@@ -147,7 +147,7 @@ def seam(character: Character, clip: Clip) -> Tuple[float, float]:
     ends = torch.from_numpy(clip.rotations[[0, -1]])  # (2, J, 4)
     yaw = lib.heading(ends[:, 0])  # (2,)
     ends[:, 0] = lib.quat_multiply(lib.quat_from_yaw(-yaw), ends[:, 0])
-    joints = [0] + sorted(set(character.dof_body))
+    joints = [0] + sorted(set(character.dof_body.tolist()))
     angle = lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(ends[0]), ends[1]))[joints].norm(dim=-1)
     turn = float(yaw[1] - yaw[0])
     return float(angle.mean()), float(np.arctan2(np.sin(turn), np.cos(turn)))

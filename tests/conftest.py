@@ -69,6 +69,22 @@ def write_clip(tmp_path, character):
     return write
 
 
+@pytest.fixture(scope="module")
+def double(root):
+    """gymapi and gymtorch of the double of Isaac Gym, imported as they demand, before torch; no other module's tests find them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root / "tests/isaacgym_double"))
+        patch.delitem(sys.modules, "torch")
+        from isaacgym import gymapi
+
+        patch.setitem(sys.modules, "torch", torch)
+        from isaacgym import gymtorch
+
+        yield gymapi, gymtorch
+    for name in [name for name in sys.modules if name.split(".")[0] == "isaacgym"]:
+        del sys.modules[name]
+
+
 class Payload:
     """Unpickling this makes a folder: proof that a file was executed."""
 

@@ -192,8 +192,8 @@ def test_targets_are_held_and_reached(character):
         if name.endswith(("shoulder_x", "hip_x", "knee", "elbow")):
             target[:, d] = 0.4 if name in ("left_shoulder_x", "left_hip_x", "left_knee", "right_knee") else -0.4
     state = standing(character, 2, height=100.0)
-    for body in set(character.dof_body):  # the first character starts in the target pose, the second one upright
-        dofs = [d for d, b in enumerate(character.dof_body) if b == body]
+    for body in set(character.dof_body.tolist()):  # the first character starts in the target pose, the second one upright
+        dofs = [d for d, b in enumerate(character.dof_body.tolist()) if b == body]
         state.rotations[0, body] = ml.quat_from_rotvec((target[0, dofs, None] * character.dof_axis[dofs]).sum(0))
     sim = amp.MujocoSim(amp.Args(substeps=3), character, 2, CPU)
     sim.set_state(torch.arange(2), state)

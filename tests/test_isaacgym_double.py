@@ -19,27 +19,11 @@ BALL = """<mujoco><worldbody><body name="ball"><freejoint/><geom type="sphere" p
 </mujoco>"""
 
 
-@pytest.fixture(scope="module")
-def api():
-    """gymapi and gymtorch, which want to be imported before torch; afterwards no other test finds them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(DOUBLE)
-        patch.delitem(sys.modules, "torch")
-        from isaacgym import gymapi
-
-        patch.setitem(sys.modules, "torch", torch)
-        from isaacgym import gymtorch
-
-        yield gymapi, gymtorch
-        for name in [name for name in sys.modules if name.split(".")[0] == "isaacgym"]:
-            del sys.modules[name]
-
-
 class World:
     """A simulator of the humanoid (or of an MJCF text) with everything done right, up to `until`."""
 
-    def __init__(self, api, root, folder) -> None:
-        self.gymapi, self.gymtorch = api
+    def __init__(self, double, root, folder) -> None:
+        self.gymapi, self.gymtorch = double
         self.gym, self.root, self.folder = self.gymapi.acquire_gym(), root, folder
 
     def params(self, gpu=True, dt=1 / 30, substeps=4, gravity=-9.81):
@@ -120,10 +104,10 @@ class World:
 
 
 @pytest.fixture
-def world(api, root, tmp_path, monkeypatch):
+def world(double, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MuJoCo leaves a note when a simulation breaks
-    yield World(api, root, tmp_path)
-    api[0].Sim.live, api[0].INVERT_LIMITS = None, ()
+    yield World(double, root, tmp_path)
+    double[0].Sim.live, double[0].INVERT_LIMITS = None, ()
 
 
 # ---- Rules --------------------------------------------------------------------------------------------------------------------------

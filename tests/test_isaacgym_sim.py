@@ -19,22 +19,6 @@ pytest.importorskip("mujoco")  # the physics of the double
 CPU, SCRIPT = torch.device("cpu"), "amp_ppo_isaacgym.py"
 
 
-@pytest.fixture(scope="module")
-def double(root):
-    """The double's modules, imported as it demands: before torch. Afterwards no other test finds them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(root / "tests/isaacgym_double"))
-        patch.delitem(sys.modules, "torch")
-        from isaacgym import gymapi
-
-        patch.setitem(sys.modules, "torch", torch)
-        from isaacgym import gymtorch
-
-        yield gymapi, gymtorch
-    for name in [name for name in sys.modules if name.split(".")[0] == "isaacgym"]:
-        del sys.modules[name]
-
-
 @pytest.fixture
 def make_sim(double, monkeypatch, character):
     """make_sim(num_envs, **options) -> an IsaacGymSim on the double; they are destroyed after the test, or by the next one."""
@@ -338,7 +322,7 @@ def test_the_self_check_refuses_joints_of_another_convention(make_sim, monkeypat
     def euler(character, root_rotation, dof):
         rotations = ml.quat_from_rotvec(torch.zeros(*dof.shape[:-1], len(character.parents), 3))
         rotations[..., 0, :] = root_rotation
-        for d, body in enumerate(character.dof_body):
+        for d, body in enumerate(character.dof_body.tolist()):
             turn = ml.quat_from_rotvec(character.dof_axis[d] * dof[..., d, None])
             rotations[..., body, :] = ml.quat_multiply(rotations[..., body, :], turn)
         return rotations

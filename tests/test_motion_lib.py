@@ -174,7 +174,7 @@ def test_bodies_of_the_humanoid(character):
 
 
 def test_dofs_of_the_humanoid(character):
-    assert len(character.dof_names) == 28 and len(character.dof_body) == 28
+    assert len(character.dof_names) == 28 and len(character.dof_body.tolist()) == 28
     dofs = {name: d for d, name in enumerate(character.dof_names)}
     assert character.dof_names[:4] == ["abdomen_x", "abdomen_y", "abdomen_z", "neck_x"]
     assert character.dof_names[6:11] == [
@@ -300,9 +300,9 @@ def qpos_of_frame(sim, character, clip, frame):
     qpos = np.zeros(sim.model.nq)
     qpos[:3] = clip.root_position[frame]
     qpos[3:7] = clip.rotations[frame, 0, [3, 0, 1, 2]]
-    for body in set(character.dof_body):
+    for body in set(character.dof_body.tolist()):
         start, q = sim.model.jnt_qposadr[sim.model.body_jntadr[body + 1]], clip.rotations[frame, body]
-        if character.dof_body.count(body) == 3:
+        if character.dof_body.tolist().count(body) == 3:
             qpos[start : start + 4] = q[[3, 0, 1, 2]]
         else:
             qpos[start] = 2 * np.arctan2(q[1], q[3])
@@ -338,7 +338,7 @@ def steady_motion(seed=0):
 def steady_pose(character, rate, velocity, time):
     rate = rate.clone()
     for body in range(1, 15):
-        dofs = character.dof_body.count(body)
+        dofs = character.dof_body.tolist().count(body)
         rate[body] *= {3: t64(1, 1, 1), 1: t64(0, 1, 0), 0: t64(0, 0, 0)}[dofs]
     return t64(0, 0, 3) + velocity * time, ml.quat_from_rotvec(rate * time)
 

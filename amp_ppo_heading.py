@@ -20,20 +20,23 @@ Dimension key: T steps, N envs, B = T N, M minibatch, D observation, P transitio
 Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any, Dict, List, Literal, Optional, Tuple
+from typing import Any, Callable, Dict, List, Literal, NamedTuple, Optional, Tuple
 
 try:  # before torch: Isaac Gym insists on it
     from isaacgym import gymapi, gymtorch
@@ -53,6 +56,7 @@ import motion_lib as ml
 from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
 SCRIPT = os.path.splitext(os.path.basename(__file__))[0]  # names runs and checkpoints; those of other scripts are refused
+FORMAT = 2  # of checkpoints; format 1 had networks only, and can still be evaluated
 
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
@@ -157,11 +161,23 @@ class Args:
     """no training: evaluate --checkpoint, print one JSON object and write the roll-outs as clips beside it"""
     checkpoint: Optional[str] = None
     """checkpoint to evaluate"""
+    resume: Optional[str] = None
+    """go on with an interrupted run, given its folder, as if nothing had happened; only RESUMABLE options may differ from the run's"""
+    save_interval: Optional[int] = None
+    """save everything every so many iterations, and at the end; default 100 on the CPU, 250 on CUDA"""
+    max_skipped: int = 100
+    """updates in a row that are skipped because a gradient is not finite, until the run gives up"""
+    detect_anomaly: bool = False
+    """for debugging: stop with a traceback at the operation whose gradient is NaN (slow)"""
+
+
+RESUMABLE = ("resume", "track", "total_timesteps", "eval_interval", "save_interval", "capture_video", "max_skipped", "detect_anomaly")
 
 
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
     defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
+    defaults.update(save_interval=(100, 250))
     defaults.update(total_timesteps=(10_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
@@ -187,7 +203,8 @@ def check_args(args: Args) -> None:
         "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
         "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
-        "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
+        "--evaluate and --checkpoint FILE go together, and without --resume": args.evaluate != (args.checkpoint is not None)
+        or (args.evaluate and args.resume is not None),
         "--eval-commands needs --evaluate": args.eval_commands is not None and not args.evaluate,
         "--speed-range, --change-seconds: the smaller number comes first": min(np.diff(args.speed_range), np.diff(args.change_seconds)) < 0,
         "--sharp-turn-share, --speed-change-share: at most 1": max(args.sharp_turn_share, args.speed_change_share) > 1,
@@ -673,11 +690,28 @@ class AMPEnv:
         self.clip[env_ids], self.time[env_ids], self.steps[env_ids] = clip, start, 0
         return obs
 
+    def snapshot(self) -> Dict[str, Any]:
+        """All that the coming episodes depend on, for restore: the simulator's state, every tensor of this object, the random state."""
+        tensors = {name: x.clone() for name, x in {**vars(self), **vars(self.goals)}.items() if isinstance(x, Tensor)}
+        return {"sim": self.sim.snapshot(), "tensors": tensors, "pool": list(self.pool), "generator": self.generator.get_state()}
+
+    def restore(self, snapshot: Dict[str, Any]) -> None:
+        """Go back to a snapshot. Raises ValueError or the like if it is one of another environment."""
+        self.sim.restore(snapshot["sim"])
+        for name, x in snapshot["tensors"].items():
+            getattr(self if name in vars(self) else self.goals, name).copy_(x)
+        self.pool = [own[: len(x)].copy_(x) for own, x in zip(self._new_pool(), snapshot["pool"])]
+        self.generator.set_state(snapshot["generator"])
+
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
         """One control step under actions (N, A) -> obs (N, D), task reward (N,), terminated (N,), truncated (N,), info."""
         started = time.perf_counter()
         state, diverged = self.sim.step(self.action_offset + self.action_scale * action)
         self.physics_seconds += time.perf_counter() - started
+        # whatever the simulator missed: NaN, infinities and a character in the sky never reach the networks
+        numbers = torch.cat([x.flatten(1) for x in (*state, 1e4 * state.root_position[:, 2:])], -1)  # 1e4: z may be 100 times less than x
+        diverged = diverged | ~(numbers.abs().amax(-1) < 1e6)
+        state = MotionState(*(x.nan_to_num(0.0, 0.0, 0.0) for x in state))
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
         # after a step that broke the physics nothing has been seen, and nothing is earned
         seen = torch.where(diverged[:, None], self.obs[:, :-GOAL], observe(state, body_position, self.character))
@@ -819,11 +853,18 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
 # ---- 7. Evaluation and checkpoints ---------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[str, float], List[ml.Clip], Tensor]:
-    """Run the policy without noise, one episode per environment: metrics, roll-outs as clips, task return of each (1 is the best).
+class Evaluation(NamedTuple):
+    """What evaluate finds out."""
 
-    The simulator is left as it was found. With --capture-video the first episode is written to the file `video`."""
+    metrics: Dict[str, float]
+    clips: List[ml.Clip]  # roll-outs
+    frames: List[np.ndarray]  # pictures of the first one, (H, W, 3) uint8, with --capture-video
+    returns: Tensor  # (N,) task return of each episode, 1 is the best
+
+
+@torch.no_grad()
+def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Evaluation:
+    """Run the policy without noise, one episode per environment, up to env.episode_steps. The simulator is left as it was found."""
     motions, snapshot = env.motions, env.sim.snapshot()
     obs, info = env.reset(args.seed + 1000)
     limit = torch.full_like(env.steps, env.episode_steps)  # (N,) control steps
@@ -845,28 +886,25 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args, video: str) -> Tuple[Dict[st
         if not alive.any():
             break
     env.sim.restore(snapshot)
-    if frames:
-        import imageio
-
-        imageio.mimwrite(video, frames, fps=args.control_hz, macro_block_size=None)
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
     metrics.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
     returns = sums["task_reward"] / env.episode_steps  # (N,)
     metrics.update(ml.nearest_clips(motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt), task_return=float(returns.mean()))
     roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
-    return metrics, [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)], returns
+    clips = [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)]
+    return Evaluation(metrics, clips, frames, returns)
 
 
-def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, path: str) -> Any:
-    """Task return under constant speeds (rows) and after turns from the start's heading (columns): print a table, save a plot -> figure."""
+def evaluate_grid(agent: Agent, env: AMPEnv, args: Args) -> Any:
+    """Task return under constant speeds (rows) and after turns from the start's heading (columns): print a table -> its plot."""
     from matplotlib.figure import Figure
 
     grid = torch.arange(env.num_envs, device=env.device).reshape(4 if env.num_envs % 4 == 0 else 1, -1)
     speeds = torch.linspace(*args.speed_range, len(grid), device=env.device)
     turns = torch.linspace(-math.pi, math.pi, grid.shape[1] + 1, device=env.device)[1:]
     env.goals.commands = (0 * turns[:1], turns.repeat(len(grid))[None], speeds.repeat_interleave(len(turns))[None])
-    table = evaluate(agent, env, dataclasses.replace(args, capture_video=False), "")[2][grid].tolist()
+    table = evaluate(agent, env, dataclasses.replace(args, capture_video=False)).returns[grid].tolist()
     env.goals.commands = None
     columns, rows = [f"{x:.0f}" for x in torch.rad2deg(turns)], [f"{x:.1f}" for x in speeds]
     print("task return | after turns of [degrees]", *columns)
@@ -876,14 +914,39 @@ def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, path: str) -> Any:
     axes = figure.subplots(subplot_kw=dict(xlabel="turn [degrees]", ylabel="speed [m/s]"))
     axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     figure.colorbar(axes.imshow(table, vmin=0, vmax=1, aspect="auto"), label="task return (1 is the best)")
-    figure.savefig(path)
     return figure
 
 
-def save_checkpoint(path: str, agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> None:
-    """Write all that an evaluation needs, atomically; torch.load(weights_only=True) reads it."""
-    content = {"script": SCRIPT, "format": 1, "args": dataclasses.asdict(args), "samples": samples, "metrics": metrics}
-    torch.save({**content, "agent": agent.state_dict(), "action_offset": env.action_offset}, path + ".tmp")
+def write_video(path: str, frames: List[np.ndarray], fps: int) -> None:
+    """Write frames (H, W, 3) uint8 as an mp4 file. Raises OSError."""
+    import imageio
+
+    imageio.mimwrite(path, frames, fps=fps, macro_block_size=None)
+
+
+def policy_checkpoint(agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> Dict[str, Any]:
+    """All that an evaluation needs: networks, normalisers, options."""
+    character = {"bodies": env.character.body_names, "dofs": env.character.dof_names}
+    content = {"script": SCRIPT, "format": FORMAT, "character": character, "samples": samples, "metrics": metrics}
+    options = dict(dataclasses.asdict(args), resume=None)
+    return {**content, "args": options, "agent": agent.state_dict(), "action_offset": env.action_offset}
+
+
+def write_checkpoint(path: str, content: Dict[str, Any], keep: Optional[str] = None) -> None:
+    """Save `content` so that at any moment a whole file stands there; the one before becomes the file `keep`. Raises OSError."""
+    buffer = io.BytesIO()  # torch.save to a disk that fills up may abort the process
+    torch.save(content, buffer)
+    try:
+        with open(path + ".tmp", "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):  # no part of a file on a full disk
+            os.remove(path + ".tmp")
+        raise
+    if keep and os.path.exists(path):
+        os.replace(path, keep)
     os.replace(path + ".tmp", path)
 
 
@@ -894,9 +957,15 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
-        if kind != (SCRIPT, 1):
-            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, format 1")
-        Args(**checkpoint["args"])
+        if kind not in ((SCRIPT, FORMAT), (SCRIPT, 1)):
+            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, formats 1 and {FORMAT}")
+        unknown = sorted(set(checkpoint["args"]) - {field.name for field in dataclasses.fields(Args)})
+        if unknown:
+            raise InputError(f"{path}: of another version of this script; it has an option {unknown[0]}, which this one lacks")
+        finite = [bool(x.isfinite().all()) for x in checkpoint["agent"].values()]
+        if not all(finite):
+            name = list(checkpoint["agent"])[finite.index(False)]
+            raise InputError(f"{path}: {name} holds NaN or infinities; take an earlier checkpoint")
     except InputError:
         raise
     except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
@@ -904,80 +973,219 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
     return checkpoint
 
 
+def load_interrupted(run: str) -> Dict[str, Any]:
+    """The newest checkpoint of a run that can be gone on with. Raises InputError."""
+    faults = [] if os.path.isdir(run) else [f"{run}: no such folder"]
+    for name in ("latest.pt", "previous.pt"):
+        path = os.path.join(run, name)
+        if os.path.exists(path):
+            try:
+                checkpoint = load_checkpoint(path)
+                if "training" in checkpoint:
+                    return checkpoint
+                faults.append(f"{path}: holds the networks only (format {checkpoint['format']}): it can be evaluated, not resumed")
+            except InputError as error:
+                faults.append(str(error))
+    raise InputError("; ".join(faults) or f"{run}: no latest.pt in it: the run was stopped before its first checkpoint; start it anew")
+
+
+class RunFolder:
+    """Curves and checkpoints of a run. A disk that fills up or vanishes stops nothing: what was not written is made up for later."""
+
+    def __init__(self, run: str, samples: int) -> None:
+        """Go on with the curves in the folder `run` after `samples` control steps; whatever is in it of later ones is void."""
+        self.run, self.safe, self.fault = run, samples, ""
+        self.unsafe: List[Tuple[int, Dict[str, float]]] = []  # points since the last checkpoint, whose curves may not be on the disk
+        self.writer: Any = None
+
+    def attempt(self, write: Callable[[], Any]) -> bool:
+        """Write something to the folder -> whether that worked; of several failures in a row the first is told."""
+        try:
+            write()
+        except OSError as error:
+            if not self.fault:
+                tqdm.write(f"{self.run}: cannot be written ({error}); the training goes on, and saves when it can", file=sys.stderr)
+            self.fault, self.writer = str(error), None
+            return False
+        return True
+
+    def _open(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.writer is None or not os.path.isdir(self.run):
+            os.makedirs(self.run, exist_ok=True)
+            self.writer = SummaryWriter(self.run, purge_step=self.safe + 1)
+            for samples, scalars in self.unsafe:
+                self._add(samples, scalars)
+
+    def _add(self, samples: int, scalars: Dict[str, float]) -> None:
+        for name, x in scalars.items():
+            self.writer.add_scalar(name, x, samples)
+
+    def log(self, samples: int, scalars: Dict[str, float]) -> None:
+        """A point of every curve."""
+        if not self.fault:
+            self.attempt(lambda: (self._open(), self._add(samples, scalars)))
+        self.unsafe.append((samples, scalars))
+
+    def save(self, samples: int, content: Dict[str, Any]) -> bool:
+        """Everything up to here: the curves, latest.pt, and the checkpoint before it as previous.pt -> whether it worked."""
+
+        def write() -> None:
+            self._open()
+            self.writer.flush()
+            write_checkpoint(os.path.join(self.run, "latest.pt"), content, os.path.join(self.run, "previous.pt"))
+
+        worked = self.attempt(write)
+        if worked:
+            if self.fault:
+                tqdm.write(f"{self.run}: can be written again, and is complete", file=sys.stderr)
+            self.safe, self.unsafe, self.fault = samples, [], ""
+        return worked
+
+
+def fit_checkpoint(path: str, checkpoint: Dict[str, Any], agent: Agent, env: AMPEnv) -> None:
+    """Put a checkpoint's networks, normalisers and action offset in place. Raises InputError if it is of another character or size."""
+    mine = {"bodies": env.character.body_names, "dofs": env.character.dof_names}
+    try:
+        theirs = checkpoint.get("character", mine)  # format 1 does not say
+        for name in mine:
+            if theirs[name] != mine[name]:
+                odd = ", ".join(sorted(set(theirs[name]) ^ set(mine[name]))[:5]) or "their order"
+                raise InputError(f"{path}: of another character than {env.character.path}; {name} differ: {odd}")
+        agent.load_state_dict(checkpoint["agent"])
+        env.action_offset.copy_(checkpoint["action_offset"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
+
+
+def training_state(progress: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple) -> Dict[str, Any]:
+    """All that the coming iterations depend on besides the networks and their normalisers, for restore_training."""
+    states = [generator.get_state() for generator in generators] + [torch.get_rng_state()]
+    states += [torch.cuda.get_rng_state(env.device)] if env.device.type == "cuda" else []
+    optimizers = {name: optimizer.state_dict() for name, optimizer in learners.items()}
+    rows = replay.data[: replay.size].clone()  # a view would be saved with all that it is a view of
+    return {"progress": progress, "optimizers": optimizers, "env": env.snapshot(), "replay": rows, "random": states}
+
+
+def restore_training(path: str, training: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple) -> Dict[str, Any]:
+    """Put training_state back -> progress. Raises InputError if it does not fit."""
+    try:
+        for name, optimizer in learners.items():
+            optimizer.load_state_dict(training["optimizers"][name])
+            for parameter, state in optimizer.state.items():
+                if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+                    raise ValueError(f"the moments of optimizer {name} have another shape")
+        replay.size = len(training["replay"])
+        replay.data[: replay.size].copy_(training["replay"])
+        env.restore(training["env"])
+        for generator, state in zip(generators, training["random"]):
+            generator.set_state(state)
+        torch.set_rng_state(training["random"][len(generators)])
+        if env.device.type == "cuda":
+            torch.cuda.set_rng_state(training["random"][-1], env.device)
+        return dict(training["progress"])
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: its state does not fit this program: {' '.join(str(error).split())[:200]}") from error
+
+
+def training_health(log: Dict[str, float], clip_speed: float) -> str:
+    """What a researcher should know of these averages over many iterations, and what to try; empty if all is well."""
+    sides = [log[f"disc/accuracy_{side}"] for side in ("demo", "fresh", "replay")]
+    if min(sides) > 0.98 and log["reward/style"] < 0.02:
+        return "the discriminator is saturated: always right, and no style reward is left; raise --grad-penalty or lower --disc-updates"
+    if log["episode/length"] > 100 and abs(log["episode/speed_m_s"]) < 0.2 * clip_speed:
+        return "the character stands still while the clips move; lower --gamma, or give it a task that rewards speed"
+    return ""
+
+
 # ---- 8. Main loop --------------------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
-    """Options of the command line, checked, and the checkpoint that --evaluate names: its options are then the defaults."""
+    """Options of the command line, checked, and the checkpoint that --evaluate or --resume names: its options are then the defaults."""
     args, checkpoint = tyro.cli(Args, args=argv), None
     if args.evaluate and args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint)
         saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False, "capture_video": False}
-        args = tyro.cli(Args, args=argv, default=Args(**saved))
+        args = tyro.cli(Args, args=argv, default=Args(**{**saved, "resume": None}))
+    elif args.resume is not None:
+        checkpoint = load_interrupted(args.resume)
+        saved = Args(**checkpoint["args"])
+        args = tyro.cli(Args, args=argv, default=saved)
+        for name, value in vars(args).items():
+            if value != getattr(saved, name) and name not in RESUMABLE:
+                raise InputError(f"--resume {args.resume}: the run has {name} {getattr(saved, name)}; start a new run for {value}")
     check_args(args)
     return args, checkpoint
 
 
-def start_run(args: Args) -> Tuple[str, Any]:
-    """Make the run's folder, with all that is needed to repeat it -> its path, a TensorBoard writer."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
-    run = os.path.join("runs", f"{args.exp_name}__{clip}__{args.sim}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+def start_run(args: Args) -> str:
+    """Make the run's folder, with all that is needed to repeat it, or note in it that the run goes on -> its path."""
+    clip, now = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0], time.strftime("%Y%m%d-%H%M%S")
+    run = args.resume or os.path.join("runs", f"{args.exp_name}__{clip}__{args.sim}__{args.seed}__{now}-{os.getpid()}")
     if args.track:
         import wandb
 
-        wandb.init(name=run[5:], config=vars(args), sync_tensorboard=True)
-    os.makedirs(run)
+        wandb.init(name=os.path.basename(run), config=vars(args), sync_tensorboard=True)
+    os.makedirs(run, exist_ok=bool(args.resume))
     versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in ("torch", "numpy", args.sim)}
     versions.update(python=sys.version, platform=platform.platform())
-    with open(os.path.join(run, "args.json"), "w") as file:
+    with open(os.path.join(run, f"args_resumed_{now}.json" if args.resume else "args.json"), "w") as file:
         json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
-    for source in (__file__, ml.__file__):
+    for source in (__file__, ml.__file__) if not args.resume else ():
         shutil.copy(source, run)
-    writer = SummaryWriter(run)
-    writer.add_text("options", json.dumps(dataclasses.asdict(args), indent=1))
-    return run, writer
+    return run
+
+
+def note_signals() -> List[int]:
+    """From now on SIGINT and SIGTERM are noted in this list, for the main loop to stop in good order; a second one ends the process."""
+    caught: List[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, note)
+    return caught
 
 
 def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     device = torch.device("cuda" if args.cuda else "cpu")
     torch.manual_seed(args.seed)
     motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device), args.mirror)
-    copies = args.eval_episodes if checkpoint else max(args.num_envs, args.eval_episodes)
+    copies = args.eval_episodes if args.evaluate else max(args.num_envs, args.eval_episodes)
     simulator = MujocoSim if args.sim == "mujoco" else IsaacGymSim
     sim = simulator(args, motions.character, copies, device)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
     P = eval_env.disc_obs_size  # of a transition
     agent = Agent(D, P, A, args.hidden, args.action_std_log).to(device)
-    if checkpoint:
-        try:
-            agent.load_state_dict(checkpoint["agent"])
-            eval_env.action_offset.copy_(checkpoint["action_offset"])
-        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{args.checkpoint}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
+    if args.evaluate:
+        fit_checkpoint(args.checkpoint, checkpoint, agent, eval_env)
         commands = ml.load_commands(args.eval_commands, args.eval_episodes, str(device)) if args.eval_commands else None
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
-        evaluate_grid(agent, eval_env, args, os.path.join(folder, "grid.png"))
+        evaluate_grid(agent, eval_env, args).savefig(os.path.join(folder, "grid.png"))
         eval_env.goals.commands = commands
-        metrics, clips, _ = evaluate(agent, eval_env, args, os.path.join(folder, "episode.mp4"))
-        for n, clip in enumerate(clips):
+        evaluation = evaluate(agent, eval_env, args)
+        if evaluation.frames:
+            write_video(os.path.join(folder, "episode.mp4"), evaluation.frames, args.control_hz)
+        for n, clip in enumerate(evaluation.clips):
             ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
-        print(json.dumps(metrics))
+        print(json.dumps(evaluation.metrics))
         return
 
     env = AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
-    run, writer = start_run(args)
-    options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
-    print(f"{run}: simulator {args.sim}, learning on {device}; options: {options}")
     T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
-    learning_rate, critic = args.learning_rate, {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
-    ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": learning_rate}, critic])
-    disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate)
+    critic = {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
+    # fused Adam skips a step, on the device, when its found_inf says so
+    ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": args.learning_rate}, critic], fused=True)
+    disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate, fused=True)
     replay = ReplayBuffer(args.replay_size, P, device)
     demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
 
@@ -987,15 +1195,28 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     task_buf, speed_buf, length_buf, diverged_buf = torch.zeros(4, T, N, device=device)
     terminated_buf, truncated_buf = torch.zeros(2, T, N, dtype=torch.bool, device=device)
 
-    # The normalisers start from the clip: the character, which starts from the clip's states, is close to it.
-    demo = demo_transitions(motions, 4096, env.dt, demo_generator)
-    agent.disc_norm.update(demo)
+    # The normalisers start from the clip, whose states the character starts from.
+    agent.disc_norm.update(demo_transitions(motions, 4096, env.dt, demo_generator))
     obs, _ = env.reset(args.seed)
     agent.obs_norm.update(obs)
-    metrics, started, iterations, threads = {}, time.time(), args.total_timesteps // B, torch.get_num_threads()
-    episode_length = torch.zeros((), device=device)  # mean over the episodes that ended in the last iteration that saw one end
-    bar = tqdm(total=iterations * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
-    for iteration in range(1, iterations + 1):
+    # what else the coming iterations depend on: how far it is, the best score, mean length of the latest episodes that ended
+    progress = {"iteration": 0, "best": -math.inf, "metrics": {}, "episode_length": 0.0, "skipped": 0, "skipped_in_a_row": 0, "diverged": 0}
+    learners, generators = dict(ppo=ppo_optimizer, disc=disc_optimizer), (demo_generator,)
+    if args.resume:
+        fit_checkpoint(args.resume, checkpoint, agent, eval_env)
+        progress = restore_training(args.resume, checkpoint["training"], learners, replay, env, generators)
+        obs = env.obs
+    iterations, threads, caught = args.total_timesteps // B, torch.get_num_threads(), note_signals()
+    if progress["iteration"] >= iterations:
+        raise InputError(f"--resume {args.resume}: the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
+    run, started = start_run(args), time.time()
+    folder = RunFolder(run, progress["iteration"] * B)
+    options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
+    print(f"{run}: simulator {args.sim}, learning on {device}; options: {options}")
+    torch.autograd.set_detect_anomaly(args.detect_anomaly)
+    average, told, clip_speed = {}, set(), motions.statistics()[2]  # of the log over some 200 iterations; what was said of them
+    bar = tqdm(total=iterations * B, initial=progress["iteration"] * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
+    for iteration in range(progress["iteration"] + 1, iterations + 1):
         clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
 
         # 1. Roll out the policy, with torch on one core: its second thread would spin where a physics thread wants to run.
@@ -1025,8 +1246,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
             disc_optimizer.zero_grad()
             (loss + args.grad_penalty * penalty + regulariser).backward()
-            nn.utils.clip_grad_norm_(agent.disc.parameters(), args.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(agent.disc.parameters(), args.max_grad_norm)
+            disc_optimizer.found_inf = (~torch.isfinite(norm)).float()
             disc_optimizer.step()
+            stats["policy/skipped"].append(disc_optimizer.found_inf)
             stats["disc/loss"].append(loss.detach())
             stats["disc/grad_penalty"].append(penalty.detach())
             for name, logit, sign in zip(("demo", "fresh", "replay"), (demo_logit, *agent_logit.chunk(2)), (1, -1, -1)):
@@ -1066,9 +1289,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
                 ppo_optimizer.zero_grad()
                 (policy_loss + value_loss).backward()  # of two networks, each with its own learning rate and gradient norm
-                for net in (agent.actor, agent.critic):
-                    nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm)
+                norm = sum(nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm) for net in (agent.actor, agent.critic))
+                ppo_optimizer.found_inf = (~torch.isfinite(norm)).float()
                 ppo_optimizer.step()
+                stats["policy/skipped"].append(ppo_optimizer.found_inf)
                 # KL of two Gaussians with the same standard deviation
                 kl = 0.5 * (((mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
                 for name, x in dict(kl=kl, loss=policy_loss, value_loss=value_loss).items():
@@ -1080,36 +1304,64 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         samples = iteration * B
         stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
         stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/falls_per_step": [terminated_buf.float()]})
-        ended = (length_buf * done_buf).sum() / done_buf.sum().clamp_min(1)
-        episode_length = torch.where(done_buf.any(), ended, episode_length)
-        stats.update({"episode/length": [episode_length], "episode/diverged_per_step": [diverged_buf]})
+        stats["episode/length"] = [(length_buf * done_buf).sum() / done_buf.sum()]  # NaN where none ended
+        stats["episode/diverged_per_step"] = [diverged_buf]
         # the iteration's one transfer from the device
-        log = dict(zip(stats, torch.stack([torch.stack([x.mean() for x in xs]).mean() for xs in stats.values()]).tolist()))
-        if not math.isfinite(sum(log.values())):
-            raise InputError(f"{run}: a loss became NaN after {samples} samples; try a lower --learning-rate or --critic-learning-rate")
+        log = dict(zip(stats, torch.stack([torch.stack([x.nanmean() for x in xs]).nanmean() for xs in stats.values()]).tolist()))
+        if math.isnan(log["episode/length"]):
+            log["episode/length"] = progress["episode_length"]
+        skipped = round(log["policy/skipped"] * len(stats["policy/skipped"]))
+        progress.update(iteration=iteration, episode_length=log["episode/length"], skipped=progress["skipped"] + skipped)
+        progress.update(skipped_in_a_row=(progress["skipped_in_a_row"] + skipped) * (skipped > 0))
+        progress["diverged"] += round(log["episode/diverged_per_step"] * B)
+        log.update({"policy/skipped": progress["skipped"], "episode/diverged": progress["diverged"]})
+        if progress["skipped_in_a_row"] >= args.max_skipped:
+            advice = "lower --learning-rate or --critic-learning-rate, or look for the cause with --detect-anomaly"
+            raise InputError(f"{run}: {skipped} updates were not finite, nor those before; {advice}; the last checkpoint is sound")
         kl_ratio = log["policy/kl"] / args.target_kl
-        learning_rate *= 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
-        ppo_optimizer.param_groups[0]["lr"] = learning_rate = min(max(learning_rate, 1e-6), 1e-2)
-        log["policy/learning_rate"] = learning_rate
+        learning_rate = ppo_optimizer.param_groups[0]["lr"] * (1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0)
+        ppo_optimizer.param_groups[0]["lr"] = log["policy/learning_rate"] = min(max(learning_rate, 1e-6), 1e-2)
         clock.append(time.perf_counter())  # after the transfer, so that a GPU's work is counted
         seconds = dict(physics=env.physics_seconds, env=env.step_seconds, rollout=clock[1] - clock[0], training=clock[-1] - clock[0])
         seconds.update(learning=clock[-1] - clock[1], disc=clock[2] - clock[1], ppo=clock[-1] - clock[2])
         env.physics_seconds = env.step_seconds = 0.0
         log.update({f"samples_per_s/{name}": B / x for name, x in seconds.items()})
+        average = {name: average.get(name, x) + (x - average.get(name, x)) / 200 for name, x in log.items()}
+        trouble = training_health(average, clip_speed) if iteration >= 400 else ""
+        if trouble and trouble not in told:
+            told.add(trouble)
+            tqdm.write(f"after {samples} samples: {trouble}", file=sys.stderr)
         if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
-            metrics, _, _ = evaluate(agent, eval_env, args, os.path.join(run, f"episode_{samples}.mp4"))
+            evaluation = evaluate(agent, eval_env, args)
+            progress["metrics"] = metrics = evaluation.metrics
             log.update({f"eval/{name}": x for name, x in metrics.items()})
-            save_checkpoint(os.path.join(run, "latest.pt"), agent, eval_env, args, samples, metrics)
-        for name, x in log.items():
-            writer.add_scalar(name, x, samples)
+            policy = policy_checkpoint(agent, eval_env, args, samples, metrics)
+            score = metrics["task_return"]
+            files = ["policy.pt"] + ["best.pt"] * (score > progress["best"])
+            progress["best"] = max(progress["best"], score)
+            for name in files:
+                folder.attempt(lambda name=name, policy=policy: write_checkpoint(os.path.join(run, name), policy))
+            if evaluation.frames:
+                video, frames = os.path.join(run, f"episode_{samples}.mp4"), evaluation.frames
+                folder.attempt(lambda video=video, frames=frames: write_video(video, frames, args.control_hz))
+        folder.log(samples, log)
+        if caught or iteration == iterations or iteration % args.save_interval == 0:
+            policy = policy_checkpoint(agent, eval_env, args, samples, progress["metrics"])
+            training = training_state(progress, learners, replay, env, generators)
+            saved = folder.save(samples, {**policy, "training": training})
         shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
-        bar.set_postfix_str(f"{shown}, pose error {metrics.get('pose_error_m', math.nan):.3f} m", refresh=False)
+        bar.set_postfix_str(f"{shown}, pose error {progress['metrics'].get('pose_error_m', math.nan):.3f} m", refresh=False)
         bar.update(B)
+        if caught:
+            bar.close()
+            print(f"stopped after {samples} samples; python {os.path.basename(__file__)} --resume {run}" if saved else f"{run}: not saved")
+            sys.exit(128 + caught[0])
     bar.close()
-    writer.add_figure("eval/grid", evaluate_grid(agent, eval_env, args, os.path.join(run, "grid.png")), samples)
-    writer.close()
+    figure = evaluate_grid(agent, eval_env, args)
+    folder.attempt(lambda: (figure.savefig(os.path.join(run, "grid.png")), folder.writer.add_figure("eval/grid", figure, samples)))
+    folder.attempt(lambda: folder.writer.close())
     print(f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt")
-    print(json.dumps(metrics))
+    print(json.dumps(progress["metrics"]))
 
 
 if __name__ == "__main__":

@@ -455,7 +455,7 @@ def agent():
 def evaluate(agent, motions, steps, n=6, **options):
     env = make_env(motions, n, steps, **options)
     args = amp.Args(cuda=False, num_envs=n, target_speed=1.0, **options)
-    return amp.evaluate(agent, env, args, "")
+    return amp.evaluate(agent, env, args)[:2]
 
 
 def test_evaluation_of_short_episodes(agent, walk):

@@ -41,6 +41,7 @@ DIFFERENT = {
     "check_args": "and their ranges",
     "task_reward": "the task",
     "AMPEnv": "goals, any yaw",
+    "Evaluation": "the return of each episode, for the grid",
     "evaluate": "task return and the nearest clip instead of the clip that was started in",
     "main": "mirrored clips, the grid",
 }

@@ -107,7 +107,7 @@ class Args:
     """physics steps per control step"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in the clip an episode starts: anywhere (reference state initialisation), at its start, or either, evenly"""
-    gamma: float = 0.95
+    gamma: float = 0.97
     """discount factor per control step"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
@@ -119,6 +119,8 @@ class Args:
     """Adam's learning rate for the policy at the start; it then follows the KL divergence"""
     target_kl: float = 0.018
     """mean KL divergence of an update: at a third more the policy's learning rate shrinks by 1.2, at a third less it grows"""
+    anneal: float = 0.5
+    """share of the training, at its end, over which target_kl falls to a twentieth: without it falls come and go (docs/log.md)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -182,7 +184,7 @@ def check_args(args: Args) -> None:
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
-    may_be_zero = "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval".split()
+    may_be_zero = "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval anneal".split()
     may_be_zero += ["turn_std", "sharp_turn_share", "speed_change_share"]
     for name, value in vars(args).items():
         low = -1e15 if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
@@ -210,7 +212,7 @@ def check_args(args: Args) -> None:
         "--sharp-turn-share, --speed-change-share: at most 1": max(args.sharp_turn_share, args.speed_change_share) > 1,
         "the evaluation draws with matplotlib: pip install matplotlib": missing("matplotlib"),
         "--action-std-log has to lie between -10 and 2": not -10 <= args.action_std_log <= 2,
-        "--gamma has to lie below 1, --gae-lambda at most at 1": args.gamma >= 1 or args.gae_lambda > 1,
+        "--gamma has to lie below 1, --gae-lambda and --anneal at most at 1": args.gamma >= 1 or max(args.gae_lambda, args.anneal) > 1,
         f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps = {batch}": batch % args.num_minibatches,
         "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
         f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
@@ -1318,7 +1320,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         if progress["skipped_in_a_row"] >= args.max_skipped:
             advice = "lower --learning-rate or --critic-learning-rate, or look for the cause with --detect-anomaly"
             raise InputError(f"{run}: {skipped} updates were not finite, nor those before; {advice}; the last checkpoint is sound")
-        kl_ratio = log["policy/kl"] / args.target_kl
+        left = min((1.0 - iteration / iterations) / args.anneal, 1.0) if args.anneal else 1.0
+        kl_ratio = log["policy/kl"] / (args.target_kl * max(left, 0.05))
         learning_rate = ppo_optimizer.param_groups[0]["lr"] * (1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0)
         ppo_optimizer.param_groups[0]["lr"] = log["policy/learning_rate"] = min(max(learning_rate, 1e-6), 1e-2)
         clock.append(time.perf_counter())  # after the transfer, so that a GPU's work is counted

@@ -648,7 +648,8 @@ class AMPEnv:
         watched = [name not in FEET and low > 0.05 for name, low in zip(character.body_names, lowest.tolist())]
         self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
         self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
-        self.time, self.yaw = torch.zeros(2, num_envs, device=device)  # where in the clip it started [s]; where it faces [rad]
+        self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
+        self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
         obs_size = self._new_pool()[-1].shape[1]
         self.disc_obs_size = 2 * obs_size
         # Gymnasium's Box spaces, as far as a learner needs them
@@ -1098,6 +1099,9 @@ def training_health(log: Dict[str, float], clip_speed: float) -> str:
         return "the discriminator is saturated: always right, and no style reward is left; raise --grad-penalty or lower --disc-updates"
     if log["episode/length"] > 100 and abs(log["episode/speed_m_s"]) < 0.2 * clip_speed:
         return "the character stands still while the clips move; lower --gamma, or give it a task that rewards speed"
+    visits = [x for name, x in log.items() if name.startswith("eval/visits_")]
+    if len(visits) > 1 and max(visits) > 0.95:
+        return "nearly all poses are nearest to one clip; give the others more weight in the dataset, or lower --style-weight"
     return ""
 
 
@@ -1329,11 +1333,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         seconds.update(learning=clock[-1] - clock[1], disc=clock[2] - clock[1], ppo=clock[-1] - clock[2])
         env.physics_seconds = env.step_seconds = 0.0
         log.update({f"samples_per_s/{name}": B / x for name, x in seconds.items()})
-        average = {name: average.get(name, x) + (x - average.get(name, x)) / 200 for name, x in log.items()}
-        trouble = training_health(average, clip_speed) if iteration >= 400 else ""
-        if trouble and trouble not in told:
-            told.add(trouble)
-            tqdm.write(f"after {samples} samples: {trouble}", file=sys.stderr)
+        average.update({name: average.get(name, x) + (x - average.get(name, x)) / 200 for name, x in log.items()})
         if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
             evaluation = evaluate(agent, eval_env, args)
             progress["metrics"] = metrics = evaluation.metrics
@@ -1348,6 +1348,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 video, frames = os.path.join(run, f"episode_{samples}.mp4"), evaluation.frames
                 folder.attempt(lambda video=video, frames=frames: write_video(video, frames, args.control_hz))
         folder.log(samples, log)
+        trouble = training_health({**log, **average}, clip_speed) if iteration >= 400 else ""
+        if trouble and trouble not in told:
+            told.add(trouble)
+            tqdm.write(f"after {samples} samples: {trouble}", file=sys.stderr)
         if caught or iteration == iterations or iteration % args.save_interval == 0:
             policy = policy_checkpoint(agent, eval_env, args, samples, progress["metrics"])
             training = training_state(progress, learners, replay, env, generators)
@@ -1363,6 +1367,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     figure = evaluate_grid(agent, eval_env, args)
     folder.attempt(lambda: (figure.savefig(os.path.join(run, "grid.png")), folder.writer.add_figure("eval/grid", figure, samples)))
     folder.attempt(lambda: folder.writer.close())
+    if not saved:
+        raise InputError(f"{run}: could not be written ({folder.fault}); free some space and --resume it, if it has a latest.pt")
     print(f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt")
     print(json.dumps(progress["metrics"]))
 

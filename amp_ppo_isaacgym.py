@@ -1253,11 +1253,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         seconds.update(learning=clock[-1] - clock[1], disc=clock[2] - clock[1], ppo=clock[-1] - clock[2])
         env.physics_seconds = env.step_seconds = 0.0
         log.update({f"samples_per_s/{name}": B / x for name, x in seconds.items()})
-        average = {name: average.get(name, x) + (x - average.get(name, x)) / 200 for name, x in log.items()}
-        trouble = training_health(average, clip_speed) if iteration >= 400 else ""
-        if trouble and trouble not in told:
-            told.add(trouble)
-            tqdm.write(f"after {samples} samples: {trouble}", file=sys.stderr)
+        average.update({name: average.get(name, x) + (x - average.get(name, x)) / 200 for name, x in log.items()})
         if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
             evaluation = evaluate(agent, eval_env, args)
             progress["metrics"] = metrics = evaluation.metrics
@@ -1272,6 +1268,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 video, frames = os.path.join(run, f"episode_{samples}.mp4"), evaluation.frames
                 folder.attempt(lambda video=video, frames=frames: write_video(video, frames, args.control_hz))
         folder.log(samples, log)
+        trouble = training_health({**log, **average}, clip_speed) if iteration >= 400 else ""
+        if trouble and trouble not in told:
+            told.add(trouble)
+            tqdm.write(f"after {samples} samples: {trouble}", file=sys.stderr)
         if caught or iteration == iterations or iteration % args.save_interval == 0:
             policy = policy_checkpoint(agent, eval_env, args, samples, progress["metrics"])
             training = training_state(progress, learners, replay, env, generators)
@@ -1285,6 +1285,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             sys.exit(128 + caught[0])
     bar.close()
     folder.attempt(lambda: folder.writer.close())
+    if not saved:
+        raise InputError(f"{run}: could not be written ({folder.fault}); free some space and --resume it, if it has a latest.pt")
     print(f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt")
     print(json.dumps(progress["metrics"]))
 

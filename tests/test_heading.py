@@ -43,6 +43,7 @@ DIFFERENT = {
     "AMPEnv": "goals, any yaw",
     "Evaluation": "the return of each episode, for the grid",
     "evaluate": "task return and the nearest clip instead of the clip that was started in",
+    "training_health": "visits to one clip only",
     "main": "mirrored clips, the grid",
 }
 

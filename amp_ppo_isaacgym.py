@@ -417,18 +417,22 @@ class MujocoSim(Sim):
 class WarpSim(Sim):
     """MuJoCo Warp: the same model on the GPU. States are tensors there, a control step is one CUDA graph, and nothing waits for the host.
 
-    Warp's CPU device records and replays the same graph, but is many times slower than MujocoSim: it is there for tests."""
+    Warp's CPU device records and replays the same graph, but is several times slower than MujocoSim: it is there for tests."""
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
         import mujoco_warp
         import warp
 
+        if args.cuda and not warp.is_cuda_available():
+            advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
+            raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
         print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; its first start compiles for a minute", file=sys.stderr)
         self.shared, self.warp, warp.config.log_level = MujocoModel(args, character, device), warp, warp.LOG_WARNING
         # Warp's stream and PyTorch's default stream wait for one another: Warp makes its streams of CUDA's blocking kind.
         with warp.ScopedDevice(str(torch.empty(0, device=device).device)):  # with its number
             self.model = mujoco_warp.put_model(self.shared.compiled)
             self.model.opt.warn_overflow = 0
+            self.model.opt.disableflags |= mujoco_warp.DisableBit.NATIVECCD  # a box on a box as in C
             # Contacts, in one store for all, and constraints of each: in a heap on the ground they have been 14 and 57 at most.
             self.data = data = mujoco_warp.make_data(self.shared.compiled, nworld=num_envs, nconmax=32, njmax=128)
             # All that a step depends on, as views: qpos, qvel, what the solver starts from, time, targets; and the same at rest.

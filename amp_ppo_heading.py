@@ -384,7 +384,6 @@ class MujocoSim(Sim):
     """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
-        import mujoco
         from mujoco import rollout
 
         if args.cuda:
@@ -392,7 +391,7 @@ class MujocoSim(Sim):
         self.shared, self.device = MujocoModel(args, character, device), device
         self.model = model = self.shared.compiled
         self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
-        self.data = [mujoco.MjData(model) for _ in range(self.threads)]
+        self.data = [self.shared.mujoco.MjData(model) for _ in range(self.threads)]
         self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
         self.rest = np.concatenate(([0.0], model.qpos0, np.zeros(model.nv)))  # a full physics state: time, qpos, qvel
         self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, args.substeps, 1))
@@ -440,7 +439,7 @@ class WarpSim(Sim):
         if args.cuda and not warp.is_cuda_available():
             advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
             raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
-        print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; its first start compiles for a minute", file=sys.stderr)
+        print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; it compiles at its first start", file=sys.stderr)
         self.shared, self.warp, warp.config.log_level = MujocoModel(args, character, device), warp, warp.LOG_WARNING
         # Warp's stream and PyTorch's default stream wait for one another: Warp makes its streams of CUDA's blocking kind.
         with warp.ScopedDevice(str(torch.empty(0, device=device).device)):  # with its number

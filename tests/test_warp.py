@@ -92,7 +92,9 @@ def test_thirty_control_steps_as_in_c_until_a_contact_differs(walk):
 # ---- Broken worlds --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["NaN position", "infinite position", "NaN velocity", "huge velocity", "NaN in the solver's start"])
+@pytest.mark.parametrize(
+    "what", ["NaN position", "infinite position", "NaN velocity", "huge velocity", "fast flight", "NaN in the solver's start"]
+)
 def test_a_broken_world_is_put_to_rest(walk, what):
     """Corrupt one world: it ends as diverged, starts anew, nothing keeps a NaN, and the others never notice, bit for bit."""
     env, healthy = make_env(walk, 4), make_env(walk, 4)
@@ -100,8 +102,8 @@ def test_a_broken_world_is_put_to_rest(walk, what):
     for e in (env, healthy):
         e.step(actions[0])
     qpos, qvel, start, *_ = env.sim.kept
-    broken = qpos[1, 2:] if "position" in what else qvel[1, 9:] if "velocity" in what else start[1]
-    broken[0] = {"NaN": math.nan, "infinite": math.inf, "huge": 1e12}[what.split()[0]]
+    broken = {"position": qpos[1, 2:], "velocity": qvel[1, 9:], "flight": qvel[1, 2:], "start": start[1]}[what.split()[-1]]
+    broken[0] = {"NaN": math.nan, "infinite": math.inf, "huge": 1e12, "fast": 1e3}[what.split()[0]]
     others = [0, 2, 3]
     for step, action in enumerate(actions[1:]):
         obs, reward, terminated, _, info = env.step(action)
@@ -122,6 +124,9 @@ def test_a_full_store_counts_as_divergence(character, monkeypatch, capacity, los
     sim.set_state(torch.arange(2), ml.MotionState(height, lying, zero, zero, torch.zeros(2, 28)))
     state, diverged = sim.step(torch.zeros(2, 28))
     assert diverged.tolist() == lost and (state.root_position[:, 2] == 0.9).tolist() == lost  # the pose of rest
+    sim.set_state(torch.tensor([0]), ml.MotionState(height[1:], lying[1:], zero[1:], zero[1:], torch.zeros(1, 28)))
+    if "njmax" in capacity:
+        assert not sim.step(torch.zeros(2, 28))[1].any()  # it is not held against a world for ever
 
 
 def test_absurd_targets_are_contained(walk):

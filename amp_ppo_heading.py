@@ -387,7 +387,7 @@ class MujocoSim(Sim):
         from mujoco import rollout
 
         if args.cuda:
-            print("physics stays on the CPU; to have it on the GPU: pip install -r requirements-warp.txt", file=sys.stderr)
+            print("physics stays on the CPU; to have it on the GPU: pip install -r requirements-warp.txt (Python 3.11)", file=sys.stderr)
         self.shared, self.device = MujocoModel(args, character, device), device
         self.model = model = self.shared.compiled
         self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)

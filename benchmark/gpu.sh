@@ -22,5 +22,5 @@ throughput() {
     throughput --repeats 5 --iterations 20 --out "$here/gpu_$n.json" --sim warp --cuda --num-envs "$n" "$@"
   done
   throughput --profile --iterations 10 --sim warp --cuda "$@"
-  throughput --until 0.035 --sim warp --cuda --eval-interval 10 --total-timesteps 30000000 "$@"
+  throughput --until 0.035 --sim warp --cuda --eval-interval 25 --total-timesteps 30000000 "$@"
 } | tee "$here/gpu.md"

@@ -129,12 +129,14 @@ def time_to_walk(options: List[str], error: float) -> None:
         events = EventAccumulator(glob.glob(os.path.join(folder, "runs", "*"))[0], size_guidance={"scalars": 0})
         events.Reload()
         falls = {event.step: event.value for event in events.Scalars("eval/fall_rate")}
-        scalars = events.Scalars("eval/pose_error_m")
+        scalars, rates = events.Scalars("eval/pose_error_m"), events.Scalars("samples_per_s/training")
     where = stamp()
-    print(f"commit {where['commit']}; {where['machine']}\n\n| samples | minutes | falls | pose error [m] |\n|---|---|---|---|")
+    header = "| samples | minutes | minutes of training alone | falls | pose error [m] |\n|---|---|---|---|---|"
+    print(f"commit {where['commit']}; {where['machine']}\n\n{header}")
     for event in scalars:
         minutes = (event.wall_time - started) / 60
-        print(f"| {event.step} | {minutes:.1f} | {falls[event.step]:.3f} | {event.value:.4f} |")
+        training = sum(rates[0].step / rate.value for rate in rates if rate.step <= event.step) / 60  # the first step is a batch
+        print(f"| {event.step} | {minutes:.1f} | {training:.1f} | {falls[event.step]:.3f} | {event.value:.4f} |")
         if falls[event.step] == 0 and event.value <= error:
             print(f"\nA pose error of at most {error} m without falls after {event.step} samples, {minutes:.1f} minutes.")
             return

@@ -70,8 +70,8 @@ class Args:
     """seed of everything random; the same seed on the same CPU gives the same numbers, bit for bit"""
     cuda: bool = torch.cuda.is_available()
     """learn on the GPU; by default when PyTorch finds one"""
-    sim: Literal["auto", "mujoco", "isaacgym"] = "auto"
-    """the simulator; auto takes Isaac Gym when it can be imported, else MuJoCo"""
+    sim: Literal["auto", "mujoco", "warp", "isaacgym"] = "auto"
+    """the simulator; auto takes Isaac Gym when it can be imported, else mujoco, which with --cuda is warp (MuJoCo Warp) if installed"""
     track: bool = False
     """log to Weights & Biases as well (pip install wandb; its WANDB_PROJECT and WANDB_ENTITY say where)"""
     motion_file: str = "motions/walk.npz"
@@ -188,11 +188,14 @@ def check_args(args: Args) -> None:
         args.sim = "mujoco" if gymapi is None else "isaacgym"
         if gymapi is None and not isaacgym_fault.endswith("No module named 'isaacgym'"):
             print(f"Isaac Gym is there but cannot be imported ({isaacgym_fault}): trying MuJoCo", file=sys.stderr)
+    if args.sim == "mujoco" and args.cuda and not missing("mujoco_warp"):
+        args.sim = "warp"
     advice = "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
     refuse = {
         f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}": args.sim == "isaacgym" and gymapi is None,
         "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
         "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
+        "--sim warp: pip install -r requirements-warp.txt (Python 3.11 or newer)": args.sim == "warp" and missing("mujoco_warp"),
         "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
         "--evaluate and --checkpoint FILE go together, and without --resume": args.evaluate != (args.checkpoint is not None)
@@ -287,33 +290,24 @@ class Sim(ABC):
         """Picture of the first environment's character, (H, W, 3) uint8; needs --capture-video."""
 
 
-class MujocoSim(Sim):
-    """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
+class MujocoModel:
+    """The character in MuJoCo, its coordinates to and from a MotionState, and its picture: what both simulators on MuJoCo share."""
 
-    def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+    def __init__(self, args: Args, character: Character, device: torch.device) -> None:
         if args.capture_video and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")
         import mujoco
-        from mujoco import rollout
 
-        self.character = character = ml.load_character(character.path)  # on the CPU, where MuJoCo is
-        self.device, self.mujoco = device, mujoco
-        self.model = self._build_model(mujoco, character, 1.0 / (args.control_hz * args.substeps))
-        self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
-        self.data = [mujoco.MjData(self.model) for _ in range(self.threads)]
-        self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
-        self.rest = np.concatenate(([0.0], self.model.qpos0, np.zeros(self.model.nv)))  # a full physics state: time, qpos, qvel
-        self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, args.substeps, 1))
-        self.control = np.zeros((num_envs, args.substeps, self.model.nu))
-        # Where the parts of a MotionState stand in a row: qpos follows the time, qvel follows qpos; quaternions are wxyz there.
-        start = torch.as_tensor(1 + self.model.jnt_qposadr[self.model.body_jntadr[1:]]).long()  # (J,), meaningless for welded bodies
-        self.rotating = torch.cat((torch.zeros(1, dtype=torch.long), character.balls))  # bodies whose rotation is a quaternion in qpos
-        self.quats = (start[self.rotating] + (self.rotating == 0) * 3)[:, None] + torch.tensor([1, 2, 3, 0])
+        self.mujoco, self.character = mujoco, character
+        self.compiled = model = self._build(mujoco, character, 1.0 / (args.control_hz * args.substeps))
+        # Where the parts of a MotionState stand in qpos; quaternions are wxyz there.
+        start = torch.as_tensor(model.jnt_qposadr[model.body_jntadr[1:]], device=device).long()  # (J,), meaningless for welded bodies
+        self.rotating = torch.cat((torch.zeros_like(start[:1]), character.balls))  # bodies whose rotation is a quaternion in qpos
+        self.quats = (start[self.rotating] + (self.rotating == 0) * 3)[:, None] + torch.tensor([1, 2, 3, 0], device=device)
         self.angles, self.axis = start[character.hinges], character.dof_axis[character.hinge_dofs]
-        self.velocity = 1 + self.model.nq
         if args.capture_video:
             try:
-                self.renderer, self.camera = mujoco.Renderer(self.model, *PICTURE), mujoco.MjvCamera()
+                self.renderer, self.camera = mujoco.Renderer(model, *PICTURE), mujoco.MjvCamera()
             except Exception as error:  # each OpenGL has its own
                 advice = "install libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa)"
                 raise InputError(f"--capture-video: MuJoCo finds no OpenGL to draw with; {advice}") from error
@@ -321,7 +315,7 @@ class MujocoSim(Sim):
             self.camera.azimuth, self.camera.elevation, self.camera.distance = 120.0, -15.0, 3.5
 
     @staticmethod
-    def _build_model(mujoco: Any, character: Character, timestep: float) -> Any:
+    def _build(mujoco: Any, character: Character, timestep: float) -> Any:
         """The character with a ball joint for each hinge triple, PD position actuators, and a floor."""
         try:
             spec = mujoco.MjSpec.from_file(character.path)
@@ -357,32 +351,65 @@ class MujocoSim(Sim):
         # Stable PD (Tan, Liu, Turk 2011): of the drive force at the end of a step, kp (target - q - h dq) - kd dq - (h kd + h^2 kp) ddq,
         # the last term goes into the inertia, where the contact solver sees it. MuJoCo's implicit integrators would apply it after
         # contacts are solved; at h = 1/60 a character under noisy targets then falls far sooner than at h = 1/480 (docs/log.md).
-        model.dof_armature[6:] += (timestep * character.kd + timestep**2 * character.kp).numpy()
+        model.dof_armature[6:] += (timestep * character.kd + timestep**2 * character.kp).cpu().numpy()
         mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
 
-    def _read(self, n: Optional[int] = None) -> MotionState:
-        row, v = torch.from_numpy(self.state[:n]).float(), self.velocity
-        rotations = torch.zeros(len(row), len(self.character.parents), 4)
+    def read(self, qpos: Tensor, qvel: Tensor) -> MotionState:
+        """Coordinates (n, nq), (n, nv) -> state of batch (n,)."""
+        rotations = qpos.new_zeros(len(qpos), len(self.character.parents), 4)
         rotations[..., 3] = 1.0
-        rotations[:, self.rotating] = row[:, self.quats]
-        half = 0.5 * row[:, self.angles, None]
+        rotations[:, self.rotating] = qpos[:, self.quats]
+        half = 0.5 * qpos[:, self.angles, None]
         rotations[:, self.character.hinges] = torch.cat((self.axis * torch.sin(half), torch.cos(half)), -1)
         # MuJoCo's free joint has its linear velocity in the world and its angular velocity in the root's own frame
-        angular = ml.quat_rotate(rotations[:, 0], row[:, v + 3 : v + 6])
-        state = MotionState(row[:, 1:4], rotations, row[:, v : v + 3], angular, row[:, v + 6 :])
-        return MotionState(*(x.to(self.device) for x in state))
+        return MotionState(qpos[:, :3], rotations, qvel[:, :3], ml.quat_rotate(rotations[:, 0], qvel[:, 3:6]), qvel[:, 6:])
+
+    def write(self, state: MotionState) -> Tuple[Tensor, Tensor]:
+        """State of batch (n,) -> coordinates (n, nq), (n, nv)."""
+        root, rotations, linear, angular, dof = state
+        qpos = root.new_zeros(len(root), self.compiled.nq)
+        qpos[:, :3] = root
+        qpos[:, self.quats] = rotations[:, self.rotating]
+        qpos[:, self.angles] = (ml.rotvec_from_quat(rotations[:, self.character.hinges]) * self.axis).sum(-1)
+        local = ml.quat_rotate(ml.quat_conjugate(rotations[:, 0]), angular)
+        return qpos, torch.cat((linear, local, dof), -1)
+
+    def render(self, qpos: np.ndarray) -> np.ndarray:
+        """Picture of the character in the position (nq,)."""
+        data = self.mujoco.MjData(self.compiled)
+        data.qpos[:] = qpos
+        self.mujoco.mj_kinematics(self.compiled, data)
+        self.mujoco.mj_comPos(self.compiled, data)
+        self.renderer.update_scene(data, self.camera)
+        return self.renderer.render()
+
+
+class MujocoSim(Sim):
+    """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
+
+    def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+        from mujoco import rollout
+
+        if args.cuda:
+            print("physics stays on the CPU; to have it on the GPU: pip install -r requirements-warp.txt (Python 3.11)", file=sys.stderr)
+        self.shared, self.device = MujocoModel(args, character, device), device
+        self.model = model = self.shared.compiled
+        self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
+        self.data = [self.shared.mujoco.MjData(model) for _ in range(self.threads)]
+        self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
+        self.rest = np.concatenate(([0.0], model.qpos0, np.zeros(model.nv)))  # a full physics state: time, qpos, qvel
+        self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, args.substeps, 1))
+        self.control = np.zeros((num_envs, args.substeps, model.nu))
+        self.velocity = 1 + model.nq
+
+    def _read(self, n: Optional[int] = None) -> MotionState:
+        row = torch.from_numpy(self.state[:n]).float().to(self.device)
+        return self.shared.read(row[:, 1 : self.velocity], row[:, self.velocity :])
 
     def set_state(self, env_ids: Tensor, state: MotionState) -> None:
-        ids = env_ids.cpu().numpy()
-        root, rotations, linear, angular, dof = (x.cpu() for x in state)
-        row = torch.zeros(len(ids), self.state.shape[1], dtype=torch.float64)
-        row[:, 1:4] = root.double()
-        row[:, self.quats] = rotations[:, self.rotating].double()
-        row[:, self.angles] = (ml.rotvec_from_quat(rotations[:, self.character.hinges]) * self.axis).sum(-1).double()
-        local = ml.quat_rotate(ml.quat_conjugate(rotations[:, 0]), angular)
-        row[:, self.velocity :] = torch.cat((linear, local, dof), -1).double()
-        self.state[ids] = row.numpy()
+        self.state[env_ids.cpu().numpy(), 0] = 0.0
+        self.state[env_ids.cpu().numpy(), 1:] = torch.cat(self.shared.write(state), -1).cpu().numpy()
 
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
         n, v = len(targets), self.velocity
@@ -402,11 +429,65 @@ class MujocoSim(Sim):
         self.state[:] = snapshot[0].numpy()
 
     def render(self) -> np.ndarray:
-        self.data[0].qpos[:] = self.state[0, 1 : self.velocity]
-        self.mujoco.mj_kinematics(self.model, self.data[0])
-        self.mujoco.mj_comPos(self.model, self.data[0])
-        self.renderer.update_scene(self.data[0], self.camera)
-        return self.renderer.render()
+        return self.shared.render(self.state[0, 1 : self.velocity])
+
+
+class WarpSim(Sim):
+    """MuJoCo Warp: the same model on the GPU. States are tensors there, a control step is one CUDA graph, and nothing waits for the host.
+
+    Warp's CPU device records and replays the same graph, but is several times slower than MujocoSim: it is there for tests."""
+
+    def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+        import mujoco_warp
+        import warp
+
+        if args.cuda and not warp.is_cuda_available():
+            advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
+            raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
+        print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; it compiles at its first start", file=sys.stderr)
+        self.shared, self.warp, warp.config.log_level = MujocoModel(args, character, device), warp, warp.LOG_WARNING
+        # Warp's stream and PyTorch's default stream wait for one another: Warp makes its streams of CUDA's blocking kind.
+        with warp.ScopedDevice(str(torch.empty(0, device=device).device)):  # with its number
+            self.model = mujoco_warp.put_model(self.shared.compiled)
+            self.model.opt.warn_overflow = 0
+            self.model.opt.disableflags |= mujoco_warp.DisableBit.NATIVECCD  # a box on a box as in C
+            # Candidate contacts, in one store for all, and constraint rows of each: thrown about at random it had 20 and 57 at most.
+            self.data = data = mujoco_warp.make_data(self.shared.compiled, nworld=num_envs, nconmax=32, njmax=128)
+            # All that a step depends on, as views: qpos, qvel, what the solver starts from, time, targets; and the same at rest.
+            kept = (data.qpos, data.qvel, data.qacc_warmstart, data.time, data.ctrl)
+            self.kept = [warp.to_torch(x).view(num_envs, -1) for x in kept]
+            self.rest = [x[:1].clone() for x in self.kept]
+            mujoco_warp.step(self.model, data)  # compiles
+            with warp.ScopedCapture() as capture:
+                for _ in range(args.substeps):
+                    mujoco_warp.step(self.model, data)
+        self.graph, self.overflow, kind = capture.graph, warp.to_torch(data.overflow), mujoco_warp.OverflowType
+        self.lost = int(kind.ALL & ~kind.ITERATIONS & ~kind.LS_ITERATIONS)  # bits that say: contacts or constraints were left out
+        self.restore(self.rest)
+
+    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
+        for mine, rest in zip(self.kept, (*self.shared.write(state), *self.rest[2:])):
+            mine[env_ids] = rest
+
+    def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
+        n, (qpos, qvel, *_, target) = len(targets), self.kept
+        target[:n] = targets
+        self.overflow.zero_()
+        self.warp.capture_launch(self.graph)
+        # a maximum of NaN is NaN, which is not below anything
+        sound = (qpos.abs().amax(-1) < math.inf) & (qvel.abs().amax(-1) < MAX_SPEED) & ((self.overflow & self.lost) == 0)
+        self.restore([torch.where(sound[:, None], x, rest) for x, rest in zip(self.kept, self.rest)])
+        return self.shared.read(qpos[:n].clone(), qvel[:n].clone()), ~sound[:n]
+
+    def snapshot(self) -> List[Tensor]:
+        return [x.clone() for x in self.kept]
+
+    def restore(self, snapshot: List[Tensor]) -> None:
+        for mine, kept in zip(self.kept, snapshot):
+            mine.copy_(kept)
+
+    def render(self) -> np.ndarray:
+        return self.shared.render(self.kept[0][0].cpu().numpy())
 
 
 class IsaacGymSim(Sim):
@@ -1056,7 +1137,8 @@ def start_run(args: Args) -> str:
 
         wandb.init(name=os.path.basename(run), config=vars(args), sync_tensorboard=True)
     os.makedirs(run, exist_ok=bool(args.resume))
-    versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in ("torch", "numpy", args.sim)}
+    packages = ("torch", "numpy", "mujoco", "mujoco_warp", "warp", "isaacgym")
+    versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in packages if name in sys.modules}
     versions.update(python=sys.version, platform=platform.platform())
     with open(os.path.join(run, f"args_resumed_{now}.json" if args.resume else "args.json"), "w") as file:
         json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
@@ -1086,7 +1168,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     if args.task == "speed" and args.target_speed is None:
         args.target_speed = motions.statistics()[2]
     copies = args.eval_episodes if args.evaluate else max(args.num_envs, args.eval_episodes)
-    simulator = MujocoSim if args.sim == "mujoco" else IsaacGymSim
+    simulator = {"mujoco": MujocoSim, "warp": WarpSim, "isaacgym": IsaacGymSim}[args.sim]
     sim = simulator(args, motions.character, copies, device)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
@@ -1284,7 +1366,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             print(f"stopped after {samples} samples; python {os.path.basename(__file__)} --resume {run}" if saved else f"{run}: not saved")
             sys.exit(128 + caught[0])
     bar.close()
-    folder.attempt(lambda: folder.writer.close())
+    folder.attempt(lambda: folder.writer and folder.writer.close())
     if not saved:
         raise InputError(f"{run}: could not be written ({folder.fault}); free some space and --resume it, if it has a latest.pt")
     print(f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt")

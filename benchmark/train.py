@@ -73,7 +73,7 @@ def stamp() -> Dict[str, Any]:
         processor = found.group(1) if found else processor
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "mujoco"):
+    for package in ("torch", "numpy", "mujoco", "mujoco-warp", "warp-lang"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""IsaacGymSim against the strict double of Isaac Gym's API in isaacgym_double/, and against MujocoSim."""
+"""The contract of all simulators; IsaacGymSim against the strict double of Isaac Gym's API in isaacgym_double/, and against MujocoSim."""
 
 import importlib.metadata
 import json
@@ -47,11 +47,14 @@ def env_on(sim, motions, num_envs, episode_steps=300):
 # ---- The contract of the simulators ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["mujoco", "isaacgym, cpu pipeline", "isaacgym, gpu pipeline"])
+@pytest.fixture(params=["mujoco", "warp", "isaacgym, cpu pipeline", "isaacgym, gpu pipeline"])
 def any_sim(request, make_sim, character):
     """any_sim(num_envs, **options) -> each of the simulators in turn."""
-    if request.param == "mujoco":
-        return lambda num_envs, **options: amp.MujocoSim(amp.Args(**options), character, num_envs, CPU)
+    if request.param == "warp":
+        pytest.importorskip("mujoco_warp", reason="pip install -r requirements-warp.txt (Python 3.11 or newer)")
+    if request.param in ("mujoco", "warp"):
+        simulator = {"mujoco": amp.MujocoSim, "warp": amp.WarpSim}[request.param]
+        return lambda num_envs, **options: simulator(amp.Args(cuda=False, **options), character, num_envs, CPU)
     return lambda num_envs, **options: make_sim(num_envs, cuda="gpu" in request.param, **options)
 
 
@@ -69,7 +72,7 @@ def test_contract_states_read_back_as_they_were_set(any_sim, all_motions):
     state = all_motions.state(torch.arange(20), torch.full((20,), 0.3))
     state.root_position[:, 2] += 1.0  # in the air
     sim.set_state(torch.arange(20), state)
-    back, diverged = sim.step(ml.dof_positions(sim.character, state.rotations))
+    back, diverged = sim.step(ml.dof_positions(all_motions.character, state.rotations))
     assert not diverged.any()
     torch.testing.assert_close(back.root_position, state.root_position, atol=1e-3, rtol=0)
     torch.testing.assert_close(back.root_velocity, state.root_velocity, atol=0.02, rtol=0)
@@ -131,6 +134,22 @@ def test_contract_environments_do_not_touch_one_another(any_sim, walk):
     torch.testing.assert_close(one.root_position[0], one.root_position[1], atol=1e-4, rtol=0)
 
 
+def test_contract_snapshots(any_sim, walk):
+    sim = any_sim(3)
+    env = env_on(sim, walk, 3)
+    env.reset(0)
+    env.step(torch.zeros(3, 28))
+    kept = sim.snapshot()
+    expected = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
+    sim.set_state(torch.arange(3), walk.state(torch.zeros(3, dtype=torch.long), torch.zeros(3)))
+    sim.step(torch.zeros(2, 28))  # of the first two only, as an evaluation does
+    sim.restore(kept)
+    again = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
+    for one, two in zip(expected, again):
+        for x, y in zip(one, two):
+            torch.testing.assert_close(x, y, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("cuda", [False, True], ids=["cpu pipeline", "gpu pipeline"])
 def test_both_simulators_give_the_same_episodes(make_sim, walk, character, cuda):
     """Same seed and actions, resets by falls and time-outs on the way: the same observations, rewards and ends of episodes."""
@@ -175,22 +194,6 @@ def test_two_resets_before_a_step_are_one_call(make_sim, walk):
     assert state.root_position[0, 2] != state.root_position[1, 2] and state.root_position[1, 2] == pytest.approx(state.root_position[3, 2])
     sim.step(torch.zeros(4, 28))
     assert calls.count("set_dof_state_tensor_indexed") == 1  # nothing was reset
-
-
-def test_snapshots(make_sim, walk):
-    sim = make_sim(3)
-    env = env_on(sim, walk, 3)
-    env.reset(0)
-    env.step(torch.zeros(3, 28))
-    kept = sim.snapshot()
-    expected = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
-    sim.set_state(torch.arange(3), walk.state(torch.zeros(3, dtype=torch.long), torch.zeros(3)))
-    sim.step(torch.zeros(2, 28))  # of the first two only, as an evaluation does
-    sim.restore(kept)
-    again = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
-    for one, two in zip(expected, again):
-        for x, y in zip(one, two):
-            torch.testing.assert_close(x, y, atol=1e-3, rtol=0)
 
 
 def test_a_broken_environment_is_reset(make_sim, walk, monkeypatch):

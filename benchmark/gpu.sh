@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# benchmark/gpu.sh [OPTION ...]: all that a CUDA machine can tell, with MuJoCo Warp; options go to every training.
+# Control steps/s of physics, environment step and training with 1024, 4096 and 16384 environments; the largest costs of a training; samples
+# and minutes to a walk with a pose error of .035 m. Printed, and written to gpu.md; raw rates in gpu_<environments>.json; beside this file.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+  echo "error: benchmark/gpu.sh: PyTorch finds no CUDA device" >&2
+  exit 2
+fi
+if ! python -c 'import mujoco_warp' 2> /dev/null; then
+  echo "error: benchmark/gpu.sh: pip install -r requirements-warp.txt (Python 3.11 or newer)" >&2
+  exit 2
+fi
+throughput() {
+  printf '\n## throughput.py %s\n\n' "$*"
+  python "$here/throughput.py" "$@"
+}
+{
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  for n in 1024 4096 16384; do
+    throughput --repeats 5 --iterations 20 --out "$here/gpu_$n.json" --sim warp --cuda --num-envs "$n" "$@"
+  done
+  throughput --profile --iterations 10 --sim warp --cuda "$@"
+  throughput --until 0.035 --sim warp --cuda --eval-interval 25 --total-timesteps 30000000 "$@"
+} | tee "$here/gpu.md"

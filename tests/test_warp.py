@@ -1,0 +1,262 @@
+"""WarpSim on Warp's CPU device, which replays the same graph as a GPU would: against MujoCo in C, and by itself.
+
+Its kernels compile for about a minute when they are first used and are cached in Warp's own folder from then on; all tests use the same."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import amp_ppo_isaacgym as amp
+import motion_lib as ml
+
+mujoco = pytest.importorskip("mujoco")
+mujoco_warp = pytest.importorskip("mujoco_warp", reason="pip install -r requirements-warp.txt (Python 3.11 or newer)")
+warp = pytest.importorskip("warp")
+CPU = torch.device("cpu")
+
+
+def make_env(motions, num_envs, simulator=amp.WarpSim, episode_steps=300, seed=0):
+    """An environment in its first states, in a simulator of its own."""
+    args = amp.Args(cuda=False, target_speed=1.0)
+    env = amp.AMPEnv(args, motions, simulator(args, motions.character, num_envs, CPU), num_envs, episode_steps)
+    env.reset(seed)
+    return env
+
+
+def noise(steps, num_envs, scale, seed=0):
+    return scale * torch.randn(steps, num_envs, 28, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- Against MuJoCo in C --------------------------------------------------------------------------------------------------------
+
+
+def contacts_in_c(sim):
+    """What touches what at each physics step of the next control step -> for each environment, a list over physics steps of
+    (sorted pairs of geoms in contact, number of constraint rows)."""
+    found, data = [], mujoco.MjData(sim.model)
+    for state, control in zip(sim.state, sim.control[:, 0]):
+        mujoco.mj_setState(sim.model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        data.ctrl[:] = control
+        steps = []
+        for _ in range(sim.control.shape[1]):
+            mujoco.mj_step(sim.model, data)
+            steps.append((sorted(map(tuple, data.contact.geom[data.contact.exclude == 0].tolist())), data.nefc))
+        found.append(steps)
+    return found
+
+
+def contacts_in_warp(sim):
+    """The same for WarpSim, by physics steps one by one instead of its graph, and the coordinates at their end. It is put back."""
+    kept, found = sim.snapshot(), [[] for _ in sim.kept[0]]
+    for _ in range(4):
+        mujoco_warp.step(sim.model, sim.data)
+        n = int(sim.data.nacon.numpy()[0])
+        pairs, world, rows = sim.data.contact.geom.numpy()[:n], sim.data.contact.worldid.numpy()[:n], sim.data.nefc.numpy()
+        for i, steps in enumerate(found):
+            steps.append((sorted(map(tuple, pairs[world == i].tolist())), int(rows[i])))
+    end = [x.clone() for x in sim.kept[:2]]
+    sim.restore(kept)
+    return found, end
+
+
+def test_thirty_control_steps_as_in_c_until_a_contact_differs(walk):
+    """The same actions; contacts differ when, at any physics step, other geoms touch or the number of constraint rows is another."""
+    num_envs = 24
+    c, w = (make_env(walk, num_envs, simulator, seed=2) for simulator in (amp.MujocoSim, amp.WarpSim))
+    same, compared, touching = torch.ones(num_envs, dtype=torch.bool), 0, 0
+    for action in noise(30, num_envs, 0.08):
+        target = w.action_offset + w.action_scale * action
+        c.sim.control[:] = target.double().numpy()[:, None]
+        w.sim.kept[-1][:] = target
+        in_c, (in_warp, end) = contacts_in_c(c.sim), contacts_in_warp(w.sim)
+        one, two = c.step(action), w.step(action)
+        for mine, graph in zip(end, w.sim.kept):  # the graph is those physics steps
+            ended = two[2] | two[3]
+            assert mine[~ended].equal(graph[~ended])
+        same &= torch.tensor([a == b for a, b in zip(in_c, in_warp)])
+        torch.testing.assert_close(two[4]["final_obs"][same], one[4]["final_obs"][same], atol=1e-3, rtol=0)
+        torch.testing.assert_close(two[1][same], one[1][same], atol=1e-3, rtol=0)
+        assert two[2][same].equal(one[2][same]) and two[3][same].equal(one[3][same]) and not two[4]["diverged"].any()
+        same &= ~(one[2] | one[3])  # what comes next is another episode
+        compared += int(same.sum())
+        touching += sum(bool(steps[-1][0]) for steps, s in zip(in_c, same) if s)
+    assert compared > 400 and touching > 300  # of 720
+
+
+# ---- Broken worlds --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "what", ["NaN position", "infinite position", "NaN velocity", "huge velocity", "fast flight", "NaN in the solver's start"]
+)
+def test_a_broken_world_is_put_to_rest(walk, what):
+    """Corrupt one world: it ends as diverged, starts anew, nothing keeps a NaN, and the others never notice, bit for bit."""
+    env, healthy = make_env(walk, 4), make_env(walk, 4)
+    actions = noise(4, 4, 0.1)
+    for e in (env, healthy):
+        e.step(actions[0])
+    qpos, qvel, start, *_ = env.sim.kept
+    broken = {"position": qpos[1, 2:], "velocity": qvel[1, 9:], "flight": qvel[1, 2:], "start": start[1]}[what.split()[-1]]
+    broken[0] = {"NaN": math.nan, "infinite": math.inf, "huge": 1e12, "fast": 1e3}[what.split()[0]]
+    others = [0, 2, 3]
+    for step, action in enumerate(actions[1:]):
+        obs, reward, terminated, _, info = env.step(action)
+        expected = healthy.step(action)
+        assert obs[others].equal(expected[0][others]) and not info["diverged"][others].any()
+        assert info["diverged"][1] == terminated[1] == (step == 0)
+        assert all(torch.isfinite(x).all() for x in (obs, reward, info["final_obs"], info["disc_obs"], *env.sim.kept))
+
+
+@pytest.mark.parametrize("capacity, lost", [({"nconmax": 1}, [True, True]), ({"njmax": 4}, [True, False]), ({}, [False, False])])
+def test_a_full_store_counts_as_divergence(character, monkeypatch, capacity, lost):
+    """One lies in the ground; the other is in the air, four joints at their limits. The store of contacts is one for all worlds."""
+    real = mujoco_warp.make_data
+    monkeypatch.setattr(mujoco_warp, "make_data", lambda model, **sizes: real(model, **{**sizes, **capacity}))
+    sim = amp.WarpSim(amp.Args(cuda=False), character, 2, CPU)
+    zero, height = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 3.0]])
+    lying = ml.rotations_from_dofs(character, ml.quat_from_rotvec(torch.tensor([[0.0, 1.57, 0.0]] * 2)), torch.zeros(2, 28))
+    sim.set_state(torch.arange(2), ml.MotionState(height, lying, zero, zero, torch.zeros(2, 28)))
+    state, diverged = sim.step(torch.zeros(2, 28))
+    assert diverged.tolist() == lost and (state.root_position[:, 2] == 0.9).tolist() == lost  # the pose of rest
+    sim.set_state(torch.tensor([0]), ml.MotionState(height[1:], lying[1:], zero[1:], zero[1:], torch.zeros(1, 28)))
+    if "njmax" in capacity:
+        assert not sim.step(torch.zeros(2, 28))[1].any()  # it is not held against a world for ever
+
+
+def test_absurd_targets_are_contained(walk):
+    env = make_env(walk, 4)
+    action = torch.zeros(4, 28)
+    action[0], action[1], action[2], action[3] = 1e30, math.inf, -math.inf, math.nan
+    for _ in range(5):
+        obs, reward, _, _, info = env.step(action)
+        assert all(torch.isfinite(x).all() for x in (obs, reward, info["final_obs"]))
+
+
+# ---- State ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_leaves_the_training_undisturbed(walk):
+    """Bit for bit, although it takes the same worlds: what the solver starts from comes back as well."""
+    logs = []
+    for evaluated in (False, True):
+        env, log = make_env(walk, 6, episode_steps=12), []
+        for step, action in enumerate(noise(20, 6, 0.2)):
+            if evaluated and step == 9:
+                kept = env.sim.snapshot()
+                other = amp.AMPEnv(amp.Args(cuda=False, target_speed=1.0), walk, env.sim, 3, 300)
+                other.reset(8)
+                for one in noise(5, 3, 0.5):
+                    other.step(one)
+                env.sim.restore(kept)
+            obs, reward, *_ = env.step(action)
+            log += [obs, reward]
+        logs.append(log)
+    assert all(one.equal(two) for one, two in zip(*logs))
+    start = env.sim.kept[2]
+    assert start.abs().amax(-1).gt(0).all()
+    env.sim.set_state(torch.tensor([2]), walk.state(torch.zeros(1, dtype=torch.long), torch.zeros(1)))
+    assert start[2].eq(0).all() and start[1].ne(0).any() and env.sim.kept[3][2] == 0 < env.sim.kept[3][1]
+
+
+def test_states_are_views_and_what_is_returned_is_not(walk):
+    env = make_env(walk, 2)
+    assert [x.data_ptr() for x in env.sim.kept[:2]] == [env.sim.data.qpos.ptr, env.sim.data.qvel.ptr]
+    state, _ = env.sim.step(torch.zeros(2, 28))
+    before = [x.clone() for x in state]
+    env.sim.step(torch.zeros(2, 28))
+    assert all(one.equal(two) for one, two in zip(before, state))
+
+
+class Operations(TorchDispatchMode):
+    """Names of the tensor operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_is_the_same_operations_for_any_number_of_worlds_and_none_waits(walk, monkeypatch):
+    """What would wait for a GPU: a number or an array read from a tensor, a number of elements that depends on values."""
+    seen = []
+    for num_envs in (3, 32):
+        sim, copies = amp.WarpSim(amp.Args(cuda=False), walk.character, num_envs, CPU), []
+        reset, targets = torch.arange(num_envs - 1), torch.zeros(num_envs, 28)
+        state = walk.state(torch.zeros_like(reset), 0.01 * reset)
+        with monkeypatch.context() as patch:
+            for name in ("cpu", "numpy", "tolist", "item"):  # these a dispatch mode does not see on the CPU
+                patch.setattr(torch.Tensor, name, lambda *_, name=name, copies=copies: copies.append(name))
+            with Operations() as operations:
+                sim.set_state(reset, state)
+                sim.step(targets)
+        assert copies == []
+        seen.append(operations.names)
+    assert seen[0] == seen[1] and len(seen[0]) > 30
+    assert [name for name in seen[0] if any(word in name for word in ("nonzero", "_local_scalar_dense", "unique", "masked_select"))] == []
+
+
+# ---- Options and whole runs -----------------------------------------------------------------------------------------------------
+
+
+def test_mujoco_with_cuda_is_warp_where_it_is_installed(monkeypatch, capsys, character):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {}
+    for missing in ((), ("mujoco_warp",)):
+        real = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, missing=missing, real=real: None if name in missing else real(name))
+        for sim, cuda in (("auto", True), ("auto", False), ("mujoco", True), ("mujoco", False)):
+            args = amp.Args(sim=sim, cuda=cuda)
+            amp.check_args(args)
+            found[missing, sim, cuda] = args.sim
+    assert {key: sim for key, sim in found.items() if sim == "warp"}.keys() == {((), "auto", True), ((), "mujoco", True)}
+    assert set(found.values()) == {"warp", "mujoco"}
+    with pytest.raises(ml.InputError, match=r"--sim warp: pip install -r requirements-warp\.txt"):
+        amp.check_args(amp.Args(sim="warp", cuda=False))
+    amp.MujocoSim(amp.Args(cuda=False), character, 1, CPU)
+    assert capsys.readouterr().err == ""
+    amp.MujocoSim(amp.Args(cuda=True), character, 1, CPU)  # no silent change: the physics does not follow to the GPU
+    assert "physics stays on the CPU" in capsys.readouterr().err
+
+
+def test_a_gpu_that_warp_does_not_find_is_one_line(character):
+    if warp.is_cuda_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ml.InputError, match="Warp finds no CUDA device; it needs a driver"):
+        amp.WarpSim(amp.Args(cuda=True), character, 1, CPU)
+
+
+@pytest.mark.parametrize("script", ["amp_ppo_isaacgym.py", "amp_ppo_heading.py"])
+def test_a_whole_training(root, tmp_path, run_script, script):
+    """What it learnt is then looked at on MuJoCo in C."""
+    motion = root / ("motions/walk.npz" if "isaacgym" in script else "motions/locomotion.json")
+    files = ["--no-cuda", "--motion-file", motion, "--character-file", root / "motions/humanoid.xml"]
+    small = "--num-envs 8 --num-steps 8 --num-minibatches 2 --hidden 16 16 --disc-batch 32 --total-timesteps 192".split()
+    small += "--eval-interval 2 --eval-episodes 4 --eval-seconds 1".split()
+    done = run_script(script, "--sim", "warp", *files, *small)
+    assert done.code == 0, done.err
+    assert "MuJoCo Warp on cpu, for tests only" in done.err and "simulator warp" in done.out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.split("__")[2] == "warp"
+    saved = json.loads((folder / "args.json").read_text())
+    assert saved["args"]["sim"] == "warp" and saved["versions"]["mujoco_warp"] == mujoco_warp.__version__
+    assert json.loads(done.out.splitlines()[-1])["episodes"] == 4
+    shown = run_script(script, "--evaluate", "--checkpoint", folder / "latest.pt", *files)
+    assert shown.code == 0, shown.err
+    assert "simulator mujoco" in shown.out
+
+
+def test_the_gpu_benchmark_refuses_without_a_gpu(root, tmp_path):
+    env, program = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}, str(root / "benchmark/gpu.sh")
+    done = subprocess.run(["bash", program], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: benchmark/gpu.sh") and "CUDA" in line

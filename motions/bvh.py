@@ -1,4 +1,4 @@
-"""BVH files: a skeleton and its motion as Euler angles in degrees. No two exporters agree on axes, units or rest pose: retarget.py finds out.
+"""BVH files: a skeleton and its motion as Euler angles in degrees. Exporters differ in axes, units and rest pose: retarget.py finds out.
 
 Own parser: of the libraries, pybvh refuses position channels below the root, which Blender writes, and bvhio does not return
 from a file that is cut off (docs/log.md); both are fine on what bvh_text writes.
@@ -28,6 +28,12 @@ class Recording(NamedTuple):
     parents: List[int]  # each before its children; -1 for the root
     offsets: np.ndarray  # (J, 3) origin of each joint in its parent's frame
     up: str  # "+z" and so on, or "" where the file does not say
+
+
+def continuous(q: np.ndarray) -> np.ndarray:
+    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first: q and -q are one."""
+    flip = np.concatenate((q[:1, ..., 3], (q[1:] * q[:-1]).sum(-1))) < 0
+    return q * np.where(np.cumsum(flip, 0) % 2, -1.0, 1.0)[..., None]
 
 
 class Joint(NamedTuple):
@@ -119,11 +125,8 @@ def read_bvh(path: str, text: str) -> Recording:
                 offsets[j, axis] = np.median(data)
             column += 1
         rotations[:, j] = q
-    q = rotations.numpy()
-    flip = np.concatenate((q[:1, ..., 3], (q[1:] * q[:-1]).sum(-1))) < 0  # q and -q are one rotation: take the nearer one
-    q = q * np.where(np.cumsum(flip, 0) % 2, -1.0, 1.0)[..., None]
     names, parents = [joint.name for joint in joints], [joint.parent for joint in joints]
-    return Recording(fps, "", root_position, q, names, parents, offsets, "")
+    return Recording(fps, "", root_position, continuous(rotations.numpy()), names, parents, offsets, "")
 
 
 # ---- Writing -------------------------------------------------------------------------------------------------------------------

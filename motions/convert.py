@@ -23,8 +23,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError
-from motions import formats, retarget
-from motions.bvh import Recording
+from motions import formats, retarget, safe
+from motions.bvh import Recording, continuous
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 Content = TypeVar("Content", Clip, Recording)  # both have fps, loop, root_position and rotations
@@ -32,9 +32,8 @@ ENDINGS = {"clip": ".npz", "poselib": ".npy", "isaaclab": ".npz", "bvh": ".bvh"}
 
 # What a training will suffer from.
 DEEP = 0.03  # [m] into the ground, or above it all the time
-JUMP = 0.7  # [rad] from a frame to the next
-FAST = 12.0  # [m/s] of the root
-MOTOR = 25.0  # [rad/s]
+JUMP, LEAP = 0.3, 0.1  # [rad], [m] from a frame to the next, if it is also three times what comes before and after
+MOTOR = 35.0  # [rad/s]; the fastest joint in motions/ reaches 30
 SHORT = 0.5  # [s]
 SEAM = 15.0  # [deg], mean over the joints
 
@@ -75,6 +74,8 @@ def change_rate(content: Content, fps: float) -> Content:
     """The same motion at about `fps` frames a second, so that the last frame stays the last."""
     frames = len(content.root_position)
     length = (frames - 1) / content.fps
+    if length * fps > safe.MAX_FRAMES:
+        raise InputError(f"--fps {fps:g} makes more than {safe.MAX_FRAMES} frames; cut with --start and --end")
     new = np.linspace(0.0, length, max(round(length * fps), 1) + 1)
     root_position, rotations = formats.resample(np.arange(frames) / content.fps, new, content.root_position, content.rotations)
     return content._replace(fps=(len(new) - 1) / length, root_position=root_position, rotations=rotations)
@@ -109,7 +110,7 @@ def close_loop(clip: Clip, window: float = 0.25) -> Clip:
     q = lib.quat_multiply(q, lib.quat_from_rotvec(weight[:, None, None] * d))
     root_position = clip.root_position.copy()
     root_position[:, 2] += weight.numpy() * (root_position[0, 2] - root_position[-1, 2])
-    return clip._replace(root_position=root_position, rotations=formats.continuous(q.numpy()))
+    return clip._replace(root_position=root_position, rotations=continuous(q.numpy()))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -167,6 +168,12 @@ def joint_speeds(character: Character, clip: Clip) -> np.ndarray:
     return (lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(q[:-1]), q[1:])).norm(dim=-1) * clip.fps).numpy()
 
 
+def leaps(step: np.ndarray, least: float) -> np.ndarray:
+    """Which steps (F-1, n) between frames are larger than `least`, and than three times the step before and the one after."""
+    padded = np.pad(step, ((1, 1), (0, 0)))
+    return (step > least) & (step > 3.0 * np.maximum(padded[:-2], padded[2:]))
+
+
 def report(character: Character, clip: Clip) -> List[str]:
     """Lines for a person: speed, largest joint speed, seam; and a warning for each thing that will hurt a training."""
     length = (len(clip.root_position) - 1) / clip.fps
@@ -175,9 +182,8 @@ def report(character: Character, clip: Clip) -> List[str]:
     fastest, name = turning[frame, body + 1], character.body_names[body + 1]
     speed = np.linalg.norm((clip.root_position[-1] - clip.root_position[0])[:2]) / length
     gap, turn = np.rad2deg(seam(character, clip))
-    lines = [
-        f"mean speed {speed:.2f} m/s, largest joint speed {fastest:.1f} rad/s ({name}, frame {frame}), seam {gap:.1f} deg, turn {turn:.0f} deg"
-    ]
+    fast = f"largest joint speed {fastest:.1f} rad/s ({name}, frame {frame})"
+    lines = [f"mean speed {speed:.2f} m/s, {fast}, seam {gap:.1f} deg, turn {turn:.0f} deg"]
     low = lowest(character, clip).numpy()  # (F,)
     if low.min() < -DEEP:
         share = f"{(low < -DEEP).sum()} of {len(low)} frames"
@@ -186,9 +192,10 @@ def report(character: Character, clip: Clip) -> List[str]:
         )
     if low.min() > DEEP:
         lines.append(f"warning: hovers, it never comes nearer to the ground than {100 * low.min():.0f} cm; use --lift")
-    jump = np.flatnonzero((turning.max(1) / clip.fps > JUMP) | (steps * clip.fps > FAST))
+    jump = np.flatnonzero(leaps(turning / clip.fps, JUMP).any(1) | leaps(steps[:, None], LEAP)[:, 0])
     if len(jump):
-        lines.append(f"warning: jumps from frame {jump[0]} to the next (and {len(jump) - 1} times more), {steps[jump[0]]:.2f} m; cut there")
+        more = f" (and {len(jump) - 1} times more)" if len(jump) > 1 else ""
+        lines.append(f"warning: jumps from frame {jump[0]} to the next{more}; a controller cannot follow, cut or smooth it")
     if fastest > MOTOR:
         lines.append(f"warning: {name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}")
     if length < SHORT:
@@ -293,7 +300,7 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
     )
     parser.add_argument("--mirror", action="store_true", help="exchange left and right")
     parser.add_argument("--lift", action="store_true", default=None, help="put the feet on the ground (default but for our own clips)")
-    parser.add_argument("--no-lift", action="store_false", dest="lift", help="keep the file's heights")
+    parser.add_argument("--no-lift", action="store_false", default=None, dest="lift", help="keep the file's heights")
     parser.add_argument("--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide")
     parser.add_argument("--joint-map", metavar="JSON", help="which joint is which body, where the names do not tell")
     parser.add_argument("--source", default="not stated", help="where the motion comes from; stored in the clip")
@@ -320,6 +327,8 @@ def main() -> None:
         parser.error("give one of IN, --pybullet DIR, --table CLIP...")
     if args.fps is not None and not 1.0 <= args.fps <= 1000.0:
         parser.error("--fps goes from 1 to 1000")
+    if not all(moment is None or 0.0 <= moment < np.inf for moment in (args.start, args.end)):
+        parser.error("--start and --end are seconds from the motion's beginning")
     alone = [name for name in vars(args) if name not in ("pybullet", "table") and getattr(args, name) != parser.get_default(name)]
     if args.pybullet and alone:
         parser.error("--pybullet goes alone: it knows sources, licences and loop modes")

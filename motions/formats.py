@@ -17,7 +17,7 @@ from torch import Tensor
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError
 from motions import bvh, safe
-from motions.bvh import Recording
+from motions.bvh import Recording, continuous
 
 
 class Motion(NamedTuple):
@@ -50,12 +50,6 @@ def read(path: str, character: Character) -> Motion:
         return read_deepmimic(path, text, character)
     known = "DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH or our own clip"
     raise InputError(f"{path}: not a motion file that is known here; it is none of {known}")
-
-
-def continuous(q: np.ndarray) -> np.ndarray:
-    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first: q and -q are one."""
-    flip = np.concatenate((q[:1, ..., 3], (q[1:] * q[:-1]).sum(-1))) < 0
-    return q * np.where(np.cumsum(flip, 0) % 2, -1.0, 1.0)[..., None]
 
 
 # ---- 1. DeepMimic text ---------------------------------------------------------------------------------------------------------
@@ -156,7 +150,7 @@ def _field(path: str, tree: Any, key: str) -> Any:
 def _numbers(path: str, value: Any, key: str, *shape: Optional[int]) -> np.ndarray:
     """An array of finite numbers in float64, of the shape asked for (None: any length). Raises InputError."""
     value = safe.plain(value)
-    if type(value) in (int, float):
+    if type(value) in (int, float) and -1e4 < value < 1e4:  # larger integers might not even be convertible
         value = np.array(value, np.float64)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
         raise InputError(f"{path}: {key} holds no numbers")
@@ -196,7 +190,8 @@ def _unit(path: str, q: np.ndarray, key: str) -> np.ndarray:
 
 def _loop(value: Any) -> str:
     """Loop mode from a key that only our own exports have; "" where there is none."""
-    return str(value) if isinstance(value, (str, np.ndarray)) and str(value) in ("wrap", "clamp") else ""
+    value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+    return value if isinstance(value, str) and value in ("wrap", "clamp") else ""
 
 
 def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
@@ -233,12 +228,13 @@ def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Moti
     if isinstance(rows, (list, tuple)):
         good = 2 <= len(rows) <= safe.MAX_FRAMES and all(isinstance(safe.plain(row), (list, tuple, np.ndarray)) for row in rows)
         rows = [safe.plain(row) for row in rows] if good else []
-        if not good or any(len(row) != 34 or not all(isinstance(x, (int, float, np.number)) for x in row) for row in rows):
+        fits = lambda x: isinstance(x, (int, float, np.number)) and -1e4 < x < 1e4  # noqa: E731
+        if not good or any(len(row) != 34 or not all(map(fits, row)) for row in rows):
             raise InputError(f"{path}: frames are not at least 2 rows of 34 numbers; only MimicKit's humanoid is known here")
         rows = np.array(rows, np.float64)
     frames = _numbers(path, rows, "frames", None, 34)
-    mode = safe.plain(tree.get("loop_mode", 0))
-    if mode not in [0, 1]:
+    mode = float(_numbers(path, tree.get("loop_mode", 0), "loop_mode"))
+    if mode not in (0.0, 1.0):
         raise InputError(f"{path}: loop_mode is neither 0 (clamp) nor 1 (wrap)")
     dofs = frames[:, 6:]  # (F, D), in the order of our character's dofs
     right, left = (dofs[:, character.dof_names.index(f"{side}_elbow")] for side in ("right", "left"))

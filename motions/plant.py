@@ -10,6 +10,7 @@ import torch
 
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError
+from motions.bvh import continuous
 
 NEAR = 0.04  # [m] a point lower than this, ...
 SLOW = 0.5  # [m/s] ... and slower than this, stands on the ground
@@ -134,9 +135,7 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
             rotations[frame, b] = configuration.q[column][[1, 2, 3, 0]]
         half = 0.5 * configuration.q[start[hinges]]  # (H,)
         rotations[frame, hinges] = np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
-    dots = (rotations[1:] * rotations[:-1]).sum(-1)
-    rotations[1:] *= np.where(np.cumsum(dots < 0, 0) % 2, -1.0, 1.0)[..., None]
-    result = clip._replace(root_position=root_position, rotations=rotations)
+    result = clip._replace(root_position=root_position, rotations=continuous(rotations))
     slid = [100 * slide(x, stands) for x in (before, point_positions(character, result))]
     return result, f"sliding {slid[0]:.1f} -> {slid[1]:.1f} cm at worst"
 

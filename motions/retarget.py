@@ -9,13 +9,12 @@ import json
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError
-from motions.bvh import Recording
+from motions.bvh import Recording, continuous
 
 # Our bodies -> names of joints in other skeletons, without side, case and punctuation; the first one that occurs is taken. Mixamo and
 # LaFAN1: UpLeg, Leg, Foot, Arm, ForeArm, Hand. CMU: the same, or femur, tibia, humerus, radius, wrist. SMPL: Hip, Knee, Ankle, Shoulder.
@@ -31,6 +30,8 @@ LIMBS = {
 SIDES = ("right", "left")
 OPTIONAL = ("head", "right_hand", "left_hand", "right_toe", "left_toe")
 UNITS = {"metres": 1.0, "centimetres": 0.01, "inches": 0.0254, "millimetres": 0.001}
+
+JointMap = Dict[str, Optional[str]]  # our bodies (or toes) -> joints; None: there is none
 
 # The rotation that takes a world's up axis to +z, the two others in their order: for Y up, (x, y, z) -> (z, x, y).
 UP = {"+z": (0.0, 0.0, 0.0, 1.0), "+y": (0.5, 0.5, 0.5, 0.5), "+x": (-0.5, -0.5, -0.5, 0.5)}
@@ -60,7 +61,7 @@ def guess_joints(names: List[str], parents: List[int]) -> Dict[str, str]:
         if f"left_{limb}" in joints and f"right_{limb}" in joints:
             left, right = (_ancestors(names.index(joints[f"{side}_{limb}"]), parents) for side in SIDES)
             joints[body] = names[next(j for j in left if j in right)]
-    joints.update({"head": by_plain[form] for form in ("neck", "neck1", "head") if form in by_plain})  # head, where there is one
+    joints.update([("head", by_plain[form]) for form in ("head", "neck1", "neck") if form in by_plain][:1])
     return joints
 
 
@@ -72,7 +73,7 @@ def _ancestors(joint: int, parents: List[int]) -> List[int]:
     return line
 
 
-def load_joint_map(path: Optional[str]) -> Dict[str, Optional[str]]:
+def load_joint_map(path: Optional[str]) -> JointMap:
     """A JSON file {"left_thigh": "LeftUpLeg", "left_toe": null, ...}: our bodies or toes -> joints. Raises InputError."""
     if path is None:
         return {}
@@ -94,7 +95,7 @@ def load_joint_map(path: Optional[str]) -> Dict[str, Optional[str]]:
     return data
 
 
-def find_joints(recording: Recording, joint_map: Dict[str, Optional[str]]) -> Dict[str, int]:
+def find_joints(recording: Recording, joint_map: JointMap) -> Dict[str, int]:
     """Our bodies -> indices of joints, guesses overridden by `joint_map`. Raises InputError."""
     joints: Dict[str, Any] = {**guess_joints(recording.names, recording.parents), **joint_map}
     joints = {body: name for body, name in joints.items() if name is not None}
@@ -275,9 +276,7 @@ def transfer(character: Character, recording: Recording, found: Alignment, index
     hips = 0.5 * (p[:, index["left_thigh"]] + p[:, index["right_thigh"]])
     ours = lib.quat_rotate(world[:, 0], character.offsets[thighs].double().mean(0))
     root_position = scale * lib.quat_rotate(found.world, hips) - ours
-    flip = torch.cat((rotations[:1, ..., 3], (rotations[1:] * rotations[:-1]).sum(-1))) < 0  # q and -q are one: take the nearer one
-    rotations = rotations * torch.where(flip.cumsum(0) % 2 == 1, -1.0, 1.0)[..., None]
-    return Clip(recording.fps, recording.loop, root_position.numpy(), rotations.numpy())
+    return Clip(recording.fps, recording.loop, root_position.numpy(), continuous(rotations.numpy()))
 
 
 def same_proportions(character: Character, recording: Recording, found: Alignment, scale: float) -> bool:
@@ -292,9 +291,7 @@ def same_proportions(character: Character, recording: Recording, found: Alignmen
     return True
 
 
-def retarget(
-    character: Character, recording: Recording, joint_map: Dict[str, Optional[str]], plant: bool, ground: bool
-) -> Tuple[Clip, str]:
+def retarget(character: Character, recording: Recording, joint_map: JointMap, plant: bool, ground: bool) -> Tuple[Clip, str]:
     """The recording as a clip of our character, and what was understood of it.
 
     plant: move the feet of a character of other proportions to where they stood. ground: find the ground's height, instead of taking the

@@ -53,9 +53,7 @@ def read_npz(path: str, raw: bytes) -> Dict[str, np.ndarray]:
                 shape, fortran, dtype = _header(file)
                 data = file.read()
                 if dtype.hasobject:
-                    raise InputError(
-                        f"{path}: {member.filename} holds objects, which only unpickling could read; an .npz motion needs none"
-                    )
+                    raise InputError(f"{path}: {member.filename} holds objects, which only a pickle can; no .npz motion needs them")
                 if math.prod(shape) * dtype.itemsize != len(data):
                     raise ValueError(f"the header of {member.filename} promises {shape}, but {len(data)} bytes follow")
                 name = member.filename[:-4] if member.filename.endswith(".npy") else member.filename

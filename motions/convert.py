@@ -195,7 +195,7 @@ def report(character: Character, clip: Clip) -> List[str]:
     jump = np.flatnonzero(leaps(turning / clip.fps, JUMP).any(1) | leaps(steps[:, None], LEAP)[:, 0])
     if len(jump):
         more = f" (and {len(jump) - 1} times more)" if len(jump) > 1 else ""
-        lines.append(f"warning: jumps from frame {jump[0]} to the next{more}; a controller cannot follow, cut or smooth it")
+        lines.append(f"warning: jumps from frame {jump[0]} to the next{more}; cut it out or smooth it, or expect the pose error to peak there")
     if fastest > MOTOR:
         lines.append(f"warning: {name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}")
     if length < SHORT:

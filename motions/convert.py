@@ -195,7 +195,9 @@ def report(character: Character, clip: Clip) -> List[str]:
     jump = np.flatnonzero(leaps(turning / clip.fps, JUMP).any(1) | leaps(steps[:, None], LEAP)[:, 0])
     if len(jump):
         more = f" (and {len(jump) - 1} times more)" if len(jump) > 1 else ""
-        lines.append(f"warning: jumps from frame {jump[0]} to the next{more}; cut it out or smooth it, or expect the pose error to peak there")
+        lines.append(
+            f"warning: jumps from frame {jump[0]} to the next{more}; cut it out or smooth it, or expect the pose error to peak there"
+        )
     if fastest > MOTOR:
         lines.append(f"warning: {name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}")
     if length < SHORT:
@@ -311,13 +313,13 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
 
 
 def output_path(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """Where to write; never onto the input."""
+    """Where to write. Raises InputError if that is the input."""
     ending = ENDINGS[args.format]
     out = args.output or os.path.splitext(args.input or "")[0] + ending
     if not out.endswith(ending):
         parser.error(f"{out}: an output of the format {args.format} must end in {ending}; --format chooses another")
     if args.input and os.path.exists(out) and os.path.exists(args.input) and os.path.samefile(args.input, out):
-        parser.error(f"{out}: this is the input; give another name for the output")
+        raise InputError(f"{out}: this is the input; give another name for the output")
     return out
 
 
@@ -332,8 +334,8 @@ def main() -> None:
     alone = [name for name in vars(args) if name not in ("pybullet", "table") and getattr(args, name) != parser.get_default(name)]
     if args.pybullet and alone:
         parser.error("--pybullet goes alone: it knows sources, licences and loop modes")
-    out = output_path(args, parser)
     try:
+        out = output_path(args, parser)
         character = lib.load_character(os.path.join(HERE, "humanoid.xml"))
         if args.table:
             print_table(character, args.table)

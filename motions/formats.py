@@ -157,7 +157,8 @@ def _numbers(path: str, value: Any, key: str, *shape: Optional[int]) -> np.ndarr
     if value.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, value.shape)):
         expected = ", ".join("any" if n is None else str(n) for n in shape)
         raise InputError(f"{path}: {key} has the shape {value.shape}; expected ({expected})")
-    value = value.astype(np.float64)
+    with np.errstate(all="ignore"):  # of NaN that signal; they are refused below
+        value = value.astype(np.float64)
     if not (np.abs(value) < 1e4).all():  # false for NaN, too
         raise InputError(f"{path}: {key} holds NaN, infinity or a number beyond 10 000")
     return value

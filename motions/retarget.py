@@ -163,57 +163,44 @@ def _shortest(a: Tensor, b: Tensor) -> Tensor:
 
 def align(character: Character, recording: Recording, index: Dict[str, int]) -> Alignment:
     """Find the rest pose: the zero pose if the skeleton stands in it (in a T, in an A or with hanging arms), as it does in most files,
-    else the frame in which it stands best, as in LaFAN1. Raises InputError for a skeleton without legs."""
-    zero = torch.zeros(3, dtype=torch.float64), UPRIGHT.expand(len(recording.names), 4)
-    p, q = skeleton_poses(recording, *zero)
-    leg = (
-        sum(float((p[index[f"{s}_{a}"]] - p[index[f"{s}_{b}"]]).norm()) for s in SIDES for a, b in (("thigh", "shin"), ("shin", "foot")))
-        / 2
-    )
+    else the mean of the frames in which it stands best, as in LaFAN1. Raises InputError for a skeleton without legs."""
+    zero = torch.zeros(1, 3, dtype=torch.float64), UPRIGHT.expand(1, len(recording.names), 4)
+    p, q = skeleton_poses(recording, *zero)  # (N, J, 3), (N, J, 4) of N = 1 rest pose
+    bones = [(f"{side}_{a}", f"{side}_{b}") for side in SIDES for a, b in (("thigh", "shin"), ("shin", "foot"))]
+    leg = sum(float((p[0, index[a]] - p[0, index[b]]).norm()) for a, b in bones) / 2
     if leg < 1e-3:
         raise InputError("the legs have no length; correct the joints with a --joint-map")
-    frames, notes = None, "zero pose"
-    if _uprightness(p, index) < 0.85:
-        frames, turns = skeleton_poses(recording, torch.from_numpy(recording.root_position), torch.from_numpy(recording.rotations))
-        best = int(_uprightness(frames, index).argmax())
-        p, q, notes = frames[best], turns[best], f"frame {best}"
-    at = lambda body: p[index[body]]  # noqa: E731
+    where = "zero pose"
+    if float(_uprightness(p, index)) < 0.85:
+        p, q = skeleton_poses(recording, torch.from_numpy(recording.root_position), torch.from_numpy(recording.rotations))
+        best = _uprightness(p, index).topk(min(30, len(p))).indices
+        p, q, where = p[best], q[best], f"{len(best)} frames that stand best"
+    at = lambda body: p[:, index[body]]  # (N, 3)  # noqa: E731
     # the up axis: of the rest pose, as a person who crawls through a whole clip has it, too
-    trunk = at("left_upper_arm") + at("right_upper_arm") - at("left_foot") - at("right_foot")
+    trunk = (at("left_upper_arm") + at("right_upper_arm") - at("left_foot") - at("right_foot")).sum(0)
     axis = int(trunk.abs().argmax())
     up = recording.up or ("+" if trunk[axis] > 0 else "-") + "xyz"[axis]
     world = torch.tensor(UP["+" + up[1]], dtype=torch.float64)
     world = lib.quat_multiply(HALF_TURN, world) if up[0] == "-" else world
-    # our frame in the rest pose, X forward, Y left, Z up -> the recording's world
-    z = lib.quat_rotate(lib.quat_conjugate(world), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
-    left = at("left_thigh") - at("right_thigh") + at("left_upper_arm") - at("right_upper_arm")
-    y = _unit(left - (left @ z) * z)
-    if abs(float(y @ z)) > 0.1 or not float(y.norm()) > 0.9:
+    left = lib.quat_rotate(world, at("left_thigh") - at("right_thigh") + at("left_upper_arm") - at("right_upper_arm"))  # our world, Z up
+    if float(left[:, :2].norm(dim=-1).min()) < 1e-6 * leg:
         raise InputError("left and right are at the same place in the rest pose; correct the joints with a --joint-map")
-    stand = quat_from_axes(torch.linalg.cross(y, z), y, z)
-    body, pose = _body_frames(character, index, p, q, stand)
-    joints = [index.get(name, -1) for name in character.body_names]
-    return Alignment(joints, world, body, leg, f"{up[1].upper()} up{' (downwards)' if up[0] == '-' else ''}, {pose} in the {notes}")
+    # our frame at rest, X forward, Y left, Z up -> the recording's world
+    stand = lib.quat_multiply(lib.quat_conjugate(world), lib.quat_from_yaw(torch.atan2(-left[:, 0], left[:, 1])))  # (N, 4)
+    frames, drops = zip(*[_body_frames(character, index, *pose) for pose in zip(p, q, stand)])
+    drop = sum(drops) / len(drops)
+    arms = "arms hanging" if drop > 0.94 else "T-pose" if drop < 0.35 else "A-pose"
+    notes = f"{up[1].upper()} up{' (downwards)' if up[0] == '-' else ''}, {arms} in the {where}"
+    return Alignment([index.get(name, -1) for name in character.body_names], world, _mean_rotation(torch.stack(frames)), leg, notes)
 
 
-def quat_from_axes(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """The rotation that takes the axes of a frame to three orthonormal vectors (3,). -> (4,)."""
-    m = torch.stack((x, y, z), -1)
-    # each row is the quaternion times four times one of its components: take the row of the largest one
-    rows = torch.tensor(
-        [
-            [1 + m[0, 0] - m[1, 1] - m[2, 2], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[2, 1] - m[1, 2]],
-            [m[0, 1] + m[1, 0], 1 - m[0, 0] + m[1, 1] - m[2, 2], m[1, 2] + m[2, 1], m[0, 2] - m[2, 0]],
-            [m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], 1 - m[0, 0] - m[1, 1] + m[2, 2], m[1, 0] - m[0, 1]],
-            [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], 1 + m[0, 0] + m[1, 1] + m[2, 2]],
-        ],
-        dtype=torch.float64,
-    )
-    return _unit(rows[int(rows.diagonal().argmax())])
+def _mean_rotation(q: Tensor) -> Tensor:
+    """The rotations (..., 4) nearest to all of (N, ..., 4), whatever their signs: the main axis of q q^T summed over N."""
+    return torch.linalg.eigh((q[..., :, None] * q[..., None, :]).sum(0)).eigenvectors[..., -1] if len(q) > 1 else q[0]
 
 
-def _body_frames(character: Character, index: Dict[str, int], p: Tensor, q: Tensor, stand: Tensor) -> Tuple[Tensor, str]:
-    """From our bodies' frames to their joints' frames (B, 4), and what the arms do, given joints p (J, 3), q (J, 4) at rest."""
+def _body_frames(character: Character, index: Dict[str, int], p: Tensor, q: Tensor, stand: Tensor) -> Tuple[Tensor, float]:
+    """From our bodies' frames to their joints' (B, 4), and the sine by which an arm drops, given joints p (J, 3), q (J, 4) at rest."""
     names, toward = character.body_names, {"upper_arm": "lower_arm", "lower_arm": "hand", "thigh": "shin", "shin": "foot"}
     pose = UPRIGHT.repeat(len(names), 1)  # (B, 4) of our character when it stands as the skeleton does at rest, facing +X
     direction = lambda a, b: _unit(lib.quat_rotate(lib.quat_conjugate(stand), p[index[b]] - p[index[a]]))  # noqa: E731
@@ -231,8 +218,7 @@ def _body_frames(character: Character, index: Dict[str, int], p: Tensor, q: Tens
     joints = [index.get(name, -1) for name in names]
     rest = lib.quat_multiply(stand, pose)  # in the recording's world
     drop = -float(direction("left_upper_arm", "left_lower_arm")[2])
-    arms = "arms hanging" if drop > 0.94 else "T-pose" if drop < 0.35 else "A-pose"
-    return lib.quat_multiply(lib.quat_conjugate(q[joints]), rest), arms
+    return lib.quat_multiply(lib.quat_conjugate(q[joints]), rest), drop
 
 
 # ---- 3. Transfer ---------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ raw = read_bytes(path); arrays = read_npz(path, raw); tree = read_pickle(path, r
 
 import io
 import math
+import os
 import pickletools
 import zipfile
 from typing import Any, Dict, List, Tuple
@@ -21,10 +22,11 @@ def read_bytes(path: str) -> bytes:
     """The whole file. Raises InputError if it cannot be read, or is larger than MAX_BYTES."""
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            raw = file.read(size) if size <= MAX_BYTES else b""
     except OSError as error:
         raise InputError(f"{path}: cannot read the motion file: {error.strerror}") from error
-    if len(raw) > MAX_BYTES:
+    if size > MAX_BYTES:
         raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB; cut the motion into shorter files")
     return raw
 

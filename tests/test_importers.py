@@ -867,7 +867,7 @@ def test_mutated_files(samples, run_in, name, data):
 
 
 @pytest.fixture
-def run_in(samples, root, monkeypatch):
+def run_in(samples, root, monkeypatch, capsys):
     """run_in(path): convert it inside this process; only an InputError may come out, or a clip that the trainer takes."""
     import argparse
     import runpy

@@ -173,7 +173,8 @@ def _texts(path: str, value: Any, key: str) -> List[str]:
 
 
 def _rate(path: str, value: Any) -> float:
-    fps = float(_numbers(path, value.reshape(-1)[:1].reshape(()) if isinstance(value, np.ndarray) else value, "fps"))
+    value = value.reshape(()) if isinstance(value, np.ndarray) and value.size == 1 else value
+    fps = float(_numbers(path, value, "fps"))
     if not 1.0 <= fps <= 1000.0:
         raise InputError(f"{path}: fps is {fps}; expected 1 to 1000")
     return fps

@@ -166,77 +166,63 @@ def _set(target: Any, items: List[Any]) -> Dict[str, Any]:
 
 
 LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT")
-TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING")
-BYTES = ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8")
-TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+VALUES = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT")
+VALUES += ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING")
+VALUES += ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8")
+# opcodes that take so many things off the stack; and those that take all down to the last mark
+COUNTS = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "EMPTY_LIST": 0, "EMPTY_DICT": 0}
+COUNTS.update(APPEND=1, SETITEM=2, BUILD=1, REDUCE=2, STACK_GLOBAL=2)
+MARKED = ("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS")
+
+
+def _apply(name: str, items: List[Any], stack: List[Any]) -> None:
+    """Carry out one opcode of COUNTS or MARKED with what it has taken off the stack."""
+    if "TUPLE" in name:
+        stack.append(tuple(items))
+    elif name in ("EMPTY_LIST", "LIST"):
+        stack.append(items)
+    elif name in ("EMPTY_DICT", "DICT"):
+        stack.append(_set({}, items))
+    elif name in ("SETITEM", "SETITEMS"):
+        _set(stack[-1], items)
+    elif name in ("APPEND", "APPENDS"):
+        if type(stack[-1]) is not list:
+            raise ValueError("an item for something that is no list")
+        stack[-1].extend(items)
+    elif name == "REDUCE":
+        stack.append(_reduce(*items))
+    elif name == "BUILD":
+        if not isinstance(stack[-1], (_Array, _Type)):
+            raise ValueError("a state for something that has none")
+        stack[-1].build(items[0])
+    else:  # STACK_GLOBAL; the format refuses what is no text
+        stack.append(_global("{:.60} {:.60}".format(*items)))
 
 
 def _run(raw: bytes) -> Any:
     """The object that a pickle describes. Raises InputError, or whatever a broken pickle leads to."""
     stack: List[Any] = []
-    marks: List[int] = []
+    marks: List[int] = []  # heights of the stack
     memo: Dict[int, Any] = {}
-
-    def pop(n: int) -> List[Any]:  # the topmost n, none from below the last mark
-        if len(stack) - n < (marks[-1] if marks else 0):
-            raise ValueError("the stack is empty")
-        taken = stack[len(stack) - n :]
-        del stack[len(stack) - n :]
-        return taken
-
     for opcode, argument, _ in pickletools.genops(raw):
         name = opcode.name
-        if name in NUMBERS or name in TEXTS:
-            stack.append(argument)
-        elif name in BYTES:
-            stack.append(bytes(argument))
-        elif name in LITERALS:
-            stack.append(LITERALS[name])
-        elif name in TUPLES:
-            stack.append(tuple(pop(TUPLES[name])))
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
+        if name in COUNTS or name in MARKED:
+            bottom = marks.pop() if name in MARKED else len(stack) - COUNTS[name]
+            if not (marks[-1] if marks else 0) <= bottom <= len(stack):
+                raise ValueError("the stack is empty")
+            items = stack[bottom:]
+            del stack[bottom:]
+            _apply(name, items, stack)
+        elif name in VALUES or name in LITERALS:
+            stack.append(LITERALS.get(name, argument))
         elif name == "MARK":
             marks.append(len(stack))
-        elif name in ("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"):
-            items = pop(len(stack) - marks[-1])
-            marks.pop()
-            if name == "TUPLE":
-                stack.append(tuple(items))
-            elif name == "LIST":
-                stack.append(items)
-            elif name == "DICT":
-                stack.append(_set({}, items))
-            elif name == "SETITEMS":
-                _set(stack[-1], items)
-            elif type(stack[-1]) is list:
-                stack[-1].extend(items)
-            else:
-                raise ValueError("an item for something that is no list")
-        elif name == "APPEND":
-            (item,) = pop(1)
-            if type(stack[-1]) is not list:
-                raise ValueError("an item for something that is no list")
-            stack[-1].append(item)
-        elif name == "SETITEM":
-            items = pop(2)
-            _set(stack[-1], items)
         elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(memo[argument])
         elif name == "GLOBAL":
             stack.append(_global(argument))
-        elif name == "STACK_GLOBAL":
-            module, attribute = pop(2)
-            stack.append(_global(f"{module:.60} {attribute:.60}"))
-        elif name == "REDUCE":
-            function, arguments = pop(2)
-            stack.append(_reduce(function, arguments))
-        elif name == "BUILD":
-            (state,) = pop(1)
-            stack[-1].build(state)
         elif name == "STOP":
             return stack[-1]
         elif name not in ("PROTO", "FRAME"):

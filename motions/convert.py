@@ -223,7 +223,9 @@ def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, str]:
         return content, understood
     try:
         ground = args.lift is not False
-        clip, notes = retarget.retarget(character, content, retarget.load_joint_map(args.joint_map), not args.no_plant, ground)
+        clip, notes = retarget.retarget(
+            character, content, motion.content, retarget.load_joint_map(args.joint_map), not args.no_plant, ground
+        )
     except InputError as error:
         raise InputError(f"{args.input}: {error}" if not str(error).startswith(str(args.joint_map)) else str(error)) from error
     return clip, f"{understood}, {notes}"

@@ -173,8 +173,10 @@ def align(character: Character, recording: Recording, index: Dict[str, int]) -> 
     where = "zero pose"
     if float(_uprightness(p, index)) < 0.85:
         p, q = skeleton_poses(recording, torch.from_numpy(recording.root_position), torch.from_numpy(recording.rotations))
-        best = _uprightness(p, index).topk(min(30, len(p))).indices
-        p, q, where = p[best], q[best], f"{len(best)} frames that stand best"
+        standing = _uprightness(p, index)
+        best = standing.topk(min(30, len(p))).indices
+        best = best[standing[best] > standing.max() - 0.01]
+        p, q, where = p[best], q[best], f"{len(best)} frames that stand best (no rest pose: angles may be off by several degrees)"
     at = lambda body: p[:, index[body]]  # (N, 3)  # noqa: E731
     # the up axis: of the rest pose, as a person who crawls through a whole clip has it, too
     trunk = (at("left_upper_arm") + at("right_upper_arm") - at("left_foot") - at("right_foot")).sum(0)
@@ -277,13 +279,16 @@ def same_proportions(character: Character, recording: Recording, found: Alignmen
     return True
 
 
-def retarget(character: Character, recording: Recording, joint_map: JointMap, plant: bool, ground: bool) -> Tuple[Clip, str]:
+def retarget(
+    character: Character, recording: Recording, whole: Recording, joint_map: JointMap, plant: bool, ground: bool
+) -> Tuple[Clip, str]:
     """The recording as a clip of our character, and what was understood of it.
 
+    whole: the recording before it was cut, as the part that stands may lie outside the cut.
     plant: move the feet of a character of other proportions to where they stood. ground: find the ground's height, instead of taking the
     file's. Raises InputError."""
     index = find_joints(recording, joint_map)
-    found = align(character, recording, index)
+    found = align(character, whole, index)
     limbs = [character.offsets[character.body_names.index(f"{side}_{limb}")] for side in SIDES for limb in ("shin", "foot")]
     scale = sum(float(limb.double().norm()) for limb in limbs) / 2 / found.leg
     exact = [(name, unit) for name, unit in UNITS.items() if abs(scale / unit - 1) < 1e-3]

@@ -269,8 +269,7 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
         raise InputError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
     odd, J = sorted(set(names) ^ set(body_names)), len(body_names)
     frames = len(root) if root.ndim else 0
-    differing = " ".join(", ".join(odd[:5]).split())[:200]  # on one line, whatever is in the file
-    check(names == body_names, f"clip of another skeleton; body names differ: {differing or 'their order'}")
+    check(names == body_names, f"clip of another skeleton; body names differ: {' '.join(', '.join(odd[:5]).split()) or 'their order'}")
     shaped = root.shape == (frames, 3) and rotations.shape == (frames, J, 4)
     check(shaped, f"root_position {root.shape} and rotations {rotations.shape} are not (F, 3) and (F, {J}, 4)")
     check(frames >= 2, f"{frames} frame; a motion needs at least 2")

@@ -269,14 +269,14 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
         raise InputError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
     odd, J = sorted(set(names) ^ set(body_names)), len(body_names)
     frames = len(root) if root.ndim else 0
-    check(names == body_names, f"clip of another skeleton; body names differ: {', '.join(odd[:5]) or 'their order'}")
+    check(names == body_names, f"clip of another skeleton; body names differ: {' '.join(', '.join(odd[:5]).split()) or 'their order'}")
     shaped = root.shape == (frames, 3) and rotations.shape == (frames, J, 4)
     check(shaped, f"root_position {root.shape} and rotations {rotations.shape} are not (F, 3) and (F, {J}, 4)")
     check(frames >= 2, f"{frames} frame; a motion needs at least 2")
     check(np.isfinite(root).all() and np.isfinite(rotations).all(), "NaN or infinity in root_position or rotations")
     check(np.abs(root).max() < 1e4, f"root_position reaches {np.abs(root).max():.3g}; the unit is metres")
     check(1.0 <= fps <= 1000.0, f"fps is {fps}; expected 1 to 1000")
-    check(loop in ("wrap", "clamp"), f'loop is "{loop[:20]}"; expected "wrap" or "clamp"')
+    check(loop in ("wrap", "clamp"), f'loop is {loop[:20]!r}; expected "wrap" or "clamp"')
     norm = np.linalg.norm(rotations, axis=-1)  # (F, J)
     worst = np.unravel_index(np.abs(norm - 1).argmax(), norm.shape)
     found = f"rotation of {names[worst[1]]} in frame {worst[0]} has norm {norm[worst]:.4g}"

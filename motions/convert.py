@@ -1,18 +1,19 @@
-"""Convert DeepMimic motion files to this project's clips; motions/README.md says what a clip holds.
+"""Convert motions of other formats to this project's clips, and back; motions/README.md says what a clip holds.
 
-    python motions/convert.py IN.txt [OUT.npz] [--source TEXT] [--license TEXT] [--loop wrap|clamp] [--no-lift]
+    python motions/convert.py IN [OUT.npz]                           # DeepMimic, poselib, MimicKit, Isaac Lab, BVH: told by content
+    python motions/convert.py IN OUT --format poselib|isaaclab|bvh   # for use elsewhere
     python motions/convert.py --pybullet pybullet_data/data/motions  # makes every clip here, from pybullet's folder
     python motions/convert.py --table motions/*.npz                  # prints the table in motions/README.md
 
 Bad input ends with one line that names the file and the fault, and exit code 2; OUT is then left as it was.
+safe.py reads files that may lie, formats.py and bvh.py know the formats, retarget.py and plant.py other skeletons.
 Dimension key: F frames, J bodies (row 0 is the root).
 """
 
 import argparse
-import json
 import os
 import sys
-from typing import List, Optional, Tuple
+from typing import List, Optional, Tuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,17 +23,19 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError
+from motions import formats, retarget, safe
+from motions.bvh import Recording, continuous
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+Content = TypeVar("Content", Clip, Recording)  # both have fps, loop, root_position and rotations
+ENDINGS = {"clip": ".npz", "poselib": ".npy", "isaaclab": ".npz", "bvh": ".bvh"}
 
-# A row of a DeepMimic file: duration, root position, then these bodies' rotations relative to their parents, each a
-# quaternion wxyz or the angle of a hinge. The hands are not in it: they are welded.
-COLUMNS = (
-    *(("pelvis", 4), ("torso", 4), ("head", 4)),
-    *(("right_thigh", 4), ("right_shin", 1), ("right_foot", 4), ("right_upper_arm", 4), ("right_lower_arm", 1)),
-    *(("left_thigh", 4), ("left_shin", 1), ("left_foot", 4), ("left_upper_arm", 4), ("left_lower_arm", 1)),
-)
-WIDTH = 1 + 3 + sum(width for _, width in COLUMNS)
+# What a training will suffer from.
+DEEP = 0.03  # [m] into the ground, or above it all the time
+JUMP, LEAP = 0.3, 0.1  # [rad], [m] from a frame to the next, if it is also three times what comes before and after
+MOTOR = 35.0  # [rad/s]; the fastest joint in motions/ reaches 30
+SHORT = 0.5  # [s]
+SEAM = 15.0  # [deg], mean over the joints
 
 # Clips of the pybullet package: name here -> file in its motions folder.
 HUMANOID3D = ["walk", "run", "spinkick", "cartwheel", "crawl", "dance_a", "dance_b", "jump", "roll", "spin", "backflip"]
@@ -49,82 +52,65 @@ WALKER_LICENSE = "zlib (notice in motions/README.md)"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 1. Reading
+# 1. Cutting, resampling, closing the loop
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def read_deepmimic(path: str) -> Tuple[str, np.ndarray]:
-    """Loop mode "wrap" or "clamp", and the checked rows (F, 44) of a DeepMimic file as stored: Y up, s, m, rad, wxyz.
-
-    Raises InputError for a file that cannot be read, is no DeepMimic motion, or holds values that are no motion."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the motion file: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(data, dict) or not isinstance(data.get("Frames"), list):
-        raise InputError(f'{path}: not a DeepMimic motion, it has no list "Frames"')
-    if data.get("Loop", "none") not in ("wrap", "none"):
-        raise InputError(f'{path}: "Loop" is {data["Loop"]!r:.40}; expected "wrap" or "none"')
-    if len(data["Frames"]) < 2:
-        raise InputError(f"{path}: {len(data['Frames'])} frame(s); a motion needs at least 2")
-    for index, row in enumerate(data["Frames"]):
-        if not isinstance(row, list) or len(row) != WIDTH:
-            found = f"{len(row)} columns" if isinstance(row, list) else "no list"
-            raise InputError(f"{path}: frame {index} has {found}; a humanoid's frame has {WIDTH}")
-        if not all(type(x) in (int, float) and abs(x) < 1e4 for x in row):  # false for NaN, too
-            raise InputError(f"{path}: frame {index} holds something that is not a finite number of sensible size")
-    frames = np.array(data["Frames"], np.float64)  # (F, 44)
-    bad = np.flatnonzero((frames[:-1, 0] < 2e-3) | (frames[:-1, 0] > 0.5))  # the last frame's duration means nothing
-    if len(bad):
-        raise InputError(f"{path}: frame {bad[0]} lasts {frames[bad[0], 0]:g} s; expected 0.002 to 0.5")
-    return ("wrap" if data.get("Loop") == "wrap" else "clamp"), frames
+def cut(path: str, content: Content, start: Optional[float], end: Optional[float]) -> Content:
+    """The frames from start to end [s]. Raises InputError if fewer than two are left."""
+    length = (len(content.root_position) - 1) / content.fps
+    first = int(np.ceil((start or 0.0) * content.fps - 1e-6))
+    last = int(np.floor((length if end is None else min(end, length)) * content.fps + 1e-6))
+    if first < 0 or last - first < 1:
+        raise InputError(f"{path}: --start and --end leave no two frames; the motion lasts {length:.3f} s")
+    if (first, last) == (0, len(content.root_position) - 1):
+        return content
+    part = slice(first, last + 1)
+    # a part of a cycle is no cycle; "" lets choose_loop look at it
+    return content._replace(loop="", root_position=content.root_position[part], rotations=content.rotations[part])
 
 
-def parse_deepmimic(path: str, body_names: List[str]) -> Clip:
-    """A DeepMimic file as a clip of the skeleton `body_names`: fps [1/s], loop mode, root_position (F, 3) world, Z up
-    [m], rotations (F, J, 4) unit xyzw, parent-relative, row 0 the root in the world. Heights are the file's.
-
-    Raises InputError (see read_deepmimic)."""
-    loop, frames = read_deepmimic(path)
-    # Y up, +Z right -> Z up, +Y left: (x, y, z) -> (x, -z, y), for positions and for the axes of rotations alike
-    root_position = frames[:, 1:4][:, [0, 2, 1]] * [1.0, -1.0, 1.0]  # (F, 3) world
-    rotations = np.tile([0.0, 0.0, 0.0, 1.0], (len(frames), len(body_names), 1))  # (F, J, 4)
-    column = 4
-    for name, width in COLUMNS:
-        if width == 4:
-            w, x, y, z = frames[:, column : column + 4].T
-            q = np.stack((x, -z, y, w), -1)
-        else:  # a hinge about DeepMimic's +z axis, which is our -y
-            half = -0.5 * frames[:, column]
-            q = np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
-        norm = np.linalg.norm(q, axis=-1, keepdims=True)
-        # a loose bound, as the kick's norms go down to 0.58 and its quaternions are fine once normalised
-        if norm.min() < 0.1:
-            found = f"frame {norm.argmin()} has norm {norm.min():.3g}"
-            raise InputError(f"{path}: the quaternion of {name} in {found}; expected 1")
-        q /= norm
-        # q and -q are one rotation: take w >= 0 in the first frame, then the sign nearer to the frame before
-        flip = np.concatenate((q[:1, 3], (q[1:] * q[:-1]).sum(-1))) < 0
-        rotations[:, body_names.index(name)] = q * np.where(np.cumsum(flip) % 2, -1.0, 1.0)[:, None]
-        column += width
-    time = np.concatenate(([0.0], np.cumsum(frames[:-1, 0])))  # (F,) [s]
-    step = np.diff(time)
-    if np.ptp(step) > 1e-3 * np.median(step):
-        uniform = np.linspace(0.0, time[-1], round(time[-1] / float(np.median(step))) + 1)
-        root_position, rotations = resample(time, uniform, root_position, rotations)
-    return Clip((len(root_position) - 1) / time[-1], loop, root_position, rotations)
+def change_rate(content: Content, fps: float) -> Content:
+    """The same motion at about `fps` frames a second, so that the last frame stays the last."""
+    frames = len(content.root_position)
+    length = (frames - 1) / content.fps
+    if length * fps > safe.MAX_FRAMES:
+        raise InputError(f"--fps {fps:g} makes more than {safe.MAX_FRAMES} frames; cut with --start and --end")
+    new = np.linspace(0.0, length, max(round(length * fps), 1) + 1)
+    root_position, rotations = formats.resample(np.arange(frames) / content.fps, new, content.root_position, content.rotations)
+    return content._replace(fps=(len(new) - 1) / length, root_position=root_position, rotations=rotations)
 
 
-def resample(old: np.ndarray, new: np.ndarray, root_position: np.ndarray, rotations: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Frames at the times `new` (N,), all within the times `old` (F,) [s]. (F, 3), (F, J, 4) -> (N, 3), (N, J, 4)."""
-    low = np.clip(np.searchsorted(old, new, side="right") - 1, 0, len(old) - 2)  # (N,)
-    blend = ((new - old[low]) / (old[low + 1] - old[low]))[:, None]  # (N, 1)
-    position = (1 - blend) * root_position[low] + blend * root_position[low + 1]
-    a, b, t = (torch.from_numpy(x) for x in (rotations[low], rotations[low + 1], blend[..., None]))
-    return position, lib.slerp(a, b, t).numpy()
+def choose_loop(character: Character, clip: Clip, wish: str) -> Tuple[Clip, str]:
+    """The clip with its loop mode decided, and a remark. wish: "auto" keeps the file's mode, and where there is none, looks whether
+    the motion closes; "wrap" closes it."""
+    if wish == "wrap":
+        return close_loop(clip._replace(loop="wrap")), "wrap, seam blended"
+    if wish == "clamp":
+        return clip._replace(loop="clamp"), "clamp"
+    if clip.loop:
+        return clip, clip.loop
+    gap, _ = seam(character, clip)
+    # the committed clips that are cycles have seams of 0.5 to 23 degrees
+    loop = "wrap" if np.rad2deg(gap) < 8.0 else "clamp"
+    return clip._replace(loop=loop), f"{loop} (a guess, the file does not say; --loop decides)"
+
+
+def close_loop(clip: Clip, window: float = 0.25) -> Clip:
+    """Make the last pose the first one, but for place and heading: each end gives way by half, over a quarter second or half the clip."""
+    frames = len(clip.root_position)
+    reach = min(window * clip.fps, 0.5 * (frames - 1))
+    ramp = 0.5 + 0.5 * np.cos(np.pi * np.minimum(np.arange(frames) / max(reach, 1.0), 1.0))  # (F,) 1 in the first frame
+    weight = torch.from_numpy(0.5 * (ramp[::-1] - ramp))  # (F,) from -1/2 in the first frame to 1/2 in the last
+    q = torch.from_numpy(clip.rotations)
+    ends = q[[0, -1]]  # (2, J, 4)
+    ends[:, 0] = lib.quat_multiply(lib.quat_from_yaw(-lib.heading(ends[:, 0])), ends[:, 0])
+    # q_last exp(d / 2) = q_first exp(-d / 2), where d = log(q_last^-1 q_first)
+    d = lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(ends[1]), ends[0]))  # (J, 3)
+    q = lib.quat_multiply(q, lib.quat_from_rotvec(weight[:, None, None] * d))
+    root_position = clip.root_position.copy()
+    root_position[:, 2] += weight.numpy() * (root_position[0, 2] - root_position[-1, 2])
+    return clip._replace(root_position=root_position, rotations=continuous(q.numpy()))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -172,61 +158,198 @@ def print_table(character: Character, paths: List[str]) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 3. Command line
+# 3. What will hurt a training
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def convert(character: Character, path: str, out: str, source: str, license: str, loop: Optional[str] = None, lift: bool = True) -> None:
-    """Convert one file. lift: one constant raises or lowers the whole clip until a quarter of its frames reach the ground.
+def joint_speeds(character: Character, clip: Clip) -> np.ndarray:
+    """How fast each body turns relative to its parent, the root in the world, from each frame to the next. -> (F-1, J) [rad/s]."""
+    q = torch.from_numpy(clip.rotations)
+    return (lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(q[:-1]), q[1:])).norm(dim=-1) * clip.fps).numpy()
 
-    Not until the lowest frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm).
 
-    Raises InputError for input that is no motion and for an `out` that cannot be written."""
-    clip = parse_deepmimic(path, character.body_names)
-    before = lowest(character, clip)  # (F,)
-    rise = -float(before.quantile(0.25)) if lift else 0.0
-    clip = clip._replace(loop=loop or clip.loop, root_position=clip.root_position + [0.0, 0.0, rise])
+def leaps(step: np.ndarray, least: float) -> np.ndarray:
+    """Which steps (F-1, n) between frames are larger than `least`, and than three times the step before and the one after."""
+    padded = np.pad(step, ((1, 1), (0, 0)))
+    return (step > least) & (step > 3.0 * np.maximum(padded[:-2], padded[2:]))
+
+
+def report(character: Character, clip: Clip) -> List[str]:
+    """Lines for a person: speed, largest joint speed, seam; and a warning for each thing that will hurt a training."""
+    length = (len(clip.root_position) - 1) / clip.fps
+    turning, steps = joint_speeds(character, clip), np.linalg.norm(np.diff(clip.root_position, axis=0), axis=-1)  # (F-1, J), (F-1,)
+    frame, body = np.unravel_index(turning[:, 1:].argmax(), turning[:, 1:].shape)
+    fastest, name = turning[frame, body + 1], character.body_names[body + 1]
+    speed = np.linalg.norm((clip.root_position[-1] - clip.root_position[0])[:2]) / length
+    gap, turn = np.rad2deg(seam(character, clip))
+    fast = f"largest joint speed {fastest:.1f} rad/s ({name}, frame {frame})"
+    lines = [f"mean speed {speed:.2f} m/s, {fast}, seam {gap:.1f} deg, turn {turn:.0f} deg"]
+    low = lowest(character, clip).numpy()  # (F,)
+    if low.min() < -DEEP:
+        share = f"{(low < -DEEP).sum()} of {len(low)} frames"
+        lines.append(
+            f"warning: reaches {100 * -low.min():.0f} cm into the ground (frame {low.argmin()}), more than {100 * DEEP:.0f} in {share}"
+        )
+    if low.min() > DEEP:
+        lines.append(f"warning: hovers, it never comes nearer to the ground than {100 * low.min():.0f} cm; use --lift")
+    jump = np.flatnonzero(leaps(turning / clip.fps, JUMP).any(1) | leaps(steps[:, None], LEAP)[:, 0])
+    if len(jump):
+        more = f" (and {len(jump) - 1} times more)" if len(jump) > 1 else ""
+        lines.append(
+            f"warning: jumps from frame {jump[0]} to the next{more}; cut it out or smooth it, or expect the pose error to peak there"
+        )
+    if fastest > MOTOR:
+        lines.append(f"warning: {name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}")
+    if length < SHORT:
+        lines.append(f"warning: lasts {length:.2f} s only; little can be learnt from less than {SHORT} s")
+    if clip.loop == "wrap" and gap > SEAM:
+        lines.append(f"warning: the pose leaps by {gap:.0f} deg a joint at the seam; --loop wrap blends it, --loop clamp does without")
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 4. Command line
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, str]:
+    """The motion of args.input on our character, cut, resampled and retargeted; and what it was understood to be. Raises InputError."""
+    motion = formats.read(args.input, character)
+    content, frames = motion.content, len(motion.content.root_position)
+    understood = f"read as {motion.format}: {frames} frames at {content.fps:.2f} /s, {motion.notes}"
+    content = cut(args.input, content, args.start, args.end)
+    content = change_rate(content, args.fps) if args.fps else content
+    if isinstance(content, Clip):
+        return content, understood
     try:
-        lib.save_clip(out, clip, character.body_names, source, license)
+        ground = args.lift is not False
+        clip, notes = retarget.retarget(
+            character, content, motion.content, retarget.load_joint_map(args.joint_map), not args.no_plant, ground
+        )
+    except InputError as error:
+        raise InputError(f"{args.input}: {error}" if not str(error).startswith(str(args.joint_map)) else str(error)) from error
+    return clip, f"{understood}, {notes}"
+
+
+def lift(character: Character, clip: Clip) -> Clip:
+    """One constant raises or lowers the whole clip until a quarter of its frames reach the ground.
+
+    Not until the lowest frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm)."""
+    rise = -float(lowest(character, clip).quantile(0.25))
+    return clip._replace(root_position=clip.root_position + [0.0, 0.0, rise])
+
+
+def write(path: str, data: bytes) -> None:
+    """Atomically: a reader sees the old file or the whole new one. Raises InputError."""
+    try:
+        with open(f"{path}.tmp", "wb") as file:
+            file.write(data)
+        os.replace(f"{path}.tmp", path)
     except OSError as error:
-        raise InputError(f"{out}: cannot write the clip: {error.strerror}") from error
+        raise InputError(f"{path}: cannot write the clip: {error.strerror}") from error
+
+
+def save(path: str, clip: Clip, character: Character, args: argparse.Namespace) -> None:
+    """Write the clip in the format args.format. Raises InputError."""
+    if args.format != "clip":
+        writer = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}[args.format]
+        return write(path, writer(clip, character))
+    try:
+        lib.save_clip(path, clip, character.body_names, args.source, args.license)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the clip: {error.strerror}") from error
+
+
+def convert(character: Character, out: str, args: argparse.Namespace) -> None:
+    """Convert args.input to `out`, and print what was understood. Raises InputError; then `out` is as it was."""
+    clip, understood = load(character, args)
+    clip, loop = choose_loop(character, clip, args.loop)
+    clip = lib.mirror_clip(clip, character) if args.mirror else clip
+    before = lowest(character, clip)  # (F,)
+    # our own clips, roll-outs among them, are where they should be; what others call the ground may be the ankles' height
+    raise_it = args.lift if args.lift is not None else not understood.startswith("read as our own clip")
+    clip = lift(character, clip) if raise_it else clip
+    check(args.input, clip, character)
+    replaced = " (replaced)" if os.path.exists(out) else ""
+    save(out, clip, character, args)
     after = lowest(character, clip)
     # a low minimum tells of frames that sink into the ground, a high mean on a clip that never jumps of frames that hover
-    print(f"{out}: {len(after)} frames, {clip.fps:.2f} /s, {clip.loop}; lowest point [m]", end=" ")
+    print(f"{out}{replaced}: {args.format}, {len(after)} frames, {clip.fps:.2f} /s, {loop}; lowest point [m]", end=" ")
     print(f"{before.min():.3f} -> {after.min():.3f}, its mean over frames {before.mean():.3f} -> {after.mean():.3f}")
+    print("  " + "\n  ".join([understood, *report(character, clip)]))
+
+
+def check(path: str, clip: Clip, character: Character) -> None:
+    """What load_clip and MotionLib would refuse is not written. Raises InputError."""
+    sound = np.isfinite(clip.root_position).all() and np.isfinite(clip.rotations).all() and np.abs(clip.root_position).max() < 1e4
+    if not sound or not 1.0 <= clip.fps <= 1000.0:
+        raise InputError(f"{path}: comes out with NaN, beyond 10 km, or with a rate that is not 1 to 1000 /s")
+    lib.check_joints(path, clip, character)
+
+
+def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(
+        description="Convert motions of other formats to clips, and clips to other formats (motions/README.md)."
+    )
+    parser.add_argument(
+        "input", nargs="?", metavar="IN", help="DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH, or a clip"
+    )
+    parser.add_argument("output", nargs="?", metavar="OUT", help="file to write; default: IN with the format's ending")
+    parser.add_argument("--format", choices=tuple(ENDINGS), default="clip", help="format of OUT; clip is our own, to train from")
+    parser.add_argument("--start", type=float, metavar="S", help="first moment to keep [s]")
+    parser.add_argument("--end", type=float, metavar="S", help="last moment to keep [s]")
+    parser.add_argument("--fps", type=float, help="resample to about this rate [1/s]")
+    parser.add_argument(
+        "--loop", choices=("auto", "wrap", "clamp"), default="auto", help="auto: the file's mode; wrap: close it, seam blended"
+    )
+    parser.add_argument("--mirror", action="store_true", help="exchange left and right")
+    parser.add_argument("--lift", action="store_true", default=None, help="put the feet on the ground (default but for our own clips)")
+    parser.add_argument("--no-lift", action="store_false", default=None, dest="lift", help="keep the file's heights")
+    parser.add_argument("--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide")
+    parser.add_argument("--joint-map", metavar="JSON", help="which joint is which body, where the names do not tell")
+    parser.add_argument("--source", default="not stated", help="where the motion comes from; stored in the clip")
+    parser.add_argument("--license", default="not stated", help="the motion's licence; stored in the clip")
+    parser.add_argument("--pybullet", metavar="DIR", help="convert the clips of pybullet's folder into motions/")
+    parser.add_argument("--table", metavar="CLIP", nargs="+", help="print the markdown table of these clips")
+    return parser.parse_args(), parser
+
+
+def output_path(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Where to write. Raises InputError if that is the input."""
+    ending = ENDINGS[args.format]
+    out = args.output or os.path.splitext(args.input or "")[0] + ending
+    if not out.endswith(ending):
+        parser.error(f"{out}: an output of the format {args.format} must end in {ending}; --format chooses another")
+    if args.input and os.path.exists(out) and os.path.exists(args.input) and os.path.samefile(args.input, out):
+        raise InputError(f"{out}: this is the input; give another name for the output")
+    return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Convert DeepMimic motion files to clips (motions/README.md).")
-    parser.add_argument("input", nargs="?", metavar="IN.txt", help="DeepMimic motion file of the humanoid")
-    parser.add_argument("output", nargs="?", metavar="OUT.npz", help="clip to write; default: IN.npz beside IN.txt")
-    parser.add_argument("--source", default="not stated", help="where the motion comes from; stored in the clip")
-    parser.add_argument("--license", default="not stated", help="the motion's licence; stored in the clip")
-    parser.add_argument("--loop", choices=("wrap", "clamp"), help="overrides the file's loop mode")
-    parser.add_argument("--no-lift", action="store_true", help="keep the file's heights")
-    parser.add_argument("--pybullet", metavar="DIR", help="convert the clips of pybullet's folder into motions/")
-    parser.add_argument("--table", metavar="CLIP", nargs="+", help="print the markdown table of these clips")
-    args = parser.parse_args()
+    args, parser = parse()
     if (args.input is not None) + (args.pybullet is not None) + (args.table is not None) != 1:
-        parser.error("give one of IN.txt, --pybullet DIR, --table CLIP...")
-    if args.pybullet and (args.loop or args.no_lift or {args.source, args.license} != {"not stated"}):
+        parser.error("give one of IN, --pybullet DIR, --table CLIP...")
+    if args.fps is not None and not 1.0 <= args.fps <= 1000.0:
+        parser.error("--fps goes from 1 to 1000")
+    if not all(moment is None or 0.0 <= moment < np.inf for moment in (args.start, args.end)):
+        parser.error("--start and --end are seconds from the motion's beginning")
+    alone = [name for name in vars(args) if name not in ("pybullet", "table") and getattr(args, name) != parser.get_default(name)]
+    if args.pybullet and alone:
         parser.error("--pybullet goes alone: it knows sources, licences and loop modes")
-    out = args.output or os.path.splitext(args.input or "")[0] + ".npz"
-    if not out.endswith(".npz"):
-        parser.error(f"{out}: the output must end in .npz")
     try:
+        out = output_path(args, parser)
         character = lib.load_character(os.path.join(HERE, "humanoid.xml"))
         if args.table:
             print_table(character, args.table)
         elif args.pybullet:
             for name, file in PYBULLET.items():
                 walker = file.startswith("walker/")
-                source = SOURCE.format(file, WALKER_ORIGIN if walker else DEEPMIMIC_ORIGIN)
-                license = WALKER_LICENSE if walker else DEEPMIMIC_LICENSE
-                out = os.path.join(HERE, f"{name}.npz")
-                convert(character, os.path.join(args.pybullet, file), out, source, license)
+                args.source = SOURCE.format(file, WALKER_ORIGIN if walker else DEEPMIMIC_ORIGIN)
+                args.license = WALKER_LICENSE if walker else DEEPMIMIC_LICENSE
+                args.input = os.path.join(args.pybullet, file)
+                convert(character, os.path.join(HERE, f"{name}.npz"), args)
         else:
-            convert(character, args.input, out, args.source, args.license, args.loop, not args.no_lift)
+            convert(character, out, args)
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,171 @@
+"""BVH files: a skeleton and its motion as Euler angles in degrees. Exporters differ in axes, units and rest pose: retarget.py finds out.
+
+Own parser: of the libraries, pybvh refuses position channels below the root, which Blender writes, and bvhio does not return
+from a file that is cut off (docs/log.md); both are fine on what bvh_text writes.
+"""
+
+import io
+from typing import List, NamedTuple, Tuple
+
+import numpy as np
+import torch
+
+import motion_lib as lib
+from motion_lib import InputError
+
+MAX_JOINTS = 1000
+AXES = "XYZ"
+
+
+class Recording(NamedTuple):
+    """Motion of a skeleton that need not be ours, in its own unit of length (J joints, row 0 is the root)."""
+
+    fps: float
+    loop: str  # "wrap", "clamp", or "" where the file does not say
+    root_position: np.ndarray  # (F, 3) world
+    rotations: np.ndarray  # (F, J, 4) xyzw, parent-relative; row 0 is the root in the world
+    names: List[str]
+    parents: List[int]  # each before its children; -1 for the root
+    offsets: np.ndarray  # (J, 3) origin of each joint in its parent's frame
+    up: str  # "+z" and so on, or "" where the file does not say
+
+
+def continuous(q: np.ndarray) -> np.ndarray:
+    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first: q and -q are one."""
+    flip = np.concatenate((q[:1, ..., 3], (q[1:] * q[:-1]).sum(-1))) < 0
+    return q * np.where(np.cumsum(flip, 0) % 2, -1.0, 1.0)[..., None]
+
+
+class Joint(NamedTuple):
+    name: str
+    parent: int
+    offset: List[float]  # three numbers, once they are read
+    channels: List[str]  # such as Xposition or Zrotation, in the order of the columns
+
+
+def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
+    """The joints, parents first, and the number of the line that says MOTION. Raises InputError."""
+    joints: List[Joint] = []
+    blocks: List[int] = []  # the joints whose braces are open; -1 is an end site
+    opening, at_end = -1, False
+    for number, line in enumerate(lines):
+        word, *rest = line.split() or [""]
+        try:
+            if word in ("ROOT", "JOINT"):
+                if (word == "ROOT") != (not joints) or (word == "JOINT" and (not blocks or blocks[-1] < 0)):
+                    raise ValueError("a file holds one ROOT, and JOINTs within it")
+                opening = len(joints)
+                joints.append(Joint(" ".join(rest), blocks[-1] if blocks else -1, [], []))
+            elif word == "End":
+                opening = -1
+            elif word == "{":
+                blocks.append(opening)
+            elif word == "}":
+                blocks.pop()
+            elif word == "OFFSET" and blocks[-1] >= 0:
+                joints[blocks[-1]].offset[:] = [float(x) for x in rest]
+            elif word == "CHANNELS":
+                joints[blocks[-1]].channels[:] = [channel[:1].upper() + channel[1:].lower() for channel in rest[1:]]
+                known = [f"{axis}{kind}" for axis in AXES for kind in ("position", "rotation")]
+                if blocks[-1] < 0 or len(rest) - 1 != int(rest[0]) or not set(joints[blocks[-1]].channels) <= set(known):
+                    raise ValueError("channels are a number and as many names like Xposition or Zrotation")
+                if len(set(rest[1:])) != len(rest) - 1:
+                    raise ValueError("a channel comes twice")
+            elif word == "MOTION":
+                if blocks or not joints:
+                    raise ValueError("MOTION before the hierarchy is closed")
+                at_end = True
+                break
+            elif word not in ("", "HIERARCHY", "OFFSET"):
+                raise ValueError("expected ROOT, JOINT, End Site, OFFSET, CHANNELS, a brace or MOTION")
+            if len(joints) > MAX_JOINTS:
+                raise ValueError(f"more than {MAX_JOINTS} joints")
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{path}: line {number + 1}, {line.strip()[:40]!r}: {error}") from error
+    sound = at_end and all(len(j.offset) == 3 and all(abs(x) < 1e5 for x in j.offset) for j in joints)
+    if not sound or len({joint.name for joint in joints}) != len(joints):
+        raise InputError(f"{path}: not a complete BVH file; joints need three finite offsets and names of their own, then comes MOTION")
+    return joints, number
+
+
+def read_bvh(path: str, text: str) -> Recording:
+    """A BVH file, lengths in its own unit, world as in the file. Raises InputError."""
+    lines = text.split("\n")
+    joints, motion = read_hierarchy(path, lines)
+    header = [line.split() for line in lines[motion + 1 :][:20] if line.strip()][:2]
+    width = sum(len(joint.channels) for joint in joints)
+    try:
+        frames, step = int(header[0][1]), float(header[1][2])
+        start = next(i for i in range(motion + 1, len(lines)) if lines[i].split()[:2] == ["Frame", "Time:"])
+        if not any(line.strip() for line in lines[start + 1 :]):
+            raise ValueError("no frames")
+        values = np.loadtxt(io.StringIO("\n".join(lines[start + 1 :])), ndmin=2, comments=None)  # (F, width)
+    except (ValueError, IndexError, StopIteration) as error:
+        brief = " ".join(str(error).split())[:80]
+        raise InputError(f'{path}: after MOTION come "Frames: N", "Frame Time: SECONDS" and rows of {width} numbers ({brief})') from error
+    if values.shape != (frames, width) or not 2 <= frames <= 200_000:
+        raise InputError(f"{path}: {values.shape[0]} rows of {values.shape[-1]} numbers; the file promises {frames} of {width}, at least 2")
+    if not (np.abs(values) < 1e6).all() or not 1e-3 <= step <= 1.0:
+        raise InputError(f"{path}: NaN, infinity or huge numbers in a frame, or a frame time that is not between 0.001 and 1 s")
+    fps = 1.0 / step
+    fps = float(round(fps)) if abs(1 / round(fps) - step) < 1.1e-6 else fps  # 0.033333 s means 30 frames a second
+    rotations = torch.zeros(frames, len(joints), 4, dtype=torch.float64)
+    offsets, root_position, column = np.array([joint.offset for joint in joints]), np.zeros((frames, 3)), 0
+    for j, joint in enumerate(joints):
+        q = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64).expand(frames, 4)
+        for channel in joint.channels:
+            axis, data = AXES.index(channel[0]), values[:, column]
+            if channel.endswith("rotation"):  # R = R_first R_second R_third
+                rotvec = torch.zeros(frames, 3, dtype=torch.float64)
+                rotvec[:, axis] = torch.from_numpy(np.deg2rad(data))
+                q = lib.quat_multiply(q, lib.quat_from_rotvec(rotvec))
+            elif j == 0:
+                root_position[:, axis] = data
+            else:  # exporters that write positions for every joint repeat the offset; bones of changing length are averaged
+                offsets[j, axis] = np.median(data)
+            column += 1
+        rotations[:, j] = q
+    names, parents = [joint.name for joint in joints], [joint.parent for joint in joints]
+    return Recording(fps, "", root_position, continuous(rotations.numpy()), names, parents, offsets, "")
+
+
+# ---- Writing -------------------------------------------------------------------------------------------------------------------
+
+
+def euler_zxy(q: np.ndarray) -> np.ndarray:
+    """Angles (F, J, 3) [rad] with R = Rz(a) Rx(b) Ry(c), continuous over the frames. (F, J, 4) -> (F, J, 3)."""
+    x, y, z, w = np.moveaxis(q, -1, 0)
+    # R[2,1] = sin b, R[0,1] = -sin a cos b, R[1,1] = cos a cos b, R[2,0] = -cos b sin c, R[2,2] = cos b cos c
+    r01, r11, r21 = 2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)
+    r20, r22 = 2 * (x * z - w * y), 1 - 2 * (x * x + y * y)
+    lock = np.hypot(r01, r11) < 1e-7  # b is a quarter turn: only the sum of a and c means something
+    a = np.where(lock, np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z)), np.arctan2(-r01, r11))
+    c = np.where(lock, 0.0, np.arctan2(-r20, r22))
+    return np.unwrap(np.stack((a, np.arctan2(r21, np.hypot(r01, r11)), c), -1), axis=0)
+
+
+def bvh_text(recording: Recording) -> str:
+    """A BVH file in centimetres, Y up and facing +Z, of a recording in metres, Z up and facing +X, that stands upright in its zero pose."""
+    order = [1, 2, 0]  # +Y left -> +X, +Z up -> +Y, +X forward -> +Z
+    offsets, root = 100 * recording.offsets[:, order], 100 * recording.root_position[:, order]
+    angles = np.rad2deg(euler_zxy(recording.rotations[..., order + [3]]))  # (F, J, 3)
+    children = [[c for c, parent in enumerate(recording.parents) if parent == j] for j in range(len(offsets))]
+    vector = lambda v: " ".join(f"{x:.6f}" for x in v)  # noqa: E731
+    lines, sequence = ["HIERARCHY"], []
+
+    def write(j: int, indent: str) -> None:
+        sequence.append(j)
+        place = "Xposition Yposition Zposition " if j == 0 else ""
+        lines.extend([f"{indent}{'JOINT' if j else 'ROOT'} {recording.names[j]}", indent + "{", f"{indent}  OFFSET {vector(offsets[j])}"])
+        lines.append(f"{indent}  CHANNELS {6 if j == 0 else 3} {place}Zrotation Xrotation Yrotation")
+        for child in children[j]:
+            write(child, indent + "  ")
+        if not children[j]:
+            tip = (0.0, 0.0, 10.0) if "foot" in recording.names[j] else (0.0, 20.0 if "head" in recording.names[j] else -10.0, 0.0)
+            lines.extend([f"{indent}  End Site", indent + "  {", f"{indent}    OFFSET {vector(tip)}", indent + "  }"])
+        lines.append(indent + "}")
+
+    write(0, "")
+    rows = np.concatenate((root, angles[:, sequence].reshape(len(root), -1)), -1)
+    lines += ["MOTION", f"Frames: {len(root)}", f"Frame Time: {1 / recording.fps:.9f}"]
+    return "\n".join(lines + [vector(row) for row in rows]) + "\n"

@@ -1,0 +1,335 @@
+"""The formats that motions/convert.py reads and writes (motions/README.md describes them), except BVH, which is in bvh.py.
+
+A reader gives a Clip of our own character, or a Recording of another skeleton, which retarget.py turns into a clip.
+Dimension key: F frames, J bodies of the character or joints of a recording (row 0 is the root), D dofs.
+"""
+
+import io
+import json
+import pickle
+from collections import OrderedDict
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import motion_lib as lib
+from motion_lib import Character, Clip, InputError
+from motions import bvh, safe
+from motions.bvh import Recording, continuous
+
+
+class Motion(NamedTuple):
+    """What was found in a file."""
+
+    format: str
+    content: Union[Clip, Recording]  # loop is "" where the format does not say
+    notes: str  # what else was understood
+
+
+def read(path: str, character: Character) -> Motion:
+    """Read a motion file; the format is recognised by the content. Raises InputError for anything that is no motion."""
+    raw = safe.read_bytes(path)
+    if raw[:6] == b"\x93NUMPY":
+        return read_pickled(path, safe.read_npy(path, raw), character)
+    if raw[:1] == b"\x80":  # how every pickle begins since Python 3's protocols
+        return read_pickled(path, safe.read_pickle(path, raw), character)
+    if raw[:4] == b"PK\x03\x04":
+        arrays = safe.read_npz(path, raw)
+        if "body_rotations" in arrays:
+            return read_isaaclab(path, arrays, character)
+        return Motion("our own clip", lib.load_clip(path, character.body_names), "Z up, metres, xyzw, arms hanging")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")  # names of joints may be in any code; only ASCII matters here
+    if text.lstrip()[:9].upper() == "HIERARCHY":
+        return Motion("BVH", bvh.read_bvh(path, text), "degrees, Euler angles in each joint's own order")
+    if text.lstrip()[:1] in ("{", "["):
+        return read_deepmimic(path, text, character)
+    known = "DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH or our own clip"
+    raise InputError(f"{path}: not a motion file that is known here; it is none of {known}")
+
+
+# ---- 1. DeepMimic text ---------------------------------------------------------------------------------------------------------
+
+# A row of a DeepMimic file: duration, root position, then these bodies' rotations relative to their parents, each a
+# quaternion wxyz or the angle of a hinge. The hands are not in it: they are welded.
+COLUMNS = (
+    *(("pelvis", 4), ("torso", 4), ("head", 4)),
+    *(("right_thigh", 4), ("right_shin", 1), ("right_foot", 4), ("right_upper_arm", 4), ("right_lower_arm", 1)),
+    *(("left_thigh", 4), ("left_shin", 1), ("left_foot", 4), ("left_upper_arm", 4), ("left_lower_arm", 1)),
+)
+WIDTH = 1 + 3 + sum(width for _, width in COLUMNS)
+
+
+def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
+    """Loop mode "wrap" or "clamp", and the checked rows (F, 44) of a DeepMimic file as stored: Y up, s, m, rad, wxyz. Raises InputError."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(data, dict) or not isinstance(data.get("Frames"), list):
+        raise InputError(f'{path}: not a DeepMimic motion, it has no list "Frames"')
+    if data.get("Loop", "none") not in ("wrap", "none"):
+        raise InputError(f'{path}: "Loop" is {data["Loop"]!r:.40}; expected "wrap" or "none"')
+    if not 2 <= len(data["Frames"]) <= safe.MAX_FRAMES:
+        raise InputError(f"{path}: {len(data['Frames'])} frame(s); a motion needs at least 2, and {safe.MAX_FRAMES} at most")
+    for index, row in enumerate(data["Frames"]):
+        if not isinstance(row, list) or len(row) != WIDTH:
+            found = f"{len(row)} columns" if isinstance(row, list) else "no list"
+            raise InputError(f"{path}: frame {index} has {found}; a humanoid's frame has {WIDTH}")
+        if not all(type(x) in (int, float) and abs(x) < 1e4 for x in row):  # false for NaN, too
+            raise InputError(f"{path}: frame {index} holds something that is not a finite number of sensible size")
+    frames = np.array(data["Frames"], np.float64)  # (F, 44)
+    bad = np.flatnonzero((frames[:-1, 0] < 2e-3) | (frames[:-1, 0] > 0.5))  # the last frame's duration means nothing
+    if len(bad):
+        raise InputError(f"{path}: frame {bad[0]} lasts {frames[bad[0], 0]:g} s; expected 0.002 to 0.5")
+    return ("wrap" if data.get("Loop") == "wrap" else "clamp"), frames
+
+
+def read_deepmimic(path: str, text: str, character: Character) -> Motion:
+    """A DeepMimic file as a clip: root_position (F, 3) world, Z up [m], rotations (F, J, 4) unit xyzw, parent-relative, row 0 the
+    root in the world. Heights are the file's. Raises InputError (see check_deepmimic)."""
+    loop, frames = check_deepmimic(path, text)
+    # Y up, +Z right -> Z up, +Y left: (x, y, z) -> (x, -z, y), for positions and for the axes of rotations alike
+    root_position = frames[:, 1:4][:, [0, 2, 1]] * [1.0, -1.0, 1.0]  # (F, 3) world
+    rotations = np.tile([0.0, 0.0, 0.0, 1.0], (len(frames), len(character.body_names), 1))  # (F, J, 4)
+    column = 4
+    for name, width in COLUMNS:
+        if width == 4:
+            w, x, y, z = frames[:, column : column + 4].T
+            q = np.stack((x, -z, y, w), -1)
+        else:  # a hinge about DeepMimic's +z axis, which is our -y
+            half = -0.5 * frames[:, column]
+            q = np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
+        norm = np.linalg.norm(q, axis=-1, keepdims=True)
+        # a loose bound, as the kick's norms go down to 0.58 and its quaternions are fine once normalised
+        if norm.min() < 0.1:
+            found = f"frame {norm.argmin()} has norm {norm.min():.3g}"
+            raise InputError(f"{path}: the quaternion of {name} in {found}; expected 1")
+        rotations[:, character.body_names.index(name)] = continuous(q / norm)
+        column += width
+    time = np.concatenate(([0.0], np.cumsum(frames[:-1, 0])))  # (F,) [s]
+    step, notes = np.diff(time), "Y up, metres, wxyz, arms hanging"
+    if np.ptp(step) > 1e-3 * np.median(step):
+        uniform = np.linspace(0.0, time[-1], round(time[-1] / float(np.median(step))) + 1)
+        root_position, rotations = resample(time, uniform, root_position, rotations)
+        notes += ", uneven frames resampled"
+    return Motion("DeepMimic text", Clip((len(root_position) - 1) / time[-1], loop, root_position, rotations), notes)
+
+
+def resample(old: np.ndarray, new: np.ndarray, root_position: np.ndarray, rotations: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Frames at the times `new` (N,), all within the times `old` (F,) [s]. (F, 3), (F, J, 4) -> (N, 3), (N, J, 4)."""
+    low = np.clip(np.searchsorted(old, new, side="right") - 1, 0, len(old) - 2)  # (N,)
+    blend = ((new - old[low]) / (old[low + 1] - old[low]))[:, None]  # (N, 1)
+    position = (1 - blend) * root_position[low] + blend * root_position[low + 1]
+    a, b, t = (torch.from_numpy(x) for x in (rotations[low], rotations[low + 1], blend[..., None]))
+    return position, lib.slerp(a, b, t).numpy()
+
+
+# ---- 2. poselib and MimicKit ---------------------------------------------------------------------------------------------------
+
+
+def read_pickled(path: str, tree: Any, character: Character) -> Motion:
+    """A poselib motion or one of MimicKit, from the tree that safe.read_pickle gives. Raises InputError."""
+    if isinstance(tree, dict) and "skeleton_tree" in tree:
+        return read_poselib(path, tree)
+    if isinstance(tree, dict) and "frames" in tree:
+        return read_mimickit(path, tree, character)
+    raise InputError(f'{path}: neither a poselib motion (with "skeleton_tree") nor one of MimicKit (with "frames")')
+
+
+def _field(path: str, tree: Any, key: str) -> Any:
+    if not isinstance(tree, dict) or key not in tree:
+        raise InputError(f"{path}: not a complete motion, it lacks {key}")
+    return safe.plain(tree[key])
+
+
+def _numbers(path: str, value: Any, key: str, *shape: Optional[int]) -> np.ndarray:
+    """An array of finite numbers in float64, of the shape asked for (None: any length). Raises InputError."""
+    value = safe.plain(value)
+    if type(value) in (int, float) and -1e4 < value < 1e4:  # larger integers might not even be convertible
+        value = np.array(value, np.float64)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+        raise InputError(f"{path}: {key} holds no numbers")
+    if value.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, value.shape)):
+        expected = ", ".join("any" if n is None else str(n) for n in shape)
+        raise InputError(f"{path}: {key} has the shape {value.shape}; expected ({expected})")
+    with np.errstate(all="ignore"):  # of NaN that signal; they are refused below
+        value = value.astype(np.float64)
+    if not (np.abs(value) < 1e4).all():  # false for NaN, too
+        raise InputError(f"{path}: {key} holds NaN, infinity or a number beyond 10 000")
+    return value
+
+
+def _texts(path: str, value: Any, key: str) -> List[str]:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)) or not 2 <= len(value) <= bvh.MAX_JOINTS or not all(type(name) is str for name in value):
+        raise InputError(f"{path}: {key} is not a list of 2 to {bvh.MAX_JOINTS} names")
+    return list(value)
+
+
+def _rate(path: str, value: Any) -> float:
+    value = value.reshape(()) if isinstance(value, np.ndarray) and value.size == 1 else value
+    fps = float(_numbers(path, value, "fps"))
+    if not 1.0 <= fps <= 1000.0:
+        raise InputError(f"{path}: fps is {fps}; expected 1 to 1000")
+    return fps
+
+
+def _unit(path: str, q: np.ndarray, key: str) -> np.ndarray:
+    """Quaternions of any norm but none near zero, normalised and continuous in time. Raises InputError."""
+    norm = np.linalg.norm(q, axis=-1, keepdims=True)
+    if len(q) < 2 or len(q) > safe.MAX_FRAMES:
+        raise InputError(f"{path}: {len(q)} frame(s); a motion needs at least 2, and {safe.MAX_FRAMES} at most")
+    if norm.min() < 0.1:
+        raise InputError(f"{path}: {key} holds a quaternion of norm {norm.min():.3g}; expected 1")
+    return continuous(q / norm)
+
+
+def _loop(value: Any) -> str:
+    """Loop mode from a key that only our own exports have; "" where there is none."""
+    value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+    return value if isinstance(value, str) and value in ("wrap", "clamp") else ""
+
+
+def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
+    """A motion of IsaacGymEnvs or ASE: xyzw, parent-relative or in the world, metres, Z up; its skeleton is in it. Raises InputError."""
+    skeleton = _field(path, tree, "skeleton_tree")
+    array = lambda part, key, *shape: _numbers(path, _field(path, _field(path, part, key), "arr"), key, *shape)  # noqa: E731
+    names = _texts(path, _field(path, skeleton, "node_names"), "node_names")
+    J = len(names)
+    parents = array(skeleton, "parent_indices", J).astype(int).tolist()
+    if parents[0] != -1 or any(not 0 <= parent < j for j, parent in enumerate(parents) if j):
+        raise InputError(f"{path}: parent_indices do not come before their children, root first")
+    offsets = array(skeleton, "local_translation", J, 3)
+    rotations = _unit(path, array(tree, "rotation", None, J, 4), "rotation")  # (F, J, 4) xyzw
+    root_position = array(tree, "root_translation", len(rotations), 3)
+    local = bool(_field(path, tree, "is_local") is True)
+    if not local:
+        rotations = local_rotations(rotations, parents)
+    content = Recording(
+        _rate(path, _field(path, tree, "fps")), _loop(tree.get("loop")), root_position, rotations, names, parents, offsets, "+z"
+    )
+    return Motion("poselib", content, f"xyzw, {'parent-relative' if local else 'in the world'}")
+
+
+def local_rotations(world: np.ndarray, parents: List[int]) -> np.ndarray:
+    """Rotations in the world (F, J, 4) -> relative to the parents, row 0 in the world."""
+    q = torch.from_numpy(np.ascontiguousarray(world))
+    return torch.cat((q[:, :1], lib.quat_multiply(lib.quat_conjugate(q[:, parents[1:]]), q[:, 1:])), 1).numpy()
+
+
+def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Motion:
+    """A motion of MimicKit's humanoid, whose joints are our own; in its zero pose the arms point sideways, and the elbows turn
+    about z. A file of the older skeleton with hanging arms is told by its right elbow, which bends the other way. Raises InputError."""
+    rows = _field(path, tree, "frames")
+    if isinstance(rows, (list, tuple)):
+        good = 2 <= len(rows) <= safe.MAX_FRAMES and all(isinstance(safe.plain(row), (list, tuple, np.ndarray)) for row in rows)
+        rows = [safe.plain(row) for row in rows] if good else []
+        fits = lambda x: isinstance(x, (int, float, np.number)) and -1e4 < x < 1e4  # noqa: E731
+        if not good or any(len(row) != 34 or not all(map(fits, row)) for row in rows):
+            raise InputError(f"{path}: frames are not at least 2 rows of 34 numbers; only MimicKit's humanoid is known here")
+        rows = np.array(rows, np.float64)
+    frames = _numbers(path, rows, "frames", None, 34)
+    mode = float(_numbers(path, tree.get("loop_mode", 0), "loop_mode"))
+    if mode not in (0.0, 1.0):
+        raise InputError(f"{path}: loop_mode is neither 0 (clamp) nor 1 (wrap)")
+    dofs = frames[:, 6:]  # (F, D), in the order of our character's dofs
+    right, left = (dofs[:, character.dof_names.index(f"{side}_elbow")] for side in ("right", "left"))
+    hanging = right.mean() < -1e-3 and left.mean() < -1e-3
+    offsets, axis = character.offsets.double().clone(), character.dof_axis.double().clone()
+    for side, outward in (("right", -1.0), ("left", 1.0)):
+        for body in (f"{side}_lower_arm", f"{side}_hand"):
+            j = character.body_names.index(body)
+            offsets[j] = offsets[j] if hanging else torch.tensor([0.0, outward, 0.0]) * offsets[j].norm()
+        axis[character.dof_names.index(f"{side}_elbow")] = torch.tensor([0.0, 1.0, 0.0] if hanging else [0.0, 0.0, 1.0])
+    rotvec = torch.zeros(len(frames), len(character.parents), 3, dtype=torch.float64)
+    rotvec[:, 0] = torch.from_numpy(frames[:, 3:6])
+    rotvec.index_add_(1, character.dof_body, torch.from_numpy(dofs)[..., None] * axis)
+    rotations = _unit(path, lib.quat_from_rotvec(rotvec).numpy(), "frames")
+    skeleton = (character.body_names, character.parents, offsets.numpy(), "+z")
+    content = Recording(_rate(path, _field(path, tree, "fps")), "wrap" if mode == 1 else "clamp", frames[:, :3], rotations, *skeleton)
+    return Motion("MimicKit", content, "exponential maps")
+
+
+# ---- 3. Isaac Lab --------------------------------------------------------------------------------------------------------------
+
+
+def read_isaaclab(path: str, arrays: Dict[str, np.ndarray], character: Character) -> Motion:
+    """A motion of Isaac Lab: positions [m] and rotations (wxyz) of bodies in the world, Z up. It holds no skeleton: bodies are known by
+    our character's names, in any order, and bone lengths are measured. Raises InputError."""
+    names = _texts(path, _field(path, arrays, "body_names"), "body_names")
+    missing = [name for name in character.body_names if name not in names]
+    if missing:
+        raise InputError(f"{path}: a motion of another robot, it lacks the body {missing[0]}; only the humanoid can be read")
+    order, B = [names.index(name) for name in character.body_names], len(names)
+    position = _numbers(path, _field(path, arrays, "body_positions"), "body_positions", None, B, 3)[:, order]  # (F, J, 3)
+    wxyz = _numbers(path, _field(path, arrays, "body_rotations"), "body_rotations", len(position), B, 4)[:, order]
+    world = _unit(path, wxyz[..., [1, 2, 3, 0]], "body_rotations")  # (F, J, 4)
+    q, p, parents = torch.from_numpy(world), torch.from_numpy(position), character.parents
+    offsets = lib.quat_rotate(lib.quat_conjugate(q[:, parents[1:]]), p[:, 1:] - p[:, parents[1:]]).mean(0)
+    offsets = np.concatenate((np.zeros((1, 3)), offsets.numpy()))
+    local = _unit(path, local_rotations(world, parents), "body_rotations")
+    fps, loop = _rate(path, _field(path, arrays, "fps")), _loop(arrays.get("loop"))
+    content = Recording(fps, loop, position[:, 0], local, character.body_names, parents, offsets, "+z")
+    return Motion("Isaac Lab", content, "wxyz, in the world")
+
+
+# ---- 4. Export -----------------------------------------------------------------------------------------------------------------
+
+
+def body_states(clip: Clip, character: Character) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Position (F, J, 3) [m], rotation (F, J, 4), velocity and angular velocity (F, J, 3) of every body, all in the world."""
+    character = character._replace(offsets=character.offsets.double())
+    p, q = lib.forward_kinematics(character, torch.from_numpy(clip.root_position), torch.from_numpy(clip.rotations))
+    turn = lib.rotvec_from_quat(lib.quat_multiply(q[1:], lib.quat_conjugate(q[:-1]))) * clip.fps  # (F-1, J, 3)
+    angular = 0.5 * (torch.cat((turn, turn[-1:])) + torch.cat((turn[:1], turn)))
+    return p, q, torch.gradient(p, spacing=1 / clip.fps, dim=0)[0], angular
+
+
+def poselib_bytes(clip: Clip, character: Character) -> bytes:
+    """A poselib .npy file. That format is a pickle by definition; this one has the names that NumPy 1 and 2 both know."""
+    _, _, velocity, angular = body_states(clip, character)
+    array = lambda x, kind=np.float32: OrderedDict(arr=np.asarray(x, kind), context={"dtype": np.dtype(kind).name})  # noqa: E731
+    skeleton = OrderedDict(node_names=list(character.body_names), parent_indices=array(character.parents, np.int64))
+    skeleton["local_translation"] = array(character.offsets)
+    tree = OrderedDict(rotation=array(clip.rotations), root_translation=array(clip.root_position), global_velocity=array(velocity))
+    tree.update(global_angular_velocity=array(angular), skeleton_tree=skeleton, is_local=True, fps=clip.fps)
+    tree.update({"__name__": "SkeletonMotion", "loop": clip.loop})  # the last one is ours; poselib takes what it knows
+    holder, file = np.empty((), object), io.BytesIO()
+    holder[()] = tree
+    np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+    # NumPy 2 calls its module numpy._core; under the old name, which it knows as well, NumPy 1 can read the file, too
+    return file.getvalue() + pickle.dumps(holder, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+def isaaclab_bytes(clip: Clip, character: Character) -> bytes:
+    """An Isaac Lab .npz file, without pickle. Dofs are our own: exponential maps of ball joints, angles of hinges."""
+    p, q, velocity, angular = body_states(clip, character)
+    dofs = lib.dof_positions(character, torch.from_numpy(clip.rotations).float())
+    arrays = {
+        "fps": np.float64(clip.fps),
+        "dof_names": np.array(character.dof_names),
+        "body_names": np.array(character.body_names),
+        "dof_positions": dofs,
+        "dof_velocities": torch.gradient(dofs, spacing=1 / clip.fps, dim=0)[0],
+        "body_positions": p,
+        "body_rotations": q[..., [3, 0, 1, 2]],  # wxyz
+        "body_linear_velocities": velocity,
+        "body_angular_velocities": angular,
+        "loop": np.array(clip.loop),  # ours; Isaac Lab takes what it knows
+    }
+    file = io.BytesIO()
+    floats = {key: np.asarray(x, np.float32) if isinstance(x, Tensor) else x for key, x in arrays.items()}
+    np.savez(file, **floats)
+    return file.getvalue()
+
+
+def bvh_bytes(clip: Clip, character: Character) -> bytes:
+    """A BVH file of our skeleton in centimetres, Y up, facing +Z."""
+    skeleton = (character.body_names, character.parents, character.offsets.double().numpy(), "+z")
+    return bvh.bvh_text(Recording(*clip, *skeleton)).encode()

@@ -1,0 +1,146 @@
+"""Keep the feet of a retargeted character where they stood: inverse kinematics by mink on our MuJoCo model (requirements-motions.txt).
+
+Dimension key: F frames, P = 4 points (heel and toe of each foot), B bodies.
+"""
+
+from typing import List, Tuple
+
+import numpy as np
+import torch
+
+import motion_lib as lib
+from motion_lib import Character, Clip, InputError
+from motions.bvh import continuous
+
+NEAR = 0.04  # [m] a point lower than this, ...
+SLOW = 0.5  # [m/s] ... and slower than this, stands on the ground
+FADE = 0.15  # [s] over which a correction grows before a point stands, and fades after
+STEPS = 8  # of the solver, a frame: each one halves what is left or better
+
+
+def sole_points(character: Character) -> List[Tuple[int, np.ndarray]]:
+    """Body and position in its frame [m] of right heel, right toe, left heel, left toe: the middle of the sole's back and front edge."""
+    points = []
+    for side in ("right", "left"):
+        foot = character.body_names.index(f"{side}_foot")
+        hull = character.hull_point[character.hull_body == foot].double().numpy()  # the corners of a box
+        for x in (hull[:, 0].min(), hull[:, 0].max()):
+            points.append((foot, np.array([x, hull[:, 1].mean(), hull[:, 2].min()])))
+    return points
+
+
+def point_positions(character: Character, clip: Clip) -> np.ndarray:
+    """Where heels and toes are in the world. -> (F, P, 3) [m]."""
+    double = character._replace(offsets=character.offsets.double())
+    p, q = lib.forward_kinematics(double, torch.from_numpy(clip.root_position), torch.from_numpy(clip.rotations))
+    points = sole_points(character)
+    return torch.stack([p[:, j] + lib.quat_rotate(q[:, j], torch.from_numpy(x)) for j, x in points], 1).numpy()
+
+
+def ground_height(character: Character, clip: Clip) -> float:
+    """The height [m] that the feet reach in a quarter of the frames."""
+    return float(np.quantile(point_positions(character, clip)[..., 2].min(-1), 0.25))
+
+
+def contacts(position: np.ndarray, fps: float) -> np.ndarray:
+    """Which points (F, P, 3) [m] stand on the ground at z = 0: low and slow, for a tenth of a second at least. -> (F, P) bool."""
+    speed = np.linalg.norm(np.gradient(position, axis=0), axis=-1) * fps  # (F, P)
+    stands = (position[..., 2] < NEAR) & (speed < SLOW)
+    for point in range(stands.shape[1]):
+        for first, last in runs(stands[:, point]):
+            if last - first + 1 < 0.1 * fps and first > 0 and last < len(stands) - 1:
+                stands[first : last + 1, point] = False
+    return stands
+
+
+def runs(mask: np.ndarray) -> List[Tuple[int, int]]:
+    """First and last index of each run of True. (F,) -> [(first, last), ...]."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(int)))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2])]
+
+
+def targets(position: np.ndarray, stands: np.ndarray, fps: float) -> np.ndarray:
+    """Where the points (F, P, 3) should be: on one spot of the ground while they stand, else where they are plus what is left of the
+    corrections before and after. -> (F, P, 3) [m]."""
+    correction, weight = np.zeros_like(position), np.zeros(position.shape[:2])
+    time = np.arange(len(position)) / fps
+    for point in range(position.shape[1]):
+        for first, last in runs(stands[:, point]):
+            spot = position[first : last + 1, point].mean(0) * [1.0, 1.0, 0.0]
+            shift = spot - position[np.clip(np.arange(len(position)), first, last), point]  # (F, 3), held before and after
+            away = np.maximum(time[first] - time, time - time[last]).clip(0.0, FADE) / FADE  # (F,) 0 while it stands, 1 far away
+            fade = 0.5 + 0.5 * np.cos(np.pi * away)
+            take = fade > weight[:, point]
+            correction[take, point], weight[take, point] = (fade[:, None] * shift)[take], fade[take]
+    return position + correction
+
+
+def ik_model(character: Character):
+    """MuJoCo's model of the character with a ball joint for each hinge triple, and a site at each heel and toe. Raises InputError."""
+    try:
+        import mink  # noqa: F401
+        import mujoco
+    except ImportError as error:
+        advice = "pip install -r requirements-motions.txt, or use --no-plant"
+        raise InputError(f"planting the feet of another skeleton needs {error.name}: {advice}") from error
+    spec = mujoco.MjSpec.from_file(character.path)
+    for motor in list(spec.actuators):
+        spec.delete(motor)
+    for body in character.balls.tolist():
+        for d in np.flatnonzero(character.dof_body.numpy() == body):
+            spec.delete(spec.joint(character.dof_names[d]))
+        spec.body(character.body_names[body]).add_joint(name=f"ball{body}", type=mujoco.mjtJoint.mjJNT_BALL)
+    for i, (body, position) in enumerate(sole_points(character)):
+        spec.body(character.body_names[body]).add_site(name=f"point{i}", pos=position)
+    return spec.compile()
+
+
+def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
+    """The clip with heels and toes held where they stand on the ground at z = 0, and as little else changed as that takes; and a
+    remark on how much they slid before and after. Raises InputError if mink is not installed."""
+    model = ik_model(character)
+    import mink
+
+    before = point_positions(character, clip)
+    stands = contacts(before, clip.fps)
+    if not stands.any():
+        return clip, "they never stand"
+    goal = targets(before, stands, clip.fps)
+    configuration = mink.Configuration(model)
+    feet = [mink.FrameTask(f"point{i}", "site", position_cost=10.0, orientation_cost=0.0) for i in range(goal.shape[1])]
+    pelvis = mink.FrameTask(character.body_names[0], "body", position_cost=1.0, orientation_cost=1.0)
+    posture = mink.PostureTask(model, cost=0.3)
+    limits = [mink.ConfigurationLimit(model)]  # of elbows and knees; the balls have none
+    start = model.jnt_qposadr[model.body_jntadr[1:].clip(0)]  # (B,) of each body's joint in qpos; the root's rotation follows its position
+    balls, hinges = [0, *character.balls.tolist()], character.hinges.tolist()
+    columns = [start[b] + (3 if b == 0 else 0) + np.arange(4) for b in balls]
+    angles = lib.dof_positions(character, torch.from_numpy(clip.rotations))[:, character.hinge_dofs].numpy()  # (F, H)
+    low, high = model.jnt_range[model.body_jntadr[1:][hinges]].T
+    root_position, rotations, q = clip.root_position.copy(), clip.rotations.copy(), model.qpos0.copy()
+    for frame in range(len(goal)):
+        q[:3] = clip.root_position[frame]
+        for b, column in zip(balls, columns):
+            q[column] = clip.rotations[frame, b][[3, 0, 1, 2]]  # MuJoCo's quaternions are wxyz
+        q[start[hinges]] = angles[frame].clip(low, high)
+        configuration.update(q)
+        pelvis.set_target_from_configuration(configuration)
+        posture.set_target_from_configuration(configuration)
+        for task, point in zip(feet, goal[frame]):
+            task.set_target(mink.SE3.from_translation(point))
+        for _ in range(STEPS):
+            velocity = mink.solve_ik(configuration, [*feet, pelvis, posture], 1.0, "daqp", damping=1e-6, limits=limits)
+            configuration.integrate_inplace(velocity, 1.0)
+        root_position[frame] = configuration.q[:3]
+        for b, column in zip(balls, columns):
+            rotations[frame, b] = configuration.q[column][[1, 2, 3, 0]]
+        half = 0.5 * configuration.q[start[hinges]]  # (H,)
+        rotations[frame, hinges] = np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
+    result = clip._replace(root_position=root_position, rotations=continuous(rotations))
+    slid = [100 * slide(x, stands) for x in (before, point_positions(character, result))]
+    return result, f"sliding {slid[0]:.1f} -> {slid[1]:.1f} cm at worst"
+
+
+def slide(position: np.ndarray, stands: np.ndarray) -> float:
+    """The largest distance [m] on the ground of a point (F, P, 3) from where a run of standing (F, P) has begun."""
+    ways = [position[a : b + 1, point, :2] - position[a, point, :2] for point in range(stands.shape[1]) for a, b in runs(stands[:, point])]
+    return max((float(np.linalg.norm(way, axis=-1).max()) for way in ways), default=0.0)

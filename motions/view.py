@@ -82,10 +82,11 @@ def place(root: Tensor, rotations: Tensor, root0: Tensor, rotations0: Tensor, la
 
 
 def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple[float, int]:
-    """Frames per second, at most `limit`, and their number T. seconds 0: the longest clip, but 10 s if all of them loop."""
+    """Frames per second, at most `limit`, and their number T. seconds 0: the longest clip that ends, else 10 s or the longest loop."""
     rate = min(max(float(m.fps[0]) for m in motions), limit)
     if not seconds:
-        seconds = max(10.0 if all(bool(m.loop[0]) for m in motions) else 0.0, *(float(m.length[0]) for m in motions), 0.0)
+        ends = [float(m.length[0]) for m in motions if not m.loop[0]]
+        seconds = max(ends) if ends else max(10.0, *(float(m.length[0]) for m in motions), 0.0)
     return rate, 1 + max(round(seconds * rate), 1)
 
 
@@ -109,11 +110,15 @@ def load_takes(character: Character, files: List[str], layout: str, seconds: flo
         if takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
-        takes.append(Take(os.path.splitext(os.path.basename(path))[0], root, rotations, touching))
+        name = "/".join(os.path.abspath(path).split(os.sep)[-2:])
+        takes.append(Take(os.path.splitext(name)[0], root, rotations, touching))
     return rate, takes
 
 
 # ---- 2. The scene --------------------------------------------------------------------------------------------------------------
+
+
+Meshes = List[Tuple[np.ndarray, np.ndarray]]  # of each body: vertices (V, 3) in its frame [m], triangles (N, 3)
 
 
 class Scene(NamedTuple):
@@ -125,12 +130,17 @@ class Scene(NamedTuple):
     paths: List[Any]  # C lines on the ground
 
 
-def body_meshes(path: str) -> List[Tuple[np.ndarray, np.ndarray]]:
-    """Vertices (V, 3) in the body's frame [m] and triangles (N, 3) of each body of an MJCF file: its spheres, capsules and boxes."""
+def body_meshes(path: str) -> Meshes:
+    """Vertices (V, 3) in the body's frame [m] and triangles (N, 3) of each body of an MJCF file: its spheres, capsules and boxes.
+
+    Raises InputError when MuJoCo cannot read the file."""
     import mujoco
     import trimesh
 
-    model = mujoco.MjModel.from_xml_path(path)
+    try:
+        model = mujoco.MjModel.from_xml_path(path)
+    except ValueError as error:
+        raise InputError(f"{path}: MuJoCo refuses the character file: {' '.join(str(error).split())}") from error
     parts: List[List[Any]] = [[] for _ in range(model.nbody)]
     for geom in range(model.ngeom):
         size, kind = model.geom_size[geom], model.geom_type[geom]
@@ -154,17 +164,16 @@ def colour_of(index: int, body: str, touching: bool) -> Tuple[int, int, int]:
     return RED if touching else tuple(int(shade * c) for c in COLOURS[index % len(COLOURS)])
 
 
-def build(server: Any, character: Character, takes: List[Take], layout: str) -> Scene:
+def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], layout: str) -> Scene:
     """Put ground, paths and characters into the scene of a viser server, and the camera in front of them."""
     scene = server.scene
     world = scene.add_frame("/world", show_axes=False)
     centre = scene.add_frame("/world/centre", show_axes=False)
     look = dict(cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246), plane_opacity=1.0)
     scene.add_grid("/world/ground", 400, 400, fade_distance=30, shadow_opacity=0.35, position=(0, 0, -0.001), **look)
-    meshes = body_meshes(character.path)
     bodies, paths = [], []
     for i, take in enumerate(takes):
-        folder = f"/world/{i}_{take.name}"
+        folder = f"/world/{i} {take.name.replace('/', ' ')}"
         ghost = 0.45 if i and layout != "side" else None
         names, nodes = [], []
         for j, (name, parent) in enumerate(zip(character.body_names, character.parents)):
@@ -172,17 +181,18 @@ def build(server: Any, character: Character, takes: List[Take], layout: str) -> 
             colour, (vertices, faces) = colour_of(i, name, False), meshes[j]
             offset = character.offsets[j].numpy()
             nodes.append(scene.add_mesh_simple(names[j], vertices, faces, color=colour, opacity=ghost, position=offset))
-        line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.004 + 0.001 * i]  # (T, 3)
+        line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
         line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
-        paths.append(scene.add_line_segments(f"{folder}_path", line, colour_of(i, "", False), line_width=3))
+        paths.append(scene.add_line_segments(f"{folder} path", line, colour_of(i, "", False), thickness=3, thickness_units="screen"))
         bodies.append(nodes)
     focus = centre_of(takes, 0)
     size = 3.2 + 0.8 * SPACING * (len(takes) - 1 if layout == "side" else 0)  # distance of the camera [m]
     server.initial_camera.fov = math.radians(40)
     server.initial_camera.look_at = focus + [0, 0, 0.75]
-    side = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), torch.tensor([0.5, -0.85, 0.0])).numpy()
-    server.initial_camera.position = focus + size * side + [0, 0, 0.75 + 0.25 * size]
+    view = torch.tensor([0.85, -0.5, 0.0] if layout == "side" else [0.4, -0.9, 0.0])  # from the front right, or from the right
+    view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
+    server.initial_camera.position = focus + size * view + [0, 0, 0.75 + 0.2 * size]
     return Scene(world, centre, bodies, paths)
 
 
@@ -212,11 +222,11 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
 # camera by as much as the node "centre" has moved. `__viserMutable` is how viser's own tests reach its scene.
 PAGE = """<style>
 #motion {position:fixed; z-index:5; bottom:58px; left:12px; padding:8px 12px; border-radius:6px; background:#fffd; font:14px sans-serif;
-  box-shadow:0 1px 6px #0003} #motion div {margin-bottom:3px} #motion i {display:inline-block; width:12px; height:12px;
-  border-radius:6px; margin-right:7px}</style><script>
+  box-shadow:0 1px 6px #0003} #motion div {margin-bottom:3px}</style><script>
 document.title = "Motion";
 addEventListener("DOMContentLoaded", () => {
-  document.body.insertAdjacentHTML("beforeend", `<div id="motion">LEGEND<label><input id="follow" type="checkbox" checked> follow</label></div>`);
+  document.body.insertAdjacentHTML("beforeend",
+    `<div id="motion">LEGEND<label><input id="follow" type="checkbox" checked> follow</label></div>`);
   let last = null;
   const follow = () => {
     const viewer = window.__viserMutable, centre = viewer.nodeRefFromName["/world/centre"];
@@ -241,16 +251,16 @@ addEventListener("DOMContentLoaded", () => {
 
 def legend_of(takes: List[Take]) -> str:
     """HTML lines that say which colour is which file."""
-    dot = '<div><i style="background:rgb{}"></i>{}</div>'
+    dot = '<div><i style="background:rgb{}; display:inline-block; width:12px; height:12px; border-radius:6px"></i> {}</div>'
     rows = [dot.format(colour_of(i, "", False), html.escape(take.name)) for i, take in enumerate(takes)]
     return "".join(rows) + dot.format(RED, "touches the ground")
 
 
-def page_of(character: Character, takes: List[Take], rate: float, layout: str) -> str:
+def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str) -> str:
     """The whole HTML document: viser's client, the recording, and the follow camera."""
     server = start_server("127.0.0.1", 0)  # only to make the messages that are recorded
     try:
-        scene = build(server, character, takes, layout)
+        scene = build(server, character, meshes, takes, layout)
         recording = server.get_scene_serializer()
         for frame in range(len(takes[0].root)):
             show(scene, character, takes, frame)
@@ -263,14 +273,14 @@ def page_of(character: Character, takes: List[Take], rate: float, layout: str) -
     return page[:head] + PAGE.replace("LEGEND", legend_of(takes).replace("`", "&#96;").replace("$", "&#36;")) + page[head:]
 
 
-def write_text(path: str, text: str) -> None:
-    """Write a file atomically. Raises InputError when that is not possible."""
-    try:
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(f"{path}.tmp", path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}; does its folder exist?") from error
+def check_writable(path: str) -> None:
+    """Raise InputError when no file can be written there: known before the work, not after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    fault = "it is a folder" if os.path.isdir(path) else f"there is no folder {folder}" if not os.path.isdir(folder) else ""
+    if not fault and not os.access(folder, os.W_OK):
+        fault = f"the folder {folder} is write-protected"
+    if fault:
+        raise InputError(f"--html {path}: {fault}")
 
 
 # ---- 4. The page ---------------------------------------------------------------------------------------------------------------
@@ -281,20 +291,20 @@ def start_server(host: str, port: int) -> Any:
     import viser
 
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        with socket.create_server((host, port)):
+            pass
     except (OSError, OverflowError) as error:
-        raise InputError(f"--host {host} --port {port}: {error}; another --port, or 0 for any that is free") from error
+        fault = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} --port {port}: {fault}; try another --port, or 0 for any that is free") from error
     with contextlib.redirect_stdout(io.StringIO()):  # its banner
         return viser.ViserServer(host=host, port=port, verbose=False)
 
 
-def serve(server: Any, character: Character, takes: List[Take], rate: float, layout: str, stop: threading.Event) -> None:
-    """Show the takes on the server's page, with controls, until `stop` is set."""
-    scene, gui, length = build(server, character, takes, layout), server.gui, (len(takes[0].root) - 1) / rate
-    server.gui.configure_theme(control_layout="collapsible", control_width="medium", show_logo=False, show_share_button=False)
-    gui.add_html(f'<div style="padding:0 1em">{legend_of(takes)}</div>'.replace("<i ", '<i class="dot" '))
+def serve(server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event) -> None:
+    """Move the scene on the server's page, with controls, until `stop` is set."""
+    gui, length = server.gui, (len(takes[0].root) - 1) / rate
+    gui.configure_theme(show_logo=False, show_share_button=False)
+    gui.add_html(f'<div style="padding:0 1em 0.5em">{legend_of(takes)}</div>')
     button = gui.add_button("Pause")
     clock = gui.add_slider("Time [s]", 0.0, length, 0.01, 0.0)
     speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
@@ -331,10 +341,12 @@ def serve(server: Any, character: Character, takes: List[Take], rate: float, lay
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Look at motion clips in a browser.", epilog=f"Layouts: {LAYOUTS}")
+    parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file")
     parser.add_argument("--layout", choices=LAYOUTS, default="side", help="; ".join(f"{k}: {v}" for k, v in LAYOUTS.items()))
-    parser.add_argument("--seconds", type=float, default=0.0, help="how long to show (default: the longest clip; 10 s if all loop)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="how long to show (default: the longest clip that ends; 10 s if all loop)"
+    )
     parser.add_argument("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
     parser.add_argument("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8080, help="its port (default 8080)")
@@ -343,18 +355,24 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if not 0.0 <= args.seconds <= 600.0:
-            raise InputError(f"--seconds {args.seconds:g}: expected up to 600")
+            raise InputError(f"--seconds {args.seconds:g}: expected 0 to 600")
+        if args.html:
+            check_writable(args.html)
         character = ml.load_character(args.character_file)
         rate, takes = load_takes(character, args.files, args.layout, args.seconds, live=not args.html)
+        meshes = body_meshes(character.path)
         if args.html:
-            write_text(args.html, page_of(character, takes, rate, args.layout))
+            with open(f"{args.html}.tmp", "w", encoding="utf-8") as file:
+                file.write(page_of(character, meshes, takes, rate, args.layout))
+            os.replace(f"{args.html}.tmp", args.html)
             print(f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {os.path.getsize(args.html) / 1e6:.1f} MB")
             return
         server = start_server(args.host, args.port)
+        scene = build(server, character, meshes, takes, args.layout)
     except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install -r requirements-motions.txt", file=sys.stderr)
+        print(f"error: {error}; pip install -r requirements.txt -r requirements-motions.txt", file=sys.stderr)
         sys.exit(2)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     address = f"http://{args.host}:{server.get_port()}"
@@ -362,7 +380,7 @@ def main() -> None:
     if not args.no_browser:
         webbrowser.open(address)
     try:
-        serve(server, character, takes, rate, args.layout, threading.Event())
+        serve(server, scene, character, takes, rate, threading.Event())
     except KeyboardInterrupt:
         server.stop()
 

@@ -86,7 +86,7 @@ def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple
     rate = min(max(float(m.fps[0]) for m in motions), limit)
     if not seconds:
         ends = [float(m.length[0]) for m in motions if not m.loop[0]]
-        seconds = max(ends) if ends else max(10.0, *(float(m.length[0]) for m in motions), 0.0)
+        seconds = max(ends) if ends else max([10.0] + [float(m.length[0]) for m in motions])
     return rate, 1 + max(round(seconds * rate), 1)
 
 
@@ -206,11 +206,9 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
     """Put every character into the pose of a frame, and colour what touches the ground."""
     scene.centre.position = centre_of(takes, frame)
     for i, (take, nodes) in enumerate(zip(takes, scene.bodies)):
-        # 2^-15 rad and m are invisible, and rounded numbers make a recording several times smaller
-        rotations = np.round(take.rotations[frame].double().numpy()[:, [3, 0, 1, 2]] * 2**15) / 2**15  # (J, 4) wxyz
-        nodes[0].position = np.round(take.root[frame].double().numpy() * 2**15) / 2**15
+        nodes[0].position = take.root[frame].numpy()
         for j, node in enumerate(nodes):
-            node.wxyz = rotations[j]
+            node.wxyz = take.rotations[frame, j].numpy()[[3, 0, 1, 2]]
             colour = colour_of(i, character.body_names[j], contacts and bool(take.touching[frame, j]))
             if tuple(node.color) != colour:
                 node.color = colour
@@ -219,7 +217,7 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
 # ---- 3. One file ---------------------------------------------------------------------------------------------------------------
 
 # The recording's player has play, pause, scrub and speed, but no camera that follows. Before a frame is drawn, this moves viser's orbit
-# camera by as much as the node "centre" has moved. `__viserMutable` is how viser's own tests reach its scene.
+# camera by as much as the node "centre" has moved. `__viserMutable` is how viser's own tests reach its scene; viser is pinned.
 PAGE = """<style>
 #motion {position:fixed; z-index:5; bottom:58px; left:12px; padding:8px 12px; border-radius:6px; background:#fffd; font:14px sans-serif;
   box-shadow:0 1px 6px #0003} #motion div {margin-bottom:3px}</style><script>
@@ -228,8 +226,8 @@ addEventListener("DOMContentLoaded", () => {
   document.body.insertAdjacentHTML("beforeend",
     `<div id="motion">LEGEND<label><input id="follow" type="checkbox" checked> follow</label></div>`);
   let last = null;
-  const follow = () => {
-    const viewer = window.__viserMutable, centre = viewer.nodeRefFromName["/world/centre"];
+  const follow = viewer => {
+    const centre = viewer.nodeRefFromName["/world/centre"];
     if (!centre || !document.getElementById("follow").checked) { last = null; return; }
     const now = centre.getWorldPosition(centre.position.clone());
     if (last && last.equals(now)) return;
@@ -243,7 +241,7 @@ addEventListener("DOMContentLoaded", () => {
     const viewer = window.__viserMutable;
     if (!viewer || !viewer.scene || !viewer.cameraControl) return;
     clearInterval(wait);
-    viewer.scene.onBeforeRender = follow;
+    viewer.scene.onBeforeRender = () => follow(viewer);
   }, 50);
 });
 </script>"""
@@ -344,9 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file")
     parser.add_argument("--layout", choices=LAYOUTS, default="side", help="; ".join(f"{k}: {v}" for k, v in LAYOUTS.items()))
-    parser.add_argument(
-        "--seconds", type=float, default=0.0, help="how long to show (default: the longest clip that ends; 10 s if all loop)"
-    )
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long (default: the longest clip that ends; 10 s if all loop)")
     parser.add_argument("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
     parser.add_argument("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8080, help="its port (default 8080)")
@@ -362,8 +358,9 @@ def main() -> None:
         rate, takes = load_takes(character, args.files, args.layout, args.seconds, live=not args.html)
         meshes = body_meshes(character.path)
         if args.html:
+            page = page_of(character, meshes, takes, rate, args.layout)
             with open(f"{args.html}.tmp", "w", encoding="utf-8") as file:
-                file.write(page_of(character, meshes, takes, rate, args.layout))
+                file.write(page)
             os.replace(f"{args.html}.tmp", args.html)
             print(f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {os.path.getsize(args.html) / 1e6:.1f} MB")
             return

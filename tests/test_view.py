@@ -306,10 +306,11 @@ def test_port_in_use_is_one_line(run_script, root):
 
 @pytest.mark.parametrize("package", ["viser", "trimesh", "mujoco"])
 @pytest.mark.parametrize("option", [["--html", "out.html"], ["--no-browser"]])
-def test_a_missing_package_is_one_line(run_script, root, monkeypatch, package, option):
+def test_a_missing_package_is_one_line(run_script, root, tmp_path, monkeypatch, package, option):
     monkeypatch.setitem(sys.modules, package, None)
     code, out, err = run_script("motions/view.py", root / "motions/walk.npz", *option)
     assert code == 2 and out == "" and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
     assert package in err and "pip install -r requirements.txt -r requirements-motions.txt" in err
 
 

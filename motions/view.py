@@ -8,7 +8,7 @@ It needs `pip install -r requirements-motions.txt`. Bodies that touch the ground
 Bad input ends with one line that says what is wrong, and exit code 2.
 
 Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the character's file, so a
-frame of a recording is one root position and the rotations that a clip holds. Only the follow camera of the file is our own script.
+frame of a recording is one root position and the rotations that a clip holds. The file's follow camera is our own script (view_head.html).
 Dimension key: T frames on the common clock, J bodies (row 0 is the root), C characters.
 """
 
@@ -216,36 +216,6 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
 
 # ---- 3. One file ---------------------------------------------------------------------------------------------------------------
 
-# The recording's player has play, pause, scrub and speed, but no camera that follows. Before a frame is drawn, this moves viser's orbit
-# camera by as much as the node "centre" has moved. `__viserMutable` is how viser's own tests reach its scene; viser is pinned.
-PAGE = """<style>
-#motion {position:fixed; z-index:5; bottom:58px; left:12px; padding:8px 12px; border-radius:6px; background:#fffd; font:14px sans-serif;
-  box-shadow:0 1px 6px #0003} #motion div {margin-bottom:3px}</style><script>
-document.title = "Motion";
-addEventListener("DOMContentLoaded", () => {
-  document.body.insertAdjacentHTML("beforeend",
-    `<div id="motion">LEGEND<label><input id="follow" type="checkbox" checked> follow</label></div>`);
-  let last = null;
-  const follow = viewer => {
-    const centre = viewer.nodeRefFromName["/world/centre"];
-    if (!centre || !document.getElementById("follow").checked) { last = null; return; }
-    const now = centre.getWorldPosition(centre.position.clone());
-    if (last && last.equals(now)) return;
-    const control = viewer.cameraControl, target = control.getTarget(now.clone()), from = last || target;
-    control.moveTo(target.x + now.x - from.x, target.y, target.z + now.z - from.z, false);
-    control.update(0);
-    viewer.camera.updateMatrixWorld();
-    last = now;
-  };
-  const wait = setInterval(() => {
-    const viewer = window.__viserMutable;
-    if (!viewer || !viewer.scene || !viewer.cameraControl) return;
-    clearInterval(wait);
-    viewer.scene.onBeforeRender = () => follow(viewer);
-  }, 50);
-});
-</script>"""
-
 
 def legend_of(takes: List[Take]) -> str:
     """HTML lines that say which colour is which file."""
@@ -255,7 +225,7 @@ def legend_of(takes: List[Take]) -> str:
 
 
 def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str) -> str:
-    """The whole HTML document: viser's client, the recording, and the follow camera."""
+    """The whole HTML document: viser's client, the recording, and view_head.html, which adds a legend and the camera that follows."""
     server = start_server("127.0.0.1", 0)  # only to make the messages that are recorded
     try:
         scene = build(server, character, meshes, takes, layout)
@@ -267,8 +237,9 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
-    head = page.index("</head>")
-    return page[:head] + PAGE.replace("LEGEND", legend_of(takes).replace("`", "&#96;").replace("$", "&#36;")) + page[head:]
+    with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
+        head = file.read().replace("LEGEND", legend_of(takes).replace("`", "&#96;").replace("$", "&#36;"))
+    return page.replace("</head>", head + "</head>", 1)
 
 
 def check_writable(path: str) -> None:

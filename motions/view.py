@@ -1,0 +1,357 @@
+"""Look at motion clips in a browser: on a page on localhost, or in one HTML file that needs neither server nor network.
+
+    python motions/view.py FILE [FILE ...]                    # side by side; FILE: a clip, a folder of clips, a dataset file (JSON)
+    python motions/view.py ROLLOUT.npz CLIP.npz --layout overlay        # from the same place, heading and phase
+    python motions/view.py ROLLOUT.npz CLIP.npz --html walk.html        # to send to a colleague
+
+It needs `pip install -r requirements-motions.txt`. Bodies that touch the ground turn red; the line on the ground is the root's path.
+Bad input ends with one line that says what is wrong, and exit code 2.
+
+Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the character's file, so a
+frame of a recording is one root position and the rotations that a clip holds. The file's follow camera is our own script (view_head.html).
+Dimension key: T frames on the common clock, J bodies (row 0 is the root), C characters.
+"""
+
+import argparse
+import contextlib
+import html
+import io
+import math
+import os
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from typing import Any, List, NamedTuple, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import motion_lib as ml
+from motion_lib import Character, InputError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
+SPACING = 1.5  # between characters side by side [m]
+RED = (214, 69, 65)
+COLOURS = [(74, 122, 178), (231, 150, 62), (98, 155, 98), (140, 105, 170), (150, 150, 155), (178, 132, 84)]  # of the characters, in turn
+LIVE_RATE, FILE_RATE = 120.0, 60.0  # frames per second: sampled for the page, so that slow motion is smooth; at most, in a file
+LAYOUTS = {
+    "side": "side by side, each file as it begins",
+    "overlay": "all start at the place and with the heading of the first file, loops in the phase that fits it best",
+    "pinned": "overlay, with the place and heading of the first file at all times: differences of pose alone",
+}
+
+
+# ---- 1. From files to frames ---------------------------------------------------------------------------------------------------
+
+
+class Take(NamedTuple):
+    """What one character does, on the clock that all share."""
+
+    name: str
+    root: Tensor  # (T, 3) world [m]
+    rotations: Tensor  # (T, J, 4) xyzw, parent-relative; row 0 is the root in the world
+    touching: Tensor  # (T, J) bool: the body touches the ground
+
+
+def best_start(motions: ml.MotionLib, pose: Tensor) -> float:
+    """The time [s] at which the clip's pose is nearest to `pose` (J-1, 3) (see motion_lib.relative_positions)."""
+    times = torch.linspace(0, float(motions.length[0]), 400)[:-1]
+    poses = ml.reference_poses(motions, torch.zeros_like(times, dtype=torch.long), times)  # (399, J-1, 3)
+    return float(times[(poses - pose).norm(dim=-1).mean(-1).argmin()])
+
+
+def place(root: Tensor, rotations: Tensor, root0: Tensor, rotations0: Tensor, layout: str, index: int) -> Tuple[Tensor, Tensor]:
+    """Move a character relative to the first one: root (T, 3) [m], rotations (T, J, 4), both of both -> the same of the character.
+
+    A rigid motion on the ground, one for all frames or (pinned) one for each; "side" adds a step to the left. Heights stay."""
+    at = slice(None) if layout == "pinned" else slice(1)
+    facing = ml.heading(rotations0[at, 0])  # (T or 1,) [rad]
+    turn = ml.quat_from_yaw(facing - ml.heading(rotations[at, 0]))
+    aside = SPACING * index if layout == "side" else 0.0
+    ground = torch.tensor([1.0, 1.0, 0.0])
+    moved = root0[at] * ground + ml.quat_rotate(ml.quat_from_yaw(facing), torch.tensor([0.0, aside, 0.0]))
+    # p' = p0 + R (p - p_at) on the ground, and z' = z
+    moved = moved + ml.quat_rotate(turn, root - root[at] * ground)
+    return moved, torch.cat((ml.quat_multiply(turn, rotations[:, 0])[:, None], rotations[:, 1:]), 1)
+
+
+def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple[float, int]:
+    """Frames per second, at most `limit`, and their number T. seconds 0: the longest clip that ends, else 10 s or the longest loop."""
+    rate = min(max(float(m.fps[0]) for m in motions), limit)
+    if not seconds:
+        ends = [float(m.length[0]) for m in motions if not m.loop[0]]
+        seconds = max(ends) if ends else max([10.0] + [float(m.length[0]) for m in motions])
+    return rate, 1 + max(round(seconds * rate), 1)
+
+
+def load_takes(character: Character, files: List[str], layout: str, seconds: float = 0.0, live: bool = False) -> Tuple[float, List[Take]]:
+    """Load clips, folders and dataset files, and sample them all on one clock -> its rate [1/s], and a Take for each clip.
+
+    The first clip stays where it is. Loops go on, other clips hold their end. Raises InputError."""
+    paths = [path for file in files for path in ml.find_clips(file)[0]]
+    motions = [ml.MotionLib(path, character) for path in paths]
+    rate, count = clock_of(motions, seconds, FILE_RATE)
+    if live:
+        rate, count = LIVE_RATE, 1 + math.ceil((count - 1) * LIVE_RATE / rate)
+    takes: List[Take] = []
+    for i, (path, motion) in enumerate(zip(paths, motions)):
+        start = 0.0
+        if takes and layout != "side" and motion.loop[0]:
+            position, _ = ml.forward_kinematics(character, takes[0].root[0], takes[0].rotations[0])
+            start = best_start(motion, ml.relative_positions(position, takes[0].rotations[0, 0]))
+        state = motion.state(torch.zeros(count, dtype=torch.long), start + torch.arange(count) / rate)
+        root, rotations = state.root_position, state.rotations
+        if takes:
+            root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
+        touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
+        name = "/".join(os.path.abspath(path).split(os.sep)[-2:])
+        takes.append(Take(os.path.splitext(name)[0], root, rotations, touching))
+    return rate, takes
+
+
+# ---- 2. The scene --------------------------------------------------------------------------------------------------------------
+
+
+Meshes = List[Tuple[np.ndarray, np.ndarray]]  # of each body: vertices (V, 3) in its frame [m], triangles (N, 3)
+
+
+class Scene(NamedTuple):
+    """Handles of viser's scene nodes."""
+
+    world: Any  # the parent of everything
+    centre: Any  # an invisible node that goes where the characters go
+    bodies: List[List[Any]]  # C lists of J meshes
+    paths: List[Any]  # C lines on the ground
+
+
+def body_meshes(path: str) -> Meshes:
+    """Vertices (V, 3) in the body's frame [m] and triangles (N, 3) of each body of an MJCF file: its spheres, capsules and boxes.
+
+    Raises InputError when MuJoCo cannot read the file."""
+    import mujoco
+    import trimesh
+
+    try:
+        model = mujoco.MjModel.from_xml_path(path)
+    except ValueError as error:
+        raise InputError(f"{path}: MuJoCo refuses the character file: {' '.join(str(error).split())}") from error
+    parts: List[List[Any]] = [[] for _ in range(model.nbody)]
+    for geom in range(model.ngeom):
+        size, kind = model.geom_size[geom], model.geom_type[geom]
+        if kind == mujoco.mjtGeom.mjGEOM_BOX:
+            mesh = trimesh.creation.box(extents=2 * size)
+            mesh.unmerge_vertices()  # no normals that are smoothed over an edge
+        elif kind == mujoco.mjtGeom.mjGEOM_CAPSULE:
+            mesh = trimesh.creation.capsule(height=2 * size[1], radius=size[0], count=[24, 24])
+        else:
+            mesh = trimesh.creation.icosphere(subdivisions=3, radius=size[0])
+        pose = trimesh.transformations.quaternion_matrix(model.geom_quat[geom])  # wxyz
+        pose[:3, 3] = model.geom_pos[geom]
+        parts[model.geom_bodyid[geom]].append(mesh.apply_transform(pose))
+    meshes = [trimesh.util.concatenate(part) for part in parts[1:]]  # body 0 is MuJoCo's world
+    return [(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces)) for mesh in meshes]
+
+
+def colour_of(index: int, body: str, touching: bool) -> Tuple[int, int, int]:
+    """Red on the ground; else the character's colour, darker for left limbs."""
+    shade = 0.72 if body.startswith("left") else 1.0
+    return RED if touching else tuple(int(shade * c) for c in COLOURS[index % len(COLOURS)])
+
+
+def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], layout: str) -> Scene:
+    """Put ground, paths and characters into the scene of a viser server, and the camera in front of them."""
+    scene = server.scene
+    world = scene.add_frame("/world", show_axes=False)
+    centre = scene.add_frame("/world/centre", show_axes=False)
+    look = dict(cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246), plane_opacity=1.0)
+    scene.add_grid("/world/ground", 400, 400, fade_distance=30, shadow_opacity=0.35, position=(0, 0, -0.001), **look)
+    bodies, paths = [], []
+    for i, take in enumerate(takes):
+        folder = f"/world/{i} {take.name.replace('/', ' ')}"
+        ghost = 0.45 if i and layout != "side" else None
+        names, nodes = [], []
+        for j, (name, parent) in enumerate(zip(character.body_names, character.parents)):
+            names.append(f"{names[parent] if j else folder}/{name}")
+            colour, (vertices, faces) = colour_of(i, name, False), meshes[j]
+            offset = character.offsets[j].numpy()
+            nodes.append(scene.add_mesh_simple(names[j], vertices, faces, color=colour, opacity=ghost, position=offset))
+        line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
+        line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
+        line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
+        paths.append(scene.add_line_segments(f"{folder} path", line, colour_of(i, "", False), thickness=3, thickness_units="screen"))
+        bodies.append(nodes)
+    focus = centre_of(takes, 0)
+    size = 3.2 + 0.8 * SPACING * (len(takes) - 1 if layout == "side" else 0)  # distance of the camera [m]
+    server.initial_camera.fov = math.radians(40)
+    server.initial_camera.look_at = focus + [0, 0, 0.75]
+    view = torch.tensor([0.85, -0.5, 0.0] if layout == "side" else [0.4, -0.9, 0.0])  # from the front right, or from the right
+    view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
+    server.initial_camera.position = focus + size * view + [0, 0, 0.75 + 0.2 * size]
+    return Scene(world, centre, bodies, paths)
+
+
+def centre_of(takes: List[Take], frame: int) -> np.ndarray:
+    """Where the camera looks, on the ground: the middle of the characters at the start, moved by what the first has moved. -> (3,) [m]"""
+    middle = torch.stack([take.root[0] for take in takes]).mean(0)
+    return (middle + takes[0].root[frame] - takes[0].root[0]).numpy() * [1, 1, 0]
+
+
+def show(scene: Scene, character: Character, takes: List[Take], frame: int, contacts: bool = True) -> None:
+    """Put every character into the pose of a frame, and colour what touches the ground."""
+    scene.centre.position = centre_of(takes, frame)
+    for i, (take, nodes) in enumerate(zip(takes, scene.bodies)):
+        nodes[0].position = take.root[frame].numpy()
+        for j, node in enumerate(nodes):
+            node.wxyz = take.rotations[frame, j].numpy()[[3, 0, 1, 2]]
+            colour = colour_of(i, character.body_names[j], contacts and bool(take.touching[frame, j]))
+            if tuple(node.color) != colour:
+                node.color = colour
+
+
+# ---- 3. One file ---------------------------------------------------------------------------------------------------------------
+
+
+def legend_of(takes: List[Take]) -> str:
+    """HTML lines that say which colour is which file."""
+    dot = '<div><i style="background:rgb{}; display:inline-block; width:12px; height:12px; border-radius:6px"></i> {}</div>'
+    rows = [dot.format(colour_of(i, "", False), html.escape(take.name)) for i, take in enumerate(takes)]
+    return "".join(rows) + dot.format(RED, "touches the ground")
+
+
+def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str) -> str:
+    """The whole HTML document: viser's client, the recording, and view_head.html, which adds a legend and the camera that follows."""
+    server = start_server("127.0.0.1", 0)  # only to make the messages that are recorded
+    try:
+        scene = build(server, character, meshes, takes, layout)
+        recording = server.get_scene_serializer()
+        for frame in range(len(takes[0].root)):
+            show(scene, character, takes, frame)
+            recording.insert_sleep(1.0 / rate)
+        page = recording.as_html()
+    finally:
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.stop()
+    with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
+        head = file.read().replace("LEGEND", legend_of(takes).replace("`", "&#96;").replace("$", "&#36;"))
+    return page.replace("</head>", head + "</head>", 1)
+
+
+def check_writable(path: str) -> None:
+    """Raise InputError when no file can be written there: known before the work, not after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    fault = "it is a folder" if os.path.isdir(path) else f"there is no folder {folder}" if not os.path.isdir(folder) else ""
+    if not fault and not os.access(folder, os.W_OK):
+        fault = f"the folder {folder} is write-protected"
+    if fault:
+        raise InputError(f"--html {path}: {fault}")
+
+
+# ---- 4. The page ---------------------------------------------------------------------------------------------------------------
+
+
+def start_server(host: str, port: int) -> Any:
+    """A viser server. Raises InputError when the address is taken (viser itself would silently take the next port)."""
+    import viser
+
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        fault = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} --port {port}: {fault}; try another --port, or 0 for any that is free") from error
+    with contextlib.redirect_stdout(io.StringIO()):  # its banner
+        return viser.ViserServer(host=host, port=port, verbose=False)
+
+
+def serve(server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event) -> None:
+    """Move the scene on the server's page, with controls, until `stop` is set."""
+    gui, length = server.gui, (len(takes[0].root) - 1) / rate
+    gui.configure_theme(show_logo=False, show_share_button=False)
+    gui.add_html(f'<div style="padding:0 1em 0.5em">{legend_of(takes)}</div>')
+    button = gui.add_button("Pause")
+    clock = gui.add_slider("Time [s]", 0.0, length, 0.01, 0.0)
+    speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
+    follow, contacts, path = (gui.add_checkbox(label, True) for label in ("Follow", "Contacts", "Path"))
+    state = dict(time=0.0, playing=True)
+
+    @button.on_click
+    def _(_: Any) -> None:
+        state["playing"] = not state["playing"]
+        button.label = "Pause" if state["playing"] else "Play"
+
+    @clock.on_update
+    def _(event: Any) -> None:
+        if event.client is not None:  # dragged by hand, not moved by us
+            state["time"] = clock.value
+
+    @path.on_update
+    def _(_: Any) -> None:
+        for line in scene.paths:
+            line.visible = path.value
+
+    start, last = centre_of(takes, 0), time.perf_counter()
+    while not stop.wait(1 / 60):
+        now = time.perf_counter()
+        if state["playing"]:
+            state["time"] = (state["time"] + (now - last) * speed.value) % length
+            clock.value = state["time"]
+        last = now
+        frame = min(round(state["time"] * rate), len(takes[0].root) - 1)
+        with server.atomic():
+            show(scene, character, takes, frame, contacts.value)
+            if follow.value:  # the world moves, and the camera stays in the user's hands
+                scene.world.position = start - centre_of(takes, frame)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file")
+    parser.add_argument("--layout", choices=LAYOUTS, default="side", help="; ".join(f"{k}: {v}" for k, v in LAYOUTS.items()))
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long (default: the longest clip that ends; 10 s if all loop)")
+    parser.add_argument("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
+    parser.add_argument("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, default=8080, help="its port (default 8080)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
+    parser.add_argument("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
+    args = parser.parse_args()
+    try:
+        if not 0.0 <= args.seconds <= 600.0:
+            raise InputError(f"--seconds {args.seconds:g}: expected 0 to 600")
+        if args.html:
+            check_writable(args.html)
+        character = ml.load_character(args.character_file)
+        rate, takes = load_takes(character, args.files, args.layout, args.seconds, live=not args.html)
+        meshes = body_meshes(character.path)
+        if args.html:
+            page = page_of(character, meshes, takes, rate, args.layout)
+            with open(f"{args.html}.tmp", "w", encoding="utf-8") as file:
+                file.write(page)
+            os.replace(f"{args.html}.tmp", args.html)
+            print(f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {os.path.getsize(args.html) / 1e6:.1f} MB")
+            return
+        server = start_server(args.host, args.port)
+        scene = build(server, character, meshes, takes, args.layout)
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; pip install -r requirements.txt -r requirements-motions.txt", file=sys.stderr)
+        sys.exit(2)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    address = f"http://{args.host}:{server.get_port()}"
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if not args.no_browser:
+        webbrowser.open(address)
+    try:
+        serve(server, scene, character, takes, rate, threading.Event())
+    except KeyboardInterrupt:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

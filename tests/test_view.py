@@ -1,0 +1,460 @@
+"""motions/view.py: what it shows, the file that it writes, its page, and both in headless Chromium where there is one."""
+
+import base64
+import contextlib
+import html.parser
+import io
+import math
+import re
+import shutil
+import socket
+import sys
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+
+import motion_lib as ml
+
+pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
+pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
+
+import msgspec
+import zstandard
+
+from motions import view
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+FLAGS += " --disable-sync --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader"  # WebGL without a graphics card
+UP = [0.0, 0.0, 0.0, 1.0]
+
+
+def yawed(degrees):
+    """Quaternion xyzw of a turn about Z."""
+    return [0.0, 0.0, math.sin(math.radians(degrees) / 2), math.cos(math.radians(degrees) / 2)]
+
+
+# ---- From files to frames ----
+
+
+def ways():
+    """The first character walks 1 m along +X at y = 5, the other 1 m along +Y, which is where it faces; (root, rotations) of both."""
+    first = torch.tensor([[5.0, 5.0, 0.9], [6.0, 5.0, 0.8]]), torch.tensor([[UP], [UP]])
+    other = torch.tensor([[1.0, 2.0, 0.7], [1.0, 3.0, 0.6]]), torch.tensor([[yawed(90)], [yawed(90)]])
+    return other, first
+
+
+def test_side_by_side_starts_to_the_left_and_goes_the_same_way():
+    (root, rotations), first = ways()
+    root, rotations = view.place(root, rotations, *first, "side", 2)
+    assert torch.allclose(root, torch.tensor([[5.0, 8.0, 0.7], [6.0, 8.0, 0.6]]), atol=1e-6)
+    assert torch.allclose(rotations, torch.tensor([[UP], [UP]]), atol=1e-6)
+
+
+def test_overlay_starts_at_the_same_place():
+    (root, rotations), first = ways()
+    first[1][1, 0] = torch.tensor(yawed(90))  # the first one turns later on, which must not matter
+    root, rotations = view.place(root, rotations, *first, "overlay", 2)
+    assert torch.allclose(root, torch.tensor([[5.0, 5.0, 0.7], [6.0, 5.0, 0.6]]), atol=1e-6)
+    assert torch.allclose(rotations, torch.tensor([[UP], [UP]]), atol=1e-6)
+
+
+def test_pinned_stays_at_the_same_place_and_heading():
+    (root, rotations), first = ways()
+    first[1][1, 0] = torch.tensor(yawed(90))
+    root[1, 0] = 9.0
+    root, rotations = view.place(root, rotations, *first, "pinned", 1)
+    assert torch.allclose(root, torch.tensor([[5.0, 5.0, 0.7], [6.0, 5.0, 0.6]]), atol=1e-6)
+    assert torch.allclose(rotations, torch.tensor([[UP], [yawed(90)]]), atol=1e-6)
+
+
+def test_best_start_finds_the_phase(walk):
+    time = torch.tensor([0.4])
+    pose = ml.reference_poses(walk, torch.zeros(1, dtype=torch.long), time)[0]
+    assert abs(view.best_start(walk, pose) - 0.4) < 0.004  # 1/399 of 1.27 s
+
+
+def test_clock(write_clip, character):
+    clip = lambda **arrays: ml.MotionLib(write_clip(**arrays), character)  # noqa: E731
+    five, fast = clip(frames=5), clip(name="f.npz", frames=13, fps=120.0)
+    loop, long_loop = clip(name="l.npz", frames=9, loop="wrap"), clip(name="g.npz", frames=121, loop="wrap")
+    assert view.clock_of([five], 0.0, 60.0) == (10.0, 5)  # the clip's own frames
+    assert view.clock_of([loop], 0.0, 60.0) == (10.0, 101)  # a loop alone goes on for 10 s
+    assert view.clock_of([loop, long_loop], 0.0, 60.0) == (10.0, 121)
+    assert view.clock_of([five, loop], 0.0, 60.0) == (10.0, 5)  # a loop ends with the clip that ends
+    assert view.clock_of([five, fast], 0.0, 60.0) == (60.0, 25)
+    assert view.clock_of([five], 2.5, 60.0) == (10.0, 26)
+
+
+def test_only_feet_touch_the_ground(write_clip, character):
+    """The soles of the standing character are 0.881416 m below its root: 0.421546 + 0.409870 + 0.05."""
+    heights = np.array([[0, 0, 0.8815], [0, 0, 0.8913], [0, 0, 0.8916], [0, 0, 0.85]])  # 0.1, 9.9, 10.2 mm above the ground; 3 cm below
+    rate, (take,) = view.load_takes(character, [write_clip(frames=4, root_position=heights.astype(np.float32))], "side")
+    feet = torch.tensor([name.endswith("foot") for name in character.body_names])
+    assert rate == 10.0
+    assert take.touching.tolist() == torch.stack((feet, feet, feet & False, feet)).tolist()
+
+
+def test_takes_are_the_clips_own_frames_and_folders_unfold(write_clip, character, root, tmp_path):
+    clip = ml.load_clip(str(root / "motions/kick.npz"), character.body_names)
+    _, (take,) = view.load_takes(character, [str(root / "motions/kick.npz")], "side")
+    assert take.name == "motions/kick"
+    assert np.allclose(take.root, clip.root_position, atol=1e-5)
+    assert np.allclose(np.abs((take.rotations.numpy() * clip.rotations).sum(-1)), 1, atol=1e-5)
+    write_clip("a.npz"), write_clip("b.npz")
+    (tmp_path / "set.json").write_text('{"clips": [{"file": "b.npz"}]}')
+    _, takes = view.load_takes(character, [str(tmp_path), str(tmp_path / "set.json")], "side")
+    assert [take.name.split("/")[1] for take in takes] == ["a", "b", "b"]
+    assert [take.root[0, 1].item() for take in takes] == [0.0, 1.5, 3.0]
+
+
+def test_live_takes_are_finer_and_as_long(character, root):
+    rate, (take,) = view.load_takes(character, [str(root / "motions/kick.npz")], "side", live=True)
+    assert rate == 120.0 and len(take.root) == 1 + 46 * 4
+
+
+def test_overlay_of_a_loop_starts_in_phase(character, root, tmp_path):
+    """A roll-out that begins in the middle of the loop, elsewhere, and facing another way lies on its clip."""
+    clip = ml.load_clip(str(root / "motions/walk.npz"), character.body_names)
+    turn = ml.quat_from_yaw(torch.tensor(1.0, dtype=torch.float64))
+    spot = ml.quat_rotate(turn, torch.as_tensor(clip.root_position[15:])) + torch.tensor([3.0, -2.0, 0.0])
+    rotations = clip.rotations[15:].copy()
+    rotations[:, 0] = ml.quat_multiply(turn, torch.as_tensor(rotations[:, 0]))
+    rollout = str(tmp_path / "rollout.npz")
+    ml.save_clip(rollout, ml.Clip(clip.fps, "clamp", spot.numpy(), rotations), character.body_names, "a test", "none")
+    _, takes = view.load_takes(character, [rollout, str(root / "motions/walk.npz")], "overlay")
+    assert len(takes[0].root) == len(takes[1].root) == 24
+    assert (takes[0].root - takes[1].root).norm(dim=-1).max() < 0.01
+
+
+# ---- The scene ----
+
+
+def test_body_meshes_are_the_files_geoms(character):
+    meshes = dict(zip(character.body_names, view.body_meshes(character.path)))
+    bounds = lambda name: (meshes[name][0].min(0).tolist(), meshes[name][0].max(0).tolist())  # noqa: E731
+    assert bounds("right_foot") == (pytest.approx([-0.0435, -0.045, -0.05]), pytest.approx([0.1335, 0.045, 0.005]))  # box
+    assert bounds("head") == (pytest.approx([-0.095, -0.095, 0.08], abs=1e-3), pytest.approx([0.095, 0.095, 0.27], abs=1e-3))  # sphere
+    low, high = bounds("left_thigh")  # capsule
+    assert (low[2], high[2]) == (pytest.approx(-0.415, abs=1e-3), pytest.approx(-0.005, abs=1e-3))
+    assert all(faces.max() < len(vertices) and np.isfinite(vertices).all() for vertices, faces in meshes.values())
+
+
+def test_colours():
+    assert view.colour_of(0, "right_foot", False) == view.COLOURS[0]
+    assert view.colour_of(1, "left_foot", False) == (166, 108, 44)  # 231 150 62, times 0.72
+    assert view.colour_of(1, "left_foot", True) == view.RED
+    assert view.colour_of(len(view.COLOURS), "head", False) == view.COLOURS[0]
+
+
+# ---- The file ----
+
+
+@pytest.fixture(scope="module")
+def page(root, tmp_path_factory):
+    """The HTML file of a clip that ends, and its path."""
+    path = tmp_path_factory.mktemp("page") / "kick.html"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", ["view.py", str(root / "motions/kick.npz"), "--html", str(path)])
+        view.main()
+    assert out.getvalue() == f"{path}: 1 characters, 47 frames, {path.stat().st_size / 1e6:.1f} MB\n"  # and nothing from viser
+    return path, path.read_text(encoding="utf-8")
+
+
+def recording_of(text):
+    """Messages (time, message) and duration of the recording in a page."""
+    data = base64.b64decode(re.search(r'__VISER_EMBED_DATA__="([^"]+)"', text).group(1))
+    inner = zstandard.ZstdDecompressor().decompressobj().decompress(data[8:])
+    content = msgspec.msgpack.decode(inner[8 : 8 + int.from_bytes(inner[:8], "little")])
+    return content["messages"], content["durationSeconds"]
+
+
+def frames_of(messages, fps, count):
+    """Play a recording: node name -> pose (count, 7), position and wxyz in its parent, at the frames; and the same of the colours."""
+    pose, colour, times = {}, {}, [message[0] for message in messages]
+    poses, colours, done = [], [], 0
+    for frame in range(count):
+        while done < len(messages) and times[done] <= frame / fps + 1e-6:
+            message = messages[done][1]
+            name, kind, done = message.get("name"), message["type"], done + 1
+            node = pose.setdefault(name, np.array([0.0, 0, 0, 1, 0, 0, 0]))
+            if kind == "SetPositionMessage":
+                node[:3] = message["position"]
+            elif kind == "SetOrientationMessage":
+                node[3:] = message["wxyz"]
+            props = message.get("props") or message.get("updates") or {}
+            if "color" in props:
+                colour[name] = tuple(props["color"])
+        poses.append({name: node.copy() for name, node in pose.items()})
+        colours.append(dict(colour))
+    return poses, colours
+
+
+def test_the_file_holds_the_clip(page, character, root):
+    """World positions, composed from the recording's messages as viser's client does, are those of the clip to 1 mm."""
+    clip = ml.load_clip(str(root / "motions/kick.npz"), character.body_names)
+    messages, duration = recording_of(page[1])
+    assert duration == pytest.approx(47 / 30.0, abs=1e-3)
+    poses, colours = frames_of(messages, clip.fps, 47)
+    t = lambda x: torch.as_tensor(np.array(x))  # noqa: E731
+    expected, turned = ml.forward_kinematics(character, t(clip.root_position), t(clip.rotations))
+    touching = ml.lowest_points(character, expected.float(), turned.float()) <= view.TOUCH
+    names = {}
+    for j, (body, parent) in enumerate(zip(character.body_names, character.parents)):
+        names[j] = f"{names[parent] if j else '/world/0 motions kick'}/{body}"
+    for frame in (0, 20, 46):
+        position, rotation = {}, {}
+        for j, parent in enumerate(character.parents):
+            p, q = t(poses[frame][names[j]][:3]), t(poses[frame][names[j]][[4, 5, 6, 3]])
+            position[j] = p if j == 0 else position[parent] + ml.quat_rotate(rotation[parent], p)
+            rotation[j] = q if j == 0 else ml.quat_multiply(rotation[parent], q)
+            assert (position[j] - expected[frame, j]).norm() < 1e-3, (frame, character.body_names[j])
+        red = [colours[frame][names[j]] == view.RED for j in range(len(names))]
+        assert red == touching[frame].tolist()
+    assert touching.any() and not touching.all()
+
+
+class Links(html.parser.HTMLParser):
+    """Collects what a document loads from elsewhere, and the ids that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads = []
+
+    def handle_starttag(self, tag, attributes):
+        self.loads += [
+            value for key, value in attributes if key in ("src", "href", "data") and tag != "a" and not value.startswith("data:")
+        ]
+
+
+def test_the_file_loads_nothing_and_is_small(page):
+    links = Links()
+    links.feed(page[1])
+    assert links.loads == []
+    assert page[1].startswith("<!doctype html>") and page[1].rstrip().endswith("</html>")
+    assert 'id="follow"' in page[1] and "motions/kick" in page[1]
+    assert len(page[1]) < 1.2e6  # 0.82 MB of it are viser's client
+
+
+def test_names_cannot_break_the_page(write_clip, character):
+    (_, takes) = view.load_takes(character, [write_clip("`${alert(1)}<script>.npz")], "side")
+    page = view.page_of(character, view.body_meshes(character.path), takes, 10.0, "side")
+    assert "&#96;&#36;{alert(1)}&lt;script&gt;" in page and "`${alert" not in page and "(1)}<script>" not in page
+
+
+# ---- The page ----
+
+
+@contextlib.contextmanager
+def served(character, files, layout="side"):
+    """Run the page of some files in a thread -> its address, the server and the scene."""
+    rate, takes = view.load_takes(character, files, layout, live=True)
+    server, stop = view.start_server("127.0.0.1", 0), threading.Event()
+    scene = view.build(server, character, view.body_meshes(character.path), takes, layout)
+    thread = threading.Thread(target=view.serve, args=(server, scene, character, takes, rate, stop))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.get_port()}", server, scene
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.stop()
+
+
+def test_the_server_answers_and_stops(character, root):
+    with served(character, [str(root / "motions/walk.npz")]) as (address, server, _):
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            assert answer.status == 200 and b"<!doctype html>" in answer.read(100)
+        port = server.get_port()
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+@pytest.mark.parametrize(
+    "arguments, fault",
+    [
+        (["nothing.npz"], "nothing.npz: no such motion file"),
+        (["humanoid.xml"], "humanoid.xml: not a readable .npz motion clip (BadZipFile); convert it with motions/convert.py"),
+        (["walk.npz", "nothing"], "nothing: no such motion file"),
+        (["walk.npz", "--html", "no/such/folder/out.html"], "--html no/such/folder/out.html: there is no folder "),
+        (["walk.npz", "--html", "."], "--html .: it is a folder"),
+        (["walk.npz", "--seconds", "nan"], "--seconds nan: expected 0 to 600"),
+        (["walk.npz", "--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),
+        (["walk.npz", "--character-file", "walk.npz"], "walk.npz: not a character file written like motions/humanoid.xml"),
+    ],
+)
+def test_bad_input_is_one_line(run_script, root, tmp_path, arguments, fault):
+    for name in ("humanoid.xml", "walk.npz"):
+        shutil.copy(root / "motions" / name, tmp_path / name)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code, out, err = run_script("motions/view.py", *arguments)
+    assert code == 2 and out == "" and err.startswith(f"error: {fault}") and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_port_in_use_is_one_line(run_script, root):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = run_script("motions/view.py", root / "motions/walk.npz", "--port", port, "--no-browser")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"error: --host 127.0.0.1 --port {port}: Address already in use") and "another --port" in err
+
+
+@pytest.mark.parametrize("package", ["viser", "trimesh", "mujoco"])
+@pytest.mark.parametrize("option", [["--html", "out.html"], ["--no-browser"]])
+def test_a_missing_package_is_one_line(run_script, root, tmp_path, monkeypatch, package, option):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, out, err = run_script("motions/view.py", root / "motions/walk.npz", *option)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert package in err and "pip install -r requirements.txt -r requirements-motions.txt" in err
+
+
+# ---- In a browser ----
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, the machine's own, with an empty profile."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements-test.txt")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A small tab, and the faults and requests that it notes; a software renderer draws a few frames a second."""
+    tab = browser.new_page(viewport={"width": 500, "height": 400})
+    tab.set_default_timeout(60000)
+    tab.faults, tab.requests = [], []
+    tab.on("pageerror", lambda error: tab.faults.append(str(error)))
+    tab.on("request", lambda request: tab.requests.append(request.url))
+    yield tab
+    tab.close()
+    assert tab.faults == []
+
+
+def place_of(tab, node):
+    """World position of a scene node in the browser, in three.js' axes (Y up) [m]."""
+    code = """name => {
+        const found = __viserMutable.nodeRefFromName[name];
+        found.updateWorldMatrix(true, false);
+        return found.matrixWorld.elements.slice(12, 15)}"""
+    return np.array(tab.evaluate(code, node))
+
+
+def wait_for(tab, node):
+    tab.wait_for_function("name => window.__viserMutable && __viserMutable.nodeRefFromName[name]", arg=node)
+
+
+def moves(tab, node, step=0.05):
+    """Wait until the node has moved by a step [m]."""
+    code = """([name, from, step]) => {
+        const m = __viserMutable.nodeRefFromName[name].matrixWorld.elements.slice(12, 15);
+        return Math.hypot(m[0] - from[0], m[1] - from[1], m[2] - from[2]) > step}"""
+    tab.wait_for_function(code, arg=[node, place_of(tab, node).tolist(), step])
+
+
+def stays(tab, node, milliseconds=700):
+    """Whether the node is where it was after a while; what is under way is let through first."""
+    tab.wait_for_timeout(500)
+    before = place_of(tab, node)
+    tab.wait_for_timeout(milliseconds)
+    return np.allclose(place_of(tab, node), before, atol=1e-6)
+
+
+def share_of_blue(tab):
+    """Share of the tab's pixels that have the first character's colour, whatever the shade; the controls' blue is a stronger one."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB")).astype(int)
+    red, _, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    return float(((blue - red > 40) & (blue - red < 150)).mean())
+
+
+def until(tab, condition):
+    """Wait, half a minute at most, until the condition holds -> whether it does."""
+    for _ in range(120):
+        if condition():
+            return True
+        tab.wait_for_timeout(250)
+    return False
+
+
+def scrub(tab, seconds):
+    """Type a time into the player of the file, which also pauses it."""
+    number = tab.locator("input[type=text]").first
+    number.fill(seconds)
+    number.press("Enter")
+
+
+def test_the_file_plays_in_a_browser(tab, root, character, tmp_path, run_script):
+    out = tmp_path / "walk.html"
+    assert run_script("motions/view.py", root / "motions/walk.npz", "--html", out).code == 0
+    tab.context.set_offline(True)
+    tab.goto(out.as_uri())
+    pelvis = "/world/0 motions walk/pelvis"
+    wait_for(tab, f"{pelvis}/right_thigh/right_shin/right_foot")
+    assert until(tab, lambda: share_of_blue(tab) > 0.01)  # the character itself
+    moves(tab, pelvis)  # it plays by itself
+    tab.keyboard.press("Space")
+    assert stays(tab, pelvis)
+
+    # scrubbing, and the camera that goes where the character goes, until that is switched off
+    _, (take,) = view.load_takes(character, [str(root / "motions/walk.npz")], "side")
+    goes = lambda frame: (take.root[frame] - take.root[0])[:2].norm().item()  # from the start, on the ground [m]  # noqa: E731
+    target = "() => {const m = __viserMutable; return m.cameraControl.getTarget(m.camera.position.clone()).toArray()}"
+    aim = lambda: np.array(tab.evaluate(target))[[0, 2]]  # noqa: E731
+    spot = lambda: place_of(tab, pelvis)[[0, 2]]  # three.js' Y is up  # noqa: E731
+    scrub(tab, "0")
+    assert until(tab, lambda: abs(place_of(tab, pelvis)[1] - take.root[0, 2].item()) < 1e-3)
+    start = spot()
+    assert until(tab, lambda: np.allclose(aim(), start, atol=1e-3))
+    scrub(tab, "5")  # frame 150 of 30 a second
+    assert goes(150) > 3.0 and until(tab, lambda: abs(np.linalg.norm(spot() - start) - goes(150)) < 1e-3)
+    assert until(tab, lambda: np.allclose(aim(), spot(), atol=1e-3))
+    there = aim()
+    tab.locator("#follow").uncheck()
+    scrub(tab, "1")
+    assert until(tab, lambda: abs(np.linalg.norm(spot() - start) - goes(30)) < 1e-3)
+    tab.wait_for_timeout(500)
+    assert np.allclose(aim(), there, atol=1e-3)
+    assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_page_plays_in_a_browser(tab, character, root):
+    with served(character, [str(root / "motions/walk.npz"), str(root / "motions/run.npz")]) as (address, _, scene):
+        tab.goto(address)
+        foot, other = "/world/0 motions walk/pelvis/right_thigh/right_shin/right_foot", "/world/1 motions run/pelvis"
+        wait_for(tab, foot)
+        wait_for(tab, other)
+        assert until(tab, lambda: share_of_blue(tab) > 0.01)
+        moves(tab, foot)
+        # the world moves under the character, which so keeps its place
+        centre, before = "/world/centre", place_of(tab, "/world/centre")
+        moves(tab, foot)
+        assert np.allclose(place_of(tab, centre), before, atol=1e-5)
+        follow, contacts, path = tab.locator("input[type=checkbox]").all()[-3:]
+        follow.uncheck()
+        moves(tab, centre)
+        path.uncheck()
+        assert until(tab, lambda: not any(line.visible for line in scene.paths))
+        red = lambda: any(tuple(node.color) == view.RED for nodes in scene.bodies for node in nodes)  # noqa: E731
+        assert until(tab, red)
+        contacts.uncheck()
+        assert until(tab, lambda: not red())
+        tab.get_by_role("button", name="Pause").click()
+        tab.get_by_role("button", name="Play").wait_for()
+        assert stays(tab, foot)
+        tab.get_by_role("button", name="Play").click()
+        moves(tab, foot)
+        own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
+        assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)

@@ -197,6 +197,7 @@ def check_args(args: Args) -> None:
         "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
         "--sim warp: pip install -r requirements-warp.txt (Python 3.11 or newer)": args.sim == "warp" and missing("mujoco_warp"),
         "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
+        "the evaluation draws with matplotlib: pip install matplotlib": missing("matplotlib"),
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
         "--evaluate and --checkpoint FILE go together, and without --resume": args.evaluate != (args.checkpoint is not None)
         or (args.evaluate and args.resume is not None),
@@ -887,6 +888,7 @@ class Evaluation(NamedTuple):
     metrics: Dict[str, float]
     clips: List[ml.Clip]  # roll-outs
     frames: List[np.ndarray]  # pictures of the first one, (H, W, 3) uint8, with --capture-video
+    body_errors: Tensor  # (T, J-1) pose error of each body but the root over time [m]
 
 
 @torch.no_grad()
@@ -918,18 +920,37 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Evaluation:
     env.sim.restore(snapshot)
     metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
     metrics.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
-    metrics["pose_error_m"] = ml.episode_error(motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
+    metrics["pose_error_m"], errors = ml.episode_error(motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
     roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
     clips = [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)]
-    return Evaluation(metrics, clips, frames)
+    return Evaluation(metrics, clips, frames, errors)
 
 
-def write_video(path: str, frames: List[np.ndarray], fps: int) -> None:
-    """Write frames (H, W, 3) uint8 as an mp4 file. Raises OSError."""
+def write_video(path: str, frames: List[np.ndarray], fps: int, writer: Any = None, samples: int = 0) -> None:
+    """Write frames (H, W, 3) uint8 as an mp4 file and, every third of the first 300, as a moving picture in TensorBoard. Raises OSError."""
     import imageio
 
     imageio.mimwrite(path, frames, fps=fps, macro_block_size=None)
+    if writer is not None:  # SummaryWriter.add_video would need moviepy
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        gif = imageio.mimwrite(imageio.RETURN_BYTES, frames[:300:3], format="gif", duration=3000 / fps, loop=0)
+        image = Summary.Image(height=PICTURE[0], width=PICTURE[1], colorspace=3, encoded_image_string=gif)
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="eval/episode", image=image)]), samples)
+
+
+def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> None:
+    """Draw the pose error of each body (T, J-1) [m] over time, a row a body, with its mean in the label."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots(subplot_kw=dict(xlabel="time [s]"))
+    labels = [f"{name} {mean:.3f}" for name, mean in zip(names, errors.nanmean(0).tolist())]
+    axes.set_yticks(range(len(names)), labels)
+    extent = (0.0, len(errors) * dt, len(names) - 0.5, -0.5)
+    figure.colorbar(axes.imshow(errors.T.cpu(), vmin=0, aspect="auto", extent=extent, interpolation="nearest"), label="pose error [m]")
+    figure.savefig(path, dpi=120)
 
 
 def policy_checkpoint(agent: Agent, env: AMPEnv, args: Args, samples: int, metrics: Dict[str, float]) -> Dict[str, Any]:
@@ -1183,6 +1204,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         evaluation = evaluate(agent, eval_env, args)
         if evaluation.frames:
             write_video(os.path.join(folder, "episode.mp4"), evaluation.frames, args.control_hz)
+        plot = os.path.splitext(args.checkpoint)[0] + "_pose_error.png"
+        plot_body_errors(plot, evaluation.body_errors, motions.character.body_names[1:], eval_env.dt)
         for n, clip in enumerate(evaluation.clips):
             ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
         print(json.dumps(evaluation.metrics))
@@ -1347,8 +1370,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             for name in files:
                 folder.attempt(lambda name=name, policy=policy: write_checkpoint(os.path.join(run, name), policy))
             if evaluation.frames:
-                video, frames = os.path.join(run, f"episode_{samples}.mp4"), evaluation.frames
-                folder.attempt(lambda video=video, frames=frames: write_video(video, frames, args.control_hz))
+                film = (os.path.join(run, f"episode_{samples}.mp4"), evaluation.frames, args.control_hz, folder.writer, samples)
+                folder.attempt(lambda film=film: write_video(*film))
         folder.log(samples, log)
         trouble = training_health({**log, **average}, clip_speed) if iteration >= 400 else ""
         if trouble and trouble not in told:

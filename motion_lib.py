@@ -13,7 +13,7 @@ import os
 import warnings
 import xml.etree.ElementTree as ET
 import zipfile
-from typing import Dict, List, NamedTuple, Tuple, Union
+from typing import Dict, Iterator, List, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -493,19 +493,13 @@ def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:
     return quat_rotate(q, body_position[..., 1:, :] - body_position[..., :1, :])
 
 
-def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor], any_start: bool = False) -> Tensor:
-    """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
-
-    Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see relative_positions),
-    averaged along the best warping path: it starts at both first frames (any_start: anywhere in the reference), advances by one frame
-    in either or both, and ends at the simulation's last frame, anywhere in the reference. steps (E,) is how many of the T frames an
-    episode lived; each of the horizon - steps control steps lost to a fall counts as 1 m. -> (E,) [m]"""
+def _warp(simulated: Tensor, reference: Tensor, any_start: bool) -> Iterator[Tensor]:
+    """For each of the T simulated frames: mean cost (E, R) [m] of the best warping path that ends there, for every end in the reference."""
     columns = reference.shape[1]
     shift = lambda x: F.pad(x[:, :-1], (1, 0), value=math.inf)  # column j of the result is column j - 1 of x  # noqa: E731
     column = torch.arange(columns, device=reference.device)
     # cost and length of the best path to the cells of one row (one simulated frame), for all columns (reference frames)
     total, length = torch.full((2, len(simulated), columns), math.inf, dtype=torch.float64, device=reference.device)
-    error = torch.zeros_like(total[:, 0])
     for i in range(simulated.shape[1]):
         cost = (simulated[:, i, None] - reference).norm(dim=-1).mean(-1).double()  # (E, R)
         # a path enters the row at some column k, from above or diagonally, and goes along it: cost sums from k on
@@ -517,8 +511,25 @@ def pose_error(simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Uni
         along = cost.cumsum(1)
         cheapest, k = torch.cummin(enter - along + cost, 1)
         total, length = along + cheapest, count.gather(1, k) + column - k + 1
-        error = torch.where(steps == i + 1, (total / length).amin(1), error)
-    return ((error * steps + (horizon - steps).clamp_min(0)) / horizon).float()
+        yield total / length
+
+
+def pose_error(
+    simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor], any_start: bool = False
+) -> Tuple[Tensor, Tensor]:
+    """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
+
+    Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see relative_positions),
+    averaged along the best warping path: it starts at both first frames (any_start: anywhere in the reference), advances by one frame
+    in either or both, and ends at the simulation's last frame, anywhere in the reference. steps (E,) is how many of the T frames an
+    episode lived; each of the horizon - steps control steps lost to a fall counts as 1 m.
+    -> (E,) [m], and the distance of each body at each frame from where the best path to that frame ends, (E, T, J-1) [m]"""
+    error, bodies, episode = torch.zeros(len(simulated), dtype=torch.float64, device=reference.device), [], torch.arange(len(simulated))
+    for i, cost in enumerate(_warp(simulated, reference, any_start)):
+        best, end = cost.min(1)  # (E,)
+        error = torch.where(steps == i + 1, best, error)
+        bodies.append((simulated[:, i] - reference.expand(len(simulated), -1, -1, -1)[episode, end]).norm(dim=-1))
+    return ((error * steps + (horizon - steps).clamp_min(0)) / horizon).float(), torch.stack(bodies, 1)
 
 
 def reference_poses(motions: MotionLib, clip: Tensor, time: Tensor) -> Tensor:
@@ -528,21 +539,35 @@ def reference_poses(motions: MotionLib, clip: Tensor, time: Tensor) -> Tensor:
     return relative_positions(body_position, state.rotations[..., 0, :])
 
 
-def episode_error(motions: MotionLib, poses: Tensor, steps: Tensor, limit: Tensor, clip: Tensor, start: Tensor, dt: float) -> float:
-    """Mean pose error [m] of episodes that imitate clips (E,) from times start (E,) [s] on; poses (E, T, J-1, 3), steps and limit (E,)."""
+def mean_over_episodes(bodies: Tensor, steps: Tensor) -> Tensor:
+    """Mean of distances (E, T, J-1) over the episodes that still live at a frame, steps (E,) -> (T, J-1), NaN where none does."""
+    lived = (torch.arange(bodies.shape[1], device=steps.device) < steps[:, None])[..., None]  # (E, T, 1)
+    return (bodies.nan_to_num() * lived).sum(0) / lived.sum(0)
+
+
+def episode_error(
+    motions: MotionLib, poses: Tensor, steps: Tensor, limit: Tensor, clip: Tensor, start: Tensor, dt: float
+) -> Tuple[float, Tensor]:
+    """Mean pose error [m] of episodes that imitate clips (E,) from times start (E,) [s] on; poses (E, T, J-1, 3), steps and limit (E,).
+
+    -> that, and the error of each body over time (T, J-1) [m]"""
     # the reference is unrolled to one and a half times the episode, so that a slow character can be matched as well as a fast one
     times = start[:, None] + dt * torch.arange(1, int(1.5 * poses.shape[1]) + 1, device=poses.device)  # (E, R) [s]
-    return float(pose_error(poses, reference_poses(motions, clip[:, None].expand(times.shape), times), steps, limit).mean())
+    error, bodies = pose_error(poses, reference_poses(motions, clip[:, None].expand(times.shape), times), steps, limit)
+    return float(error.mean()), mean_over_episodes(bodies, steps)
 
 
-def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0) -> Dict[str, float]:
+def nearest_clips(
+    motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0
+) -> Tuple[Dict[str, float], Tensor]:
     """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, from anywhere in it.
 
     poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of `horizon` control steps of dt [s]
-    -> pose_error_m: mean over windows [m], lost steps counting 1 m; visits_<clip>: share of the lived windows nearest to each clip."""
+    -> pose_error_m: mean over windows [m], lost steps counting 1 m; visits_<clip>: share of the lived windows nearest to each clip;
+    and the error of each body over time (T, J-1) [m]"""
     W = max(round(window / dt), 1)
     K = -(-horizon // W)  # windows an episode, the last one shorter perhaps
-    poses = F.pad(poses, (0, 0, 0, 0, 0, K * W - poses.shape[1])).reshape(-1, W, *poses.shape[2:])  # (E K, W, J-1, 3)
+    poses, T = F.pad(poses, (0, 0, 0, 0, 0, K * W - poses.shape[1])).reshape(-1, W, *poses.shape[2:]), poses.shape[1]  # (E K, W, J-1, 3)
     begin = W * torch.arange(K, device=poses.device)
     length = (horizon - begin).clamp_max(W).expand(len(steps), K).flatten()  # (E K,)
     lived = (steps[:, None] - begin).clamp(0, W).flatten()
@@ -552,8 +577,10 @@ def nearest_clips(motions: MotionLib, poses: Tensor, steps: Tensor, horizon: int
         times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)
         reference = reference_poses(motions, torch.full_like(times, i, dtype=torch.long), times)[None]  # (1, R, J-1, 3)
         errors.append(pose_error(poses, reference, lived, length, any_start=True))
-    error, nearest = torch.stack(errors).min(0)
+    error, nearest = torch.stack([error for error, _ in errors]).min(0)
+    bodies = torch.stack([bodies for _, bodies in errors])[nearest, torch.arange(len(nearest))]  # (E K, W, J-1)
     visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in motions.files])
     shares = {f"visits_{os.path.relpath(file, folder)}": share for file, share in zip(motions.files, visits.tolist())}
-    return {"pose_error_m": float((error * length).sum() / length.sum()), **shares}
+    metrics = {"pose_error_m": float((error * length).sum() / length.sum()), **shares}
+    return metrics, mean_over_episodes(bodies.reshape(len(steps), K * W, -1)[:, :T], steps)

@@ -245,14 +245,15 @@ def test_nearest_clips(locomotion):
     run, turn = poses_of(locomotion, 5, 0.37 + dt * torch.arange(60)), poses_of(locomotion, 2, 0.5 + time)
     episode = torch.cat((run, turn))
     poses = torch.stack((episode, torch.cat((run[:30], torch.full((60, 14, 3), 9.0)))))
-    found = ml.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
+    found, bodies = ml.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
+    assert bodies.shape == (90, 14) and bodies.max() < 0.04
     error = found.pop("pose_error_m")
     assert error == pytest.approx(60 / 180, abs=0.01)  # the lost 60 of 180 steps count 1 m, the others hardly anything
     assert len(found) == 12 and found["visits_turn_left1.npz"] == pytest.approx(1 / 4)
     assert found["visits_run.npz"] + found["visits_run.npz (mirrored)"] == pytest.approx(3 / 4)
     bent = episode[None] + torch.tensor([0.0, 0.0, 0.05])
-    assert 0.03 < ml.nearest_clips(locomotion, bent, torch.tensor([90]), 90, dt)["pose_error_m"] < 0.055
-    found = ml.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
+    assert 0.03 < ml.nearest_clips(locomotion, bent, torch.tensor([90]), 90, dt)[0]["pose_error_m"] < 0.055
+    found, _ = ml.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
     assert found.pop("pose_error_m") == 1.0 and sum(found.values()) == 0
 
 

@@ -722,7 +722,7 @@ def track(*x):
 def error(simulated, reference, steps=None, horizon=None):
     steps = simulated.shape[1] if steps is None else steps
     horizon = steps if horizon is None else horizon
-    return float(ml.pose_error(simulated, reference, torch.tensor([steps]), horizon))
+    return float(ml.pose_error(simulated, reference, torch.tensor([steps]), horizon)[0])
 
 
 def test_pose_error_of_perfect_imitation():
@@ -780,7 +780,7 @@ def test_pose_error_against_all_paths(rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
     simulated, reference = torch.rand(3, 4, 2, 3, generator=generator), torch.rand(3, columns, 2, 3, generator=generator)
     steps = torch.tensor([rows, 1, 4])
-    errors = ml.pose_error(simulated, reference, steps, 4)
+    errors, _ = ml.pose_error(simulated, reference, steps, 4)
     for e, alive in enumerate(steps.tolist()):
         cost = [[(simulated[e, i] - reference[e, j]).norm(dim=-1).mean().item() for j in range(columns)] for i in range(alive)]
         expected = (best_path_by_enumeration(cost) * alive + (4 - alive)) / 4
@@ -789,8 +789,24 @@ def test_pose_error_against_all_paths(rows, columns, seed):
 
 def test_pose_error_with_a_horizon_for_each_episode():
     motion = track(0, 1, 2, 3).repeat(2, 1, 1, 1)
-    errors = ml.pose_error(motion, motion, torch.tensor([4, 2]), torch.tensor([4, 8]))
+    errors, _ = ml.pose_error(motion, motion, torch.tensor([4, 2]), torch.tensor([4, 8]))
     assert errors.tolist() == pytest.approx([0.0, 0.75])
+
+
+def test_the_error_of_each_body_over_time():
+    """Two bodies, of which the second is off by 3 cm in the last frame of three; the pace does not count, nor do frames after a fall."""
+    reference = torch.zeros(1, 5, 2, 3)
+    reference[0, :, :, 0] = torch.tensor([0.0, 1, 2, 3, 4])[:, None]
+    simulated = reference[:, ::2].clone()  # twice as fast
+    simulated[0, 2, 1, 1] = 0.03
+    error, bodies = ml.pose_error(simulated, reference, torch.tensor([3]), 3)
+    torch.testing.assert_close(bodies[0, 2], torch.tensor([0.0, 0.03]))
+    assert bodies[0, 0].max() == 0 and error < 0.6
+    two = torch.cat((bodies, bodies + 1.0))
+    mean = ml.mean_over_episodes(two, torch.tensor([3, 1]))
+    torch.testing.assert_close(mean[0], torch.tensor([0.5, 0.5]))  # both live
+    torch.testing.assert_close(mean[2], torch.tensor([0.0, 0.03]))  # the second has fallen
+    assert ml.mean_over_episodes(two, torch.tensor([1, 1]))[1].isnan().all()
 
 
 def test_relative_positions_by_hand(character):

@@ -179,8 +179,7 @@ RESUMABLE = ("resume", "track", "total_timesteps", "eval_interval", "save_interv
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
     defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
-    defaults.update(save_interval=(100, 250))
-    defaults.update(total_timesteps=(10_000_000, 100_000_000), hidden=((256, 128), (1024, 512)))
+    defaults.update(total_timesteps=(10_000_000, 100_000_000), hidden=((256, 128), (1024, 512)), save_interval=(100, 250))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)
@@ -209,8 +208,8 @@ def check_args(args: Args) -> None:
         "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
         "the evaluation draws with matplotlib: pip install matplotlib": missing("matplotlib"),
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
-        "--evaluate and --checkpoint FILE go together, and without --resume": args.evaluate != (args.checkpoint is not None)
-        or (args.evaluate and args.resume is not None),
+        "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
+        "--evaluate and --resume exclude each other": args.evaluate and args.resume is not None,
         "--eval-commands needs --evaluate": args.eval_commands is not None and not args.evaluate,
         "--speed-range, --change-seconds: the smaller number comes first": min(np.diff(args.speed_range), np.diff(args.change_seconds)) < 0,
         "--sharp-turn-share, --speed-change-share: at most 1": max(args.sharp_turn_share, args.speed_change_share) > 1,
@@ -220,9 +219,8 @@ def check_args(args: Args) -> None:
         "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
         f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
     }
-    for message, refused in refuse.items():
-        if refused:
-            raise InputError(message)
+    for message in [message for message, refused in refuse.items() if refused]:
+        raise InputError(message)
 
 
 # ---- 2. Observation and rewards ------------------------------------------------------------------------------------------------
@@ -1025,7 +1023,8 @@ def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> 
     labels = [f"{name} {mean:.3f}" for name, mean in zip(names, errors.nanmean(0).tolist())]
     axes.set_yticks(range(len(names)), labels)
     extent = (0.0, len(errors) * dt, len(names) - 0.5, -0.5)
-    figure.colorbar(axes.imshow(errors.T.cpu(), vmin=0, aspect="auto", extent=extent, interpolation="nearest"), label="pose error [m]")
+    image = axes.imshow(errors.T.cpu().numpy(), vmin=0, aspect="auto", extent=extent, interpolation="nearest")
+    figure.colorbar(image, label="pose error [m]")
     figure.savefig(path, dpi=120)
 
 

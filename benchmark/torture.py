@@ -221,7 +221,6 @@ def disk(folder: str) -> Dict[str, Any]:
             while_full.append(amp.load_interrupted(run)["samples"])
     os.remove(fill)
     _, err = child.communicate()
-    print(err[-1500:], file=sys.stderr) if child.returncode else None
     said = [line for line in err.replace("\r", "\n").split("\n") if "written" in line]
     points = curves(run)["reward/total"]
     whole = [step for step, _ in points] == list(range(256, 32 * 8 * 200 + 1, 256))

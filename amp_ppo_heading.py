@@ -401,11 +401,11 @@ class MujocoSim(Sim):
     """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
-        from mujoco import rollout
-
         if args.cuda:
             print("physics stays on the CPU; to have it on the GPU: pip install -r requirements-warp.txt (Python 3.11)", file=sys.stderr)
-        self.shared, self.device = MujocoModel(args, character, device), device
+        self.shared, self.device = MujocoModel(args, character, device), device  # it chooses the OpenGL, before MuJoCo is imported
+        from mujoco import rollout
+
         self.model = model = self.shared.compiled
         self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
         self.data = [self.shared.mujoco.MjData(model) for _ in range(self.threads)]
@@ -450,6 +450,7 @@ class WarpSim(Sim):
     Warp's CPU device records and replays the same graph, but is several times slower than MujocoSim: it is there for tests."""
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
+        self.shared = MujocoModel(args, character, device)  # it chooses the OpenGL, before MuJoCo is imported
         import mujoco_warp
         import warp
 
@@ -457,7 +458,7 @@ class WarpSim(Sim):
             advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
             raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
         print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; it compiles at its first start", file=sys.stderr)
-        self.shared, self.warp, warp.config.log_level = MujocoModel(args, character, device), warp, warp.LOG_WARNING
+        self.warp, warp.config.log_level = warp, warp.LOG_WARNING
         # Warp's stream and PyTorch's default stream wait for one another: Warp makes its streams of CUDA's blocking kind.
         with warp.ScopedDevice(str(torch.empty(0, device=device).device)):  # with its number
             self.model = mujoco_warp.put_model(self.shared.compiled)

@@ -4,7 +4,7 @@ kill      N (50) times kill -9 at a random moment of a short training, then --re
           left alone, with the same curves.
 nan       N (1000) times NaN, infinity or an absurd number in the state of a random environment, during one training.
 files     N (10000) mutated checkpoints and motion files: our own error or success, nothing executed.
-disk      a training in DIR, a small file system of its own that is full for a part of the time (mount -t tmpfs -o size=3m tmpfs DIR).
+disk      a training in DIR, a small file system of its own that is full for a part of the time (mount -t tmpfs -o size=16m tmpfs DIR).
 overhead  seconds that one checkpoint of the default size takes, against the seconds of training between two.
 
 One JSON object a part is printed and appended to torture.jsonl beside this file.
@@ -89,10 +89,10 @@ def kill(count: int) -> Dict[str, Any]:
             while not done:
                 child = subprocess.Popen(words, cwd=home, **quiet)
                 try:
-                    child.communicate(timeout=random_.uniform(0.3, 1.1) * whole if kills <= n else None)
-                    if child.returncode:
-                        sys.exit(f"error: run {n} ended with {child.returncode}")
-                    done = True
+                    _, err = child.communicate(timeout=random_.uniform(0.3, 1.0) * whole if kills <= n else None)
+                    done = child.returncode == 0 or "the run is complete" in err  # killed after its last checkpoint
+                    if not done:
+                        sys.exit(f"error: run {n} ended with {child.returncode}: {err[-300:]}")
                 except subprocess.TimeoutExpired:
                     child.send_signal(signal.SIGKILL)
                     child.communicate()

@@ -331,6 +331,27 @@ def test_evaluations_do_not_change_the_training(run_script, root, tmp_path):
 
 
 @needs_mujoco
+def test_filmed_episodes(root, tmp_path):
+    """An mp4 and a moving picture in TensorBoard; without OpenGL one line that says what to install. As a process: MuJoCo chooses at import."""
+    process = start(
+        root, tmp_path, *options(root, num_envs=4, num_minibatches=2, total_timesteps=32 * 4, eval_interval=2), "--capture-video"
+    )
+    out, err = process.communicate()
+    if process.returncode:
+        assert process.returncode == 2 and err.splitlines()[-1].startswith("error: --capture-video") and "libegl1" in err
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run,) = (tmp_path / "runs").iterdir()
+    assert {path.name for path in run.glob("*.mp4")} == {"episode_64.mp4", "episode_128.mp4"}
+    events = EventAccumulator(str(run))
+    events.Reload()
+    pictures = events.Images("eval/episode")
+    assert [picture.step for picture in pictures] == [64, 128]
+    assert all(picture.encoded_image_string[:6] == b"GIF89a" and len(picture.encoded_image_string) > 10_000 for picture in pictures)
+
+
+@needs_mujoco
 @pytest.mark.parametrize("seconds", [0.01, 0.04])
 def test_the_shortest_evaluation(run_script, root, tmp_path, character, seconds):
     """An episode of one control step; every roll-out is still a clip that can be read."""

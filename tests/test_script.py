@@ -332,11 +332,10 @@ def test_evaluations_do_not_change_the_training(run_script, root, tmp_path):
 
 @needs_mujoco
 def test_filmed_episodes(root, tmp_path):
-    """An mp4 and a moving picture in TensorBoard; without OpenGL one line that says what to install. As a process: MuJoCo chooses at import."""
-    process = start(
-        root, tmp_path, *options(root, num_envs=4, num_minibatches=2, total_timesteps=32 * 4, eval_interval=2), "--capture-video"
-    )
-    out, err = process.communicate()
+    """An mp4 and a moving picture in TensorBoard; without OpenGL one line that says what to install. MuJoCo chooses it when imported."""
+    flags = options(root, num_envs=4, num_minibatches=2, total_timesteps=32 * 4, eval_interval=2)
+    process = start(root, tmp_path, *flags, "--capture-video")
+    _, err = process.communicate()
     if process.returncode:
         assert process.returncode == 2 and err.splitlines()[-1].startswith("error: --capture-video") and "libegl1" in err
         return

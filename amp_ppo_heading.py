@@ -120,7 +120,7 @@ class Args:
     target_kl: float = 0.018
     """mean KL divergence of an update: at a third more the policy's learning rate shrinks by 1.2, at a third less it grows"""
     anneal: float = 0.5
-    """share of the training, at its end, over which target_kl falls to a twentieth: without it falls come and go (docs/log.md)"""
+    """share of the training, at its end, over which target_kl falls to a twentieth; it ends the coming and going of falls (docs/log.md)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2

@@ -110,8 +110,8 @@ class Args:
     """Adam's learning rate for the policy at the start; it then follows the KL divergence"""
     target_kl: float = 0.018
     """mean KL divergence of an update: at a third more the policy's learning rate shrinks by 1.2, at a third less it grows"""
-    anneal: float = 0.5
-    """share of the training, at its end, over which target_kl falls to a twentieth: without it falls come and go (docs/log.md)"""
+    anneal: float = 0.0
+    """share of the training, at its end, over which target_kl falls to a twentieth; it ends the coming and going of falls (docs/log.md)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -747,7 +747,7 @@ class AMPEnv:
         state = MotionState(*(x.nan_to_num(0.0, 0.0, 0.0) for x in state))
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
         # after a step that broke the physics nothing has been seen, and nothing is earned
-        final_obs = torch.where(diverged[:, None], self.obs, observe(state, body_position, self.character))
+        final_obs = seen = torch.where(diverged[:, None], self.obs, observe(state, body_position, self.character))
         speed = forward_speed(state)
         reward = task_reward(speed, self.target_speed) * ~diverged
         disc_obs = torch.cat((self.obs, final_obs), -1)  # (N, P)
@@ -758,9 +758,9 @@ class AMPEnv:
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position, "diverged": diverged}
         info.update(scores=dict(speed_m_s=speed, task_reward=reward), episode_length=self.steps.clone())
         env_ids = (terminated | truncated).nonzero()[:, 0]
-        self.obs = final_obs
         if len(env_ids):
-            self.obs = final_obs.index_copy(0, env_ids, self._reset(env_ids))
+            seen = seen.index_copy(0, env_ids, self._reset(env_ids))
+        self.obs = seen
         self.step_seconds += time.perf_counter() - started
         return self.obs, reward, terminated, truncated, info
 

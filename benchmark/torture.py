@@ -186,7 +186,7 @@ def files(count: int) -> Dict[str, Any]:
                 if name == "clip.npz":
                     ml.load_clip(path, bodies)
                     outcomes["accepted"] += 1
-                elif n % 20:
+                elif n % 100:
                     amp.load_checkpoint(path)
                     outcomes["accepted"] += 1
                 else:  # all the way: rebuild the program around it

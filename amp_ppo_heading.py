@@ -308,7 +308,11 @@ class MujocoModel:
     def __init__(self, args: Args, character: Character, device: torch.device) -> None:
         if args.capture_video and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")
-        import mujoco
+        opengl = "MuJoCo finds no OpenGL to draw with; install libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa)"
+        try:
+            import mujoco
+        except (ImportError, AttributeError) as error:  # what its bindings to OpenGL raise
+            raise InputError(f"--capture-video, or MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {opengl}") from error
 
         self.mujoco, self.character = mujoco, character
         self.compiled = model = self._build(mujoco, character, 1.0 / (args.control_hz * args.substeps))
@@ -319,10 +323,11 @@ class MujocoModel:
         self.angles, self.axis = start[character.hinges], character.dof_axis[character.hinge_dofs]
         if args.capture_video:
             try:
-                self.renderer, self.camera = mujoco.Renderer(model, *PICTURE), mujoco.MjvCamera()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
+                    self.renderer, self.camera = mujoco.Renderer(model, *PICTURE), mujoco.MjvCamera()
             except Exception as error:  # each OpenGL has its own
-                advice = "install libegl1 (MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa)"
-                raise InputError(f"--capture-video: MuJoCo finds no OpenGL to draw with; {advice}") from error
+                raise InputError(f"--capture-video: {opengl}") from error
             self.camera.type, self.camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, 1
             self.camera.azimuth, self.camera.elevation, self.camera.distance = 120.0, -15.0, 3.5
 

@@ -1,7 +1,7 @@
 """What a run survives, by hand (minutes): python benchmark/torture.py PART [PART ...] [--count N] [--folder DIR]
 
-kill      N (50) times kill -9 at a random moment of a short training, then --resume: every run has to end bit for bit as the one that was
-          left alone, with the same curves.
+kill      N (50) times kill -9 at a random moment of a short training, after its first checkpoint, then --resume: every run has to end
+          bit for bit as the one that was left alone, with the same curves.
 nan       N (1000) times NaN, infinity or an absurd number in the state of a random environment, during one training.
 files     N (10000) mutated checkpoints and motion files: our own error or success, nothing executed.
 disk      a training in DIR, a small file system of its own that is full for a part of the time (mount -t tmpfs -o size=16m tmpfs DIR).
@@ -73,7 +73,7 @@ def kill(count: int) -> Dict[str, Any]:
     """Kill and resume, against a run that was left alone."""
     env, random_ = {**os.environ, "OMP_NUM_THREADS": "1"}, random.Random(0)
     quiet = dict(env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    samples, identical, kills, unsaved = 32 * 8 * 60, 0, 0, 0
+    samples, identical, kills = 32 * 8 * 60, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         alone = os.path.join(folder, "alone")
         os.mkdir(alone)
@@ -89,8 +89,11 @@ def kill(count: int) -> Dict[str, Any]:
             words, done, before, started = training(samples), False, kills, time.perf_counter()
             while not done:
                 child = subprocess.Popen(words, cwd=home, **quiet)
+                if kills <= runs:  # before its first checkpoint there is nothing to go on with
+                    while child.poll() is None and not any("latest.pt" in names for _, _, names in os.walk(home)):
+                        time.sleep(0.01)
                 try:
-                    _, err = child.communicate(timeout=random_.uniform(0.3, 1.0) * whole if kills <= runs else None)
+                    _, err = child.communicate(timeout=random_.uniform(0.0, 0.6) * whole if kills <= runs else None)
                     done = child.returncode == 0 or "the run is complete" in err  # killed after its last checkpoint
                     if not done:
                         sys.exit(f"error: run {runs} ended with {child.returncode}: {err[-300:]}")
@@ -98,12 +101,8 @@ def kill(count: int) -> Dict[str, Any]:
                     child.send_signal(signal.SIGKILL)
                     child.communicate()
                     kills += 1
-                    names = os.listdir(os.path.join(home, "runs")) if os.path.isdir(os.path.join(home, "runs")) else []
-                    saved = [name for name in names if {"latest.pt", "previous.pt"} & set(os.listdir(os.path.join(home, "runs", name)))]
-                    unsaved += not saved
-                    if not saved:  # killed before the first checkpoint: there is nothing to go on with
-                        shutil.rmtree(os.path.join(home, "runs"), ignore_errors=True)
-                    words = command("--resume", os.path.join("runs", saved[0])) if saved else training(samples)
+                    (name,) = os.listdir(os.path.join(home, "runs"))
+                    words = command("--resume", os.path.join("runs", name))
             if kills == before:  # the machine is faster than it was: no run without a kill counts
                 whole = time.perf_counter() - started
             else:
@@ -112,7 +111,7 @@ def kill(count: int) -> Dict[str, Any]:
                 runs += 1
                 print(f"\r{runs} runs, {kills} kills, {identical} identical", end="", file=sys.stderr)
             shutil.rmtree(home)
-    return dict(runs=count, kills=kills, before_the_first_checkpoint=unsaved, identical=identical)
+    return dict(runs=count, kills=kills, identical=identical)
 
 
 def run_here(folder: str, words: List[str]) -> int:

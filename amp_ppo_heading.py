@@ -166,7 +166,7 @@ class Args:
     resume: Optional[str] = None
     """go on with an interrupted run, given its folder, as if nothing had happened; only RESUMABLE options may differ from the run's"""
     save_interval: Optional[int] = None
-    """save everything every so many iterations, and at the end; default 100 on the CPU, 250 on CUDA"""
+    """save everything every so many iterations, and at the end; default 250 (at 100, a checkpoint of .85 s took over 1 % of the time)"""
     max_skipped: int = 100
     """updates in a row that are skipped because a gradient is not finite, until the run gives up"""
     detect_anomaly: bool = False
@@ -179,7 +179,7 @@ RESUMABLE = ("resume", "track", "total_timesteps", "eval_interval", "save_interv
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
     defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
-    defaults.update(total_timesteps=(10_000_000, 100_000_000), hidden=((256, 128), (1024, 512)), save_interval=(100, 250))
+    defaults.update(total_timesteps=(10_000_000, 100_000_000), hidden=((256, 128), (1024, 512)), save_interval=(250, 250))
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, on_cuda if args.cuda else on_cpu)

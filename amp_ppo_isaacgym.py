@@ -23,6 +23,7 @@ Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom
 
 import contextlib
 import dataclasses
+import datetime
 import importlib.util
 import io
 import json
@@ -48,6 +49,7 @@ except Exception as error:  # it compiles and loads libraries
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ import motion_lib as ml
 from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
 SCRIPT = os.path.splitext(os.path.basename(__file__))[0]  # names runs and checkpoints; those of other scripts are refused
-FORMAT = 2  # of checkpoints; format 1 had networks only, and can still be evaluated
+FORMAT = 3  # of checkpoints; formats 1 (networks only) and 2 (of one process) can still be evaluated
 
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
@@ -167,13 +169,20 @@ class Args:
 RESUMABLE = ("resume", "track", "total_timesteps", "eval_interval", "save_interval", "capture_video", "max_skipped", "detect_anomaly")
 
 
-def check_args(args: Args) -> None:
-    """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
+def set_defaults(args: Args, total_timesteps: Tuple[int, int]) -> None:
+    """Fill in what depends on the device: on the CPU, on CUDA."""
     defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
-    defaults.update(total_timesteps=(3_000_000, 100_000_000), hidden=((256, 128), (1024, 512)), save_interval=(250, 250))
+    defaults.update(total_timesteps=total_timesteps, hidden=((256, 128), (1024, 512)), save_interval=(250, 250))
+    each = {"num_envs": processes()[1], "disc_batch": 2 * processes()[1]}  # what they are divided by, for which they are rounded up
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
-            setattr(args, name, on_cuda if args.cuda else on_cpu)
+            value = on_cuda if args.cuda else on_cpu
+            setattr(args, name, value + -value % each[name] if name in each else value)
+
+
+def check_args(args: Args) -> None:
+    """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
+    set_defaults(args, total_timesteps=(3_000_000, 100_000_000))
     may_be_zero = "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval anneal".split()
     for name, value in vars(args).items():
         low = -1e15 if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
@@ -181,7 +190,8 @@ def check_args(args: Args) -> None:
         if not all(low <= x < 1e15 for x in numbers):
             bound = " from 0" if low == 0 else " above 0" if low > 0 else ""
             raise InputError(f"--{name.replace('_', '-')} {value}: expected a finite number{bound}")
-    batch = args.num_envs * args.num_steps
+    batch, world, gpus = args.num_envs * args.num_steps, processes()[1], torch.cuda.device_count()
+    share = batch // world
     missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
     if args.sim == "auto":
         args.sim = "mujoco" if gymapi is None else "isaacgym"
@@ -203,8 +213,12 @@ def check_args(args: Args) -> None:
         "--target-speed needs --task speed": args.task == "none" and args.target_speed is not None and not args.evaluate,
         "--action-std-log has to lie between -10 and 2": not -10 <= args.action_std_log <= 2,
         "--gamma has to lie below 1, --gae-lambda and --anneal at most at 1": args.gamma >= 1 or max(args.gae_lambda, args.anneal) > 1,
-        f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps = {batch}": batch % args.num_minibatches,
-        "--disc-batch has to be even: half of the character's transitions are replayed": args.disc_batch % 2,
+        f"--cuda: every process needs a GPU of its own; torchrun --nproc_per_node={gpus}": args.cuda
+        and processes(local=True)[1] > max(gpus, 1),
+        f"--num-envs {args.num_envs} has to be a multiple of the {world} processes": args.num_envs % world,
+        f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps / processes = {share}": share
+        % args.num_minibatches,
+        f"--disc-batch has to be a multiple of {2 * world}: half of it is replayed, in each process": args.disc_batch % (2 * world),
         f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
     }
     for message in [message for message, refused in refuse.items() if refused]:
@@ -267,8 +281,8 @@ class Sim(ABC):
     """N copies of the character on flat ground. States go in and out in the conventions of motion_lib, on `device`."""
 
     @abstractmethod
-    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
-        """Put environments (n,) long into states of batch (n,)."""
+    def set_state(self, chosen: Tensor, state: MotionState) -> None:
+        """Put those of the first n environments that are chosen (n,) bool into their rows of a state of batch (n,)."""
 
     @abstractmethod
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
@@ -399,7 +413,8 @@ class MujocoSim(Sim):
         from mujoco import rollout
 
         self.model = model = self.shared.compiled
-        self.threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, num_envs)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = min(max(cores // processes(local=True)[1], 1), num_envs)
         self.data = [self.shared.mujoco.MjData(model) for _ in range(self.threads)]
         self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
         self.rest = np.concatenate(([0.0], model.qpos0, np.zeros(model.nv)))  # a full physics state: time, qpos, qvel
@@ -411,9 +426,11 @@ class MujocoSim(Sim):
         row = torch.from_numpy(self.state[:n]).float().to(self.device)
         return self.shared.read(row[:, 1 : self.velocity], row[:, self.velocity :])
 
-    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
-        self.state[env_ids.cpu().numpy(), 0] = 0.0
-        self.state[env_ids.cpu().numpy(), 1:] = torch.cat(self.shared.write(state), -1).cpu().numpy()
+    def set_state(self, chosen: Tensor, state: MotionState) -> None:
+        rows = chosen.cpu().numpy().nonzero()[0]
+        if len(rows):
+            self.state[rows, 0] = 0.0
+            self.state[rows, 1:] = torch.cat(self.shared.write(MotionState(*(x[rows] for x in state))), -1).cpu().numpy()
 
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
         n, v = len(targets), self.velocity
@@ -470,9 +487,9 @@ class WarpSim(Sim):
         self.lost = int(kind.ALL & ~kind.ITERATIONS & ~kind.LS_ITERATIONS)  # bits that say: contacts or constraints were left out
         self.restore(self.rest)
 
-    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
-        for mine, rest in zip(self.kept, (*self.shared.write(state), *self.rest[2:])):
-            mine[env_ids] = rest
+    def set_state(self, chosen: Tensor, state: MotionState) -> None:
+        for mine, new in zip(self.kept, (*self.shared.write(state), *self.rest[2:])):
+            mine[: len(chosen)] = torch.where(chosen[:, None], new, mine[: len(chosen)])
 
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
         n, (qpos, qvel, *_, target) = len(targets), self.kept
@@ -592,7 +609,7 @@ class IsaacGymSim(Sim):
         dof = torch.tensor([0.3, -0.2, 0.4], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
         zero, up = torch.zeros(1, 3, device=self.device), torch.tensor([[0.0, 0.0, 2.0]], device=self.device)
         pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
-        self.set_state(torch.zeros(1, dtype=torch.long, device=self.device), MotionState(up, pose, zero, zero, 0.0 * dof))
+        self.set_state(torch.ones(1, dtype=torch.bool, device=self.device), MotionState(up, pose, zero, zero, 0.0 * dof))
         state, _ = self.step(dof)
         self._refresh()
         link = self.body[:1, self.bodies, 3:7]
@@ -605,7 +622,11 @@ class IsaacGymSim(Sim):
             self.gym.destroy_sim(self.sim)
             raise InputError("--sim isaacgym: joints off forward kinematics, or contact in the air; please report the self-check above")
 
-    def set_state(self, env_ids: Tensor, state: MotionState) -> None:
+    def set_state(self, chosen: Tensor, state: MotionState) -> None:
+        env_ids = chosen.nonzero()[:, 0]  # waits for the device, once a control step: PhysX has to be told how many
+        if not len(env_ids):
+            return
+        state = MotionState(*(x[env_ids] for x in state))
         q, angular = state.rotations[:, 0], state.root_angular_velocity
         # v_com = v_link + w x R(q) com
         linear = state.root_velocity + torch.linalg.cross(angular, ml.quat_rotate(q, self.com))
@@ -660,6 +681,11 @@ class IsaacGymSim(Sim):
 
 # ---- 4. Environment ------------------------------------------------------------------------------------------------------------
 
+POOL_STEPS = 32  # control steps until the initial states are drawn anew
+
+
+POOL_STEPS = 32  # control steps until the initial states are drawn anew
+
 
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors, reset in the same step.
@@ -690,6 +716,7 @@ class AMPEnv:
         self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
         self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
+        self.next, self.pool_age = torch.zeros((), dtype=torch.long, device=device), 0  # row of the pool that is next; steps
         obs_size = self._new_pool()[-1].shape[1]
         self.disc_obs_size = 2 * obs_size
         # Gymnasium's Box spaces, as far as a learner needs them
@@ -700,15 +727,15 @@ class AMPEnv:
         """Start all episodes anew: obs (N, D), info with the "state" that they start from."""
         if seed is not None:
             self.generator.manual_seed(seed)
-        self.pool = self._new_pool()
+        self.pool, self.pool_age, self.next = self._new_pool(), 0, torch.zeros_like(self.next)
         info = {"state": MotionState(*self.pool[2:7])}
-        self.obs = self._reset(torch.arange(self.num_envs, device=self.device))
+        self.obs = self._reset(torch.ones_like(self.clip, dtype=torch.bool), self.pool[-1])
         return self.obs, info
 
     def _new_pool(self) -> List[Tensor]:
         """N initial states by reference state initialisation: clip (N,), time (N,) [s], the five tensors of a MotionState, obs (N, D).
 
-        Drawn in advance, because a few states a step would cost as much as many at once."""
+        Drawn in advance, every POOL_STEPS steps, because a few states a step would cost as much as many at once."""
         clip, start = self.motions.sample(self.num_envs, self.dt, self.generator)
         start = start * (torch.rand(self.num_envs, generator=self.generator, device=self.device) >= self.start_share)
         state = self.motions.state(clip, start)
@@ -718,27 +745,29 @@ class AMPEnv:
         state.root_position[:, 2] += raised
         return [clip, start, *state, observe(state, body_position, self.character)]
 
-    def _reset(self, env_ids: Tensor) -> Tensor:
-        """Put environments (n,) into the pool's first states -> their first observations (n, D)."""
-        if len(self.pool[0]) < len(env_ids):
-            self.pool = self._new_pool()
-        clip, start, *state, obs = (x[: len(env_ids)] for x in self.pool)
-        self.pool = [x[len(env_ids) :] for x in self.pool]
-        self.sim.set_state(env_ids, MotionState(*state))
-        self.clip[env_ids], self.time[env_ids], self.steps[env_ids] = clip, start, 0
-        return obs
+    def _reset(self, done: Tensor, obs: Tensor) -> Tensor:
+        """Put environments that are done (N,) into the pool's next states -> obs (N, D), where done the first one of the episode.
+
+        All shapes are known beforehand, so that the host need not wait for a GPU to say how many are done."""
+        rows = (self.next + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
+        self.next = (rows[-1] + 1) % self.num_envs
+        clip, start, *state, first = (x[rows] for x in self.pool)
+        self.sim.set_state(done, MotionState(*state))
+        self.clip, self.time, self.steps = torch.where(done, clip, self.clip), torch.where(done, start, self.time), self.steps * ~done
+        return torch.where(done[:, None], first, obs)
 
     def snapshot(self) -> Dict[str, Any]:
         """All that the coming episodes depend on, for restore: the simulator's state, every tensor of this object, the random state."""
         tensors = {name: x.clone() for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return {"sim": self.sim.snapshot(), "tensors": tensors, "pool": list(self.pool), "generator": self.generator.get_state()}
+        pool = {"pool": list(self.pool), "pool_age": self.pool_age}
+        return {"sim": self.sim.snapshot(), "tensors": tensors, **pool, "generator": self.generator.get_state()}
 
     def restore(self, snapshot: Dict[str, Any]) -> None:
         """Go back to a snapshot. Raises ValueError or the like if it is one of another environment."""
         self.sim.restore(snapshot["sim"])
         for name, x in snapshot["tensors"].items():
             getattr(self, name).copy_(x)
-        self.pool = [own[: len(x)].copy_(x) for own, x in zip(self._new_pool(), snapshot["pool"])]
+        self.pool_age, self.pool = snapshot["pool_age"], [own.copy_(x) for own, x in zip(self._new_pool(), snapshot["pool"])]
         self.generator.set_state(snapshot["generator"])
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
@@ -762,19 +791,95 @@ class AMPEnv:
         truncated = (self.steps >= self.episode_steps) & ~terminated
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position, "diverged": diverged}
         info.update(scores=dict(speed_m_s=speed, task_reward=reward), episode_length=self.steps.clone())
-        env_ids = (terminated | truncated).nonzero()[:, 0]
-        if len(env_ids):
-            seen = seen.index_copy(0, env_ids, self._reset(env_ids))
+        self.pool_age += 1
+        if self.pool_age % POOL_STEPS == 0:
+            self.pool = self._new_pool()
+        seen = self._reset(terminated | truncated, seen)
         self.obs = seen
         self.step_seconds += time.perf_counter() - started
         return self.obs, reward, terminated, truncated, info
 
 
-# ---- 5. Networks, normaliser, replay buffer ------------------------------------------------------------------------------------
+# ---- 5. Several processes (torchrun; without it there is one, and none of this does anything) ----------------------------------
+
+
+def processes(local: bool = False) -> Tuple[int, int]:
+    """Rank of this process and number of processes, (0, 1) without torchrun; local: of those on this machine."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    rank, world = ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if local else ("RANK", "WORLD_SIZE")
+    return int(os.environ[rank]), int(os.environ[world])
+
+
+def launcher_store(server: bool = False) -> Any:
+    """torchrun's own key-value store, which outlives the processes; server: of a torchrun that has none, this process is to be it."""
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=server, wait_for_workers=False)
+
+
+def join_processes() -> Optional[str]:
+    """Join the other processes of torchrun, if it is the launcher -> after a restart (--max-restarts) the run to go on with, or None."""
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        return None
+    rank, world, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = launcher_store(server=rank == 0 and not kept)
+        backend, patience = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(hours=1)
+        # what an attempt before has left in the store is not for this one
+        rendezvous = dict(store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world)
+        dist.init_process_group(backend, timeout=patience, **rendezvous)
+        run = [store.get("run").decode() if rank == 0 and attempt and store.check(["run"]) else None]
+        dist.broadcast_object_list(run)  # they go on together, or not at all
+    except RuntimeError as error:
+        raise InputError(f"torchrun: the processes do not find one another ({str(error).splitlines()[0]})") from error
+    return run[0]
+
+
+def average(x: Tensor) -> Tensor:
+    """Mean over the processes of a tensor that each of them has, in its place. Raises InputError when one of them is gone."""
+    world = processes()[1]
+    if world > 1:
+        try:
+            dist.all_reduce(x)
+        except RuntimeError as error:
+            raise InputError("another process is gone; what it said, if it could, stands above") from error
+        x /= world
+    return x
+
+
+def moments(x: Tensor) -> Tuple[Tensor, Tensor]:
+    """Mean and variance of the rows (n, ...) of all processes, n the same in each. (...), (...)."""
+    var, own = torch.var_mean(x, 0, unbiased=False)
+    mean = average(own.clone())
+    # E[(x - mean)^2] = E_processes[var + (own - mean)^2]
+    return mean, average(var + (own - mean) ** 2)
+
+
+def average_gradients(*nets: nn.Module) -> None:
+    """Give parameters the mean of their gradients over the processes, which is the gradient of the mean loss."""
+    if processes()[1] > 1:
+        gradients = [parameter.grad for net in nets for parameter in net.parameters()]
+        mean = average(torch.cat([x.flatten() for x in gradients]))  # one message
+        for x, new in zip(gradients, mean.split([x.numel() for x in gradients])):
+            x.copy_(new.view_as(x))
+
+
+def gather(part: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The part of each process, by rank, on the CPU of process 0; nothing elsewhere."""
+    rank, world = processes()
+    if world == 1:
+        return [part]
+    buffer, parts = io.BytesIO(), [b""] * world
+    torch.save(part, buffer)
+    dist.gather_object(buffer.getvalue(), parts if rank == 0 else None)
+    return [torch.load(io.BytesIO(x), map_location="cpu", weights_only=True) for x in parts] if rank == 0 else []
+
+
+# ---- 6. Networks, normaliser, replay buffer ------------------------------------------------------------------------------------
 
 
 class Normaliser(nn.Module):
-    """Running mean and variance of the rows that it has been updated with; part of the checkpoint."""
+    """Running mean and variance of the rows that all processes have updated it with; part of the checkpoint."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -784,11 +889,12 @@ class Normaliser(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Merge the moments of rows (n, size) into the running ones (Chan et al. 1979)."""
-        var, mean = torch.var_mean(x, 0, unbiased=False)
-        total = self.count + len(x)
+        mean, var = moments(x)
+        n = len(x) * processes()[1]
+        total = self.count + n
         delta = mean - self.mean
-        self.var.copy_((self.var * self.count + var * len(x) + delta**2 * self.count * len(x) / total) / total)
-        self.mean.add_(delta * len(x) / total)
+        self.var.copy_((self.var * self.count + var * n + delta**2 * self.count * n / total) / total)
+        self.mean.add_(delta * n / total)
         self.count.copy_(total)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -851,7 +957,7 @@ class ReplayBuffer:
         return self.data[torch.randint(self.size, (n,), device=self.data.device)]
 
 
-# ---- 6. Losses and advantages --------------------------------------------------------------------------------------------------
+# ---- 7. Losses and advantages --------------------------------------------------------------------------------------------------
 
 
 def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -883,7 +989,7 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
     return advantage
 
 
-# ---- 7. Evaluation and checkpoints ---------------------------------------------------------------------------------------------
+# ---- 8. Evaluation and checkpoints ---------------------------------------------------------------------------------------------
 
 
 class Evaluation(NamedTuple):
@@ -991,8 +1097,8 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
-        if kind not in ((SCRIPT, FORMAT), (SCRIPT, 1)):
-            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, formats 1 and {FORMAT}")
+        if kind not in [(SCRIPT, n) for n in range(1, FORMAT + 1)]:
+            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, formats 1 to {FORMAT}")
         unknown = sorted(set(checkpoint["args"]) - {field.name for field in dataclasses.fields(Args)})
         if unknown:
             raise InputError(f"{path}: of another version of this script; it has an option {unknown[0]}, which this one lacks")
@@ -1015,9 +1121,9 @@ def load_interrupted(run: str) -> Dict[str, Any]:
         if os.path.exists(path):
             try:
                 checkpoint = load_checkpoint(path)
-                if "training" in checkpoint:
+                if "training" in checkpoint and checkpoint["format"] == FORMAT:
                     return checkpoint
-                faults.append(f"{path}: holds the networks only (format {checkpoint['format']}): it can be evaluated, not resumed")
+                faults.append(f"{path}: it can be evaluated, not resumed (format {checkpoint['format']}, or networks only)")
             except InputError as error:
                 faults.append(str(error))
     raise InputError("; ".join(faults) or f"{run}: no latest.pt in it: the run was stopped before its first checkpoint; start it anew")
@@ -1094,12 +1200,13 @@ def fit_checkpoint(path: str, checkpoint: Dict[str, Any], agent: Agent, env: AMP
 
 
 def training_state(progress: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple) -> Dict[str, Any]:
-    """All that the coming iterations depend on besides the networks and their normalisers, for restore_training."""
+    """All that the coming iterations depend on besides networks and normalisers, for restore_training; whole on process 0 only."""
     states = [generator.get_state() for generator in generators] + [torch.get_rng_state()]
     states += [torch.cuda.get_rng_state(env.device)] if env.device.type == "cuda" else []
     optimizers = {name: optimizer.state_dict() for name, optimizer in learners.items()}
     rows = replay.data[: replay.size].clone()  # a view would be saved with all that it is a view of
-    return {"progress": progress, "optimizers": optimizers, "env": env.snapshot(), "replay": rows, "random": states}
+    own = {"env": env.snapshot(), "replay": rows, "random": states}
+    return {"progress": progress, "optimizers": optimizers, "processes": gather(own)}
 
 
 def restore_training(path: str, training: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple) -> Dict[str, Any]:
@@ -1110,16 +1217,23 @@ def restore_training(path: str, training: Dict, learners: Dict, replay: ReplayBu
             for parameter, state in optimizer.state.items():
                 if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
                     raise ValueError(f"the moments of optimizer {name} have another shape")
-        replay.size = len(training["replay"])
-        replay.data[: replay.size].copy_(training["replay"])
-        env.restore(training["env"])
-        for generator, state in zip(generators, training["random"]):
-            generator.set_state(state)
-        torch.set_rng_state(training["random"][len(generators)])
-        if env.device.type == "cuda":
-            torch.cuda.set_rng_state(training["random"][-1], env.device)
+        parts, (rank, world) = training["processes"], processes()
+        same, own = len(parts) == world, parts[rank % len(parts)]
+        rows = own["replay"] if same else torch.cat([x["replay"] for x in parts])[rank::world][: len(replay.data)]
+        replay.size = len(rows)
+        replay.data[: replay.size].copy_(rows)
+        if same:
+            env.restore(own["env"])
+            for generator, state in zip(generators, own["random"]):
+                generator.set_state(state)
+            torch.set_rng_state(own["random"][len(generators)])
+            if env.device.type == "cuda":
+                torch.cuda.set_rng_state(own["random"][-1], env.device)
+        elif rank == 0:
+            dealt = "the replay buffer is dealt out anew, episodes and random numbers start anew, the rest goes on"
+            print(f"{path}: was run by {len(parts)} processes, now {world}: {dealt}", file=sys.stderr)
         return dict(training["progress"])
-    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{path}: its state does not fit this program: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -1133,12 +1247,16 @@ def training_health(log: Dict[str, float], clip_speed: float) -> str:
     return ""
 
 
-# ---- 8. Main loop --------------------------------------------------------------------------------------------------------------
+# ---- 9. Main loop --------------------------------------------------------------------------------------------------------------
 
 
-def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
-    """Options of the command line, checked, and the checkpoint that --evaluate or --resume names: its options are then the defaults."""
+def parse_args(argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
+    """Options of the command line, checked, and the checkpoint that --evaluate or --resume names: its options are then the defaults.
+
+    restarted: folder of the run that torchrun has started anew; it goes on, if it has a checkpoint."""
     args, checkpoint = tyro.cli(Args, args=argv), None
+    if restarted and os.path.exists(os.path.join(restarted, "latest.pt")):
+        args.resume = restarted
     if args.evaluate and args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint)
         saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False, "capture_video": False}
@@ -1146,7 +1264,7 @@ def parse_args(argv: Optional[List[str]] = None) -> Tuple[Args, Optional[Dict[st
     elif args.resume is not None:
         checkpoint = load_interrupted(args.resume)
         saved = Args(**checkpoint["args"])
-        args = tyro.cli(Args, args=argv, default=saved)
+        args = dataclasses.replace(tyro.cli(Args, args=argv, default=saved), resume=args.resume)
         for name, value in vars(args).items():
             if value != getattr(saved, name) and name not in RESUMABLE:
                 raise InputError(f"--resume {args.resume}: the run has {name} {getattr(saved, name)}; start a new run for {value}")
@@ -1163,11 +1281,14 @@ def start_run(args: Args) -> str:
 
         wandb.init(name=os.path.basename(run), config=vars(args), sync_tensorboard=True)
     os.makedirs(run, exist_ok=bool(args.resume))
+    if processes()[1] > 1:
+        launcher_store().set("run", run)
     packages = ("torch", "numpy", "mujoco", "mujoco_warp", "warp", "isaacgym")
     versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in packages if name in sys.modules}
     versions.update(python=sys.version, platform=platform.platform())
     with open(os.path.join(run, f"args_resumed_{now}.json" if args.resume else "args.json"), "w") as file:
-        json.dump({"args": dataclasses.asdict(args), "versions": versions, "command": sys.argv}, file, indent=1)
+        told = {"args": dataclasses.asdict(args), "processes": processes()[1], "versions": versions, "command": sys.argv}
+        json.dump(told, file, indent=1)
     for source in (__file__, ml.__file__) if not args.resume else ():
         shutil.copy(source, run)
     return run
@@ -1188,19 +1309,26 @@ def note_signals() -> List[int]:
 
 
 def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
-    device = torch.device("cuda" if args.cuda else "cpu")
+    (rank, world), (local_rank, _) = processes(), processes(local=True)
+    device = torch.device("cpu" if not args.cuda else "cuda" if world == 1 else f"cuda:{local_rank}")
+    if device.index is not None:
+        torch.cuda.set_device(device)
     torch.manual_seed(args.seed)
     motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device))
     if args.task == "speed" and args.target_speed is None:
         args.target_speed = motions.statistics()[2]
-    copies = args.eval_episodes if args.evaluate else max(args.num_envs, args.eval_episodes)
+    copies = args.eval_episodes if args.evaluate else max(args.num_envs // world, args.eval_episodes)
     simulator = {"mujoco": MujocoSim, "warp": WarpSim, "isaacgym": IsaacGymSim}[args.sim]
     sim = simulator(args, motions.character, copies, device)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     D, A = eval_env.single_observation_space.shape[0], eval_env.single_action_space.shape[0]
     P = eval_env.disc_obs_size  # of a transition
     agent = Agent(D, P, A, args.hidden, args.action_std_log).to(device)
+    for x in agent.state_dict().values() if world > 1 else ():
+        dist.broadcast(x, 0)
     if args.evaluate:
+        if rank > 0:
+            return
         fit_checkpoint(args.checkpoint, checkpoint, agent, eval_env)
         folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
         shutil.rmtree(folder, ignore_errors=True)
@@ -1216,14 +1344,19 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         print(json.dumps(evaluation.metrics))
         return
 
-    env = AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
-    T, N, B, M = args.num_steps, args.num_envs, args.num_steps * args.num_envs, args.num_steps * args.num_envs // args.num_minibatches
+    # Options speak of all processes; from here on sizes are those of this one: its share.
+    T, N = args.num_steps, args.num_envs // world
+    B, M, disc_batch = T * N, T * N // args.num_minibatches, args.disc_batch // world
+    replay_size, replay_keep = -(-args.replay_size // world), -(-args.replay_keep // world)
+    env, seed = AMPEnv(args, motions, sim, N, args.episode_steps), args.seed + 1_000_000 * rank
+    if rank > 0:
+        torch.manual_seed(seed)
     critic = {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     # fused Adam skips a step, on the device, when its found_inf says so
     ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": args.learning_rate}, critic], fused=True)
     disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    replay = ReplayBuffer(args.replay_size, P, device)
-    demo_generator = torch.Generator(device).manual_seed(args.seed + 1)
+    replay = ReplayBuffer(replay_size, P, device)
+    demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
     obs_buf, final_buf = torch.zeros(2, T, N, D, device=device)  # raw observations; after the step, before a reset
     disc_buf = torch.zeros(T, N, P, device=device)
@@ -1233,7 +1366,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 
     # The normalisers start from the clip, whose states the character starts from.
     agent.disc_norm.update(demo_transitions(motions, 4096, env.dt, demo_generator))
-    obs, _ = env.reset(args.seed)
+    obs, _ = env.reset(seed)
     agent.obs_norm.update(obs)
     # what else the coming iterations depend on: how far it is, the best score, mean length of the latest episodes that ended
     progress = {"iteration": 0, "best": -math.inf, "metrics": {}, "episode_length": 0.0, "skipped": 0, "skipped_in_a_row": 0, "diverged": 0}
@@ -1242,16 +1375,18 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         fit_checkpoint(args.resume, checkpoint, agent, eval_env)
         progress = restore_training(args.resume, checkpoint["training"], learners, replay, env, generators)
         obs = env.obs
-    iterations, threads, caught = args.total_timesteps // B, torch.get_num_threads(), note_signals()
+    iterations, threads, caught = args.total_timesteps // (B * world), torch.get_num_threads(), note_signals()
     if progress["iteration"] >= iterations:
         raise InputError(f"--resume {args.resume}: the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
-    run, started = start_run(args), time.time()
-    folder = RunFolder(run, progress["iteration"] * B)
+    run, started = start_run(args) if rank == 0 else "", time.time()
+    folder = RunFolder(run, progress["iteration"] * B * world)
     options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
-    print(f"{run}: simulator {args.sim}, learning on {device}; options: {options}")
+    if rank == 0:
+        print(f"{run}: simulator {args.sim}, learning on {device}, {world} process{'es' * (world > 1)}; options: {options}")
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
-    average, told, clip_speed = {}, set(), motions.statistics()[2]  # of the log over some 200 iterations; what was said of them
-    bar = tqdm(total=iterations * B, initial=progress["iteration"] * B, unit=" samples", unit_scale=True, dynamic_ncols=True)
+    smooth, told, clip_speed = {}, set(), motions.statistics()[2]  # of the log over some 200 iterations; what was said of them
+    shown = dict(unit=" samples", unit_scale=True, dynamic_ncols=True, disable=rank > 0)
+    bar = tqdm(total=iterations * B * world, initial=progress["iteration"] * B * world, **shown)
     for iteration in range(progress["iteration"] + 1, iterations + 1):
         clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
 
@@ -1271,17 +1406,18 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         clock.append(time.perf_counter())
 
         # 2. Discriminator: clip transitions against the character's, half of them fresh and half replayed.
-        replay.add(fresh, args.replay_keep)
-        demo = demo_transitions(motions, args.disc_updates * args.disc_batch, env.dt, demo_generator)
+        replay.add(fresh, replay_keep)
+        demo = demo_transitions(motions, args.disc_updates * disc_batch, env.dt, demo_generator)
         agent.disc_norm.update(torch.cat((demo, fresh[torch.randint(B, (len(demo),), device=device)])))
         for mb_demo in agent.disc_norm(demo).chunk(args.disc_updates):
-            mb_fresh = fresh[torch.randint(B, (args.disc_batch // 2,), device=device)]
-            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(args.disc_batch // 2))))  # (disc_batch, P)
+            mb_fresh = fresh[torch.randint(B, (disc_batch // 2,), device=device)]
+            mb_agent = agent.disc_norm(torch.cat((mb_fresh, replay.sample(disc_batch // 2))))  # (disc_batch, P)
             loss, penalty, demo_logit, agent_logit = disc_losses(agent.disc, mb_demo, mb_agent, args.disc_loss)
             squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
             disc_optimizer.zero_grad()
             (loss + args.grad_penalty * penalty + regulariser).backward()
+            average_gradients(agent.disc)
             norm = nn.utils.clip_grad_norm_(agent.disc.parameters(), args.max_grad_norm)
             disc_optimizer.found_inf = (~torch.isfinite(norm)).float()
             disc_optimizer.step()
@@ -1302,15 +1438,18 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             reward = task_buf + args.style_weight * style_buf
             value = agent.value(torch.cat((obs_buf, obs[None])))  # (T + 1, N)
             value, next_value = value[:-1], value[1:].clone()
-            # a time-out is not the end: bootstrap from the state before the reset
-            next_value[truncated_buf] = agent.value(final_buf[truncated_buf])
+            # A time-out is not the end: bootstrap from the state before the reset. No more than these can have timed out.
+            late = truncated_buf.view(B).float().topk(min(N * -(-T // args.episode_steps), B)).indices
+            last_value = agent.value(final_buf.view(B, D)[late])
+            next_value.view(B)[late] = torch.where(truncated_buf.view(B)[late], last_value, next_value.view(B)[late])
             advantage = gae(reward, value, next_value, terminated_buf, done_buf, args.gamma, args.gae_lambda)
             returns = advantage + value
-            stats["policy/explained_variance"] = [1.0 - advantage.var(unbiased=False) / returns.var(unbiased=False).clamp_min(1e-8)]
+            mean, var = moments(torch.stack((advantage, returns), -1).view(B, 2))
+            stats["policy/explained_variance"] = [1.0 - var[0] / var[1].clamp_min(1e-8)]
             agent.return_norm.update(returns.view(B, 1))
             b_obs = agent.obs_norm(obs_buf.view(B, D))  # normalised, like the returns
             b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
-            b_advantage = ((advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)).view(B)
+            b_advantage = ((advantage - mean[0]) / (var[0].sqrt() + 1e-8)).view(B)
             b_mean, b_action = mean_buf.view(B, A), action_buf.view(B, A)
             b_log_prob = agent.log_prob(b_mean, b_action)  # (B,)
 
@@ -1325,6 +1464,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
                 ppo_optimizer.zero_grad()
                 (policy_loss + value_loss).backward()  # of two networks, each with its own learning rate and gradient norm
+                average_gradients(agent.actor, agent.critic)
                 norm = sum(nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm) for net in (agent.actor, agent.critic))
                 ppo_optimizer.found_inf = (~torch.isfinite(norm)).float()
                 ppo_optimizer.step()
@@ -1337,19 +1477,19 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         agent.obs_norm.update(obs_buf.view(B, D))
 
         # 5. Log, evaluate, save.
-        samples = iteration * B
+        samples = iteration * B * world
         stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
         stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/falls_per_step": [terminated_buf.float()]})
-        stats["episode/length"] = [(length_buf * done_buf).sum() / done_buf.sum()]  # NaN where none ended
-        stats["episode/diverged_per_step"] = [diverged_buf]
+        stats.update({"episode/length": [length_buf * done_buf], "episode/diverged_per_step": [diverged_buf], "ended": [done_buf.float()]})
+        stats["stop"] = [torch.full((), float(bool(caught)), device=device)]  # all processes stop together
         # the iteration's one transfer from the device
-        log = dict(zip(stats, torch.stack([torch.stack([x.nanmean() for x in xs]).nanmean() for xs in stats.values()]).tolist()))
-        if math.isnan(log["episode/length"]):
-            log["episode/length"] = progress["episode_length"]
+        log = dict(zip(stats, average(torch.stack([torch.stack([x.nanmean() for x in xs]).nanmean() for xs in stats.values()])).tolist()))
+        stop, ended = log.pop("stop") > 0, log.pop("ended")
+        log["episode/length"] = log["episode/length"] / ended if ended else progress["episode_length"]
         skipped = round(log["policy/skipped"] * len(stats["policy/skipped"]))
         progress.update(iteration=iteration, episode_length=log["episode/length"], skipped=progress["skipped"] + skipped)
         progress.update(skipped_in_a_row=(progress["skipped_in_a_row"] + skipped) * (skipped > 0))
-        progress["diverged"] += round(log["episode/diverged_per_step"] * B)
+        progress["diverged"] += round(log["episode/diverged_per_step"] * B * world)
         log.update({"policy/skipped": progress["skipped"], "episode/diverged": progress["diverged"]})
         if progress["skipped_in_a_row"] >= args.max_skipped:
             advice = "lower --learning-rate or --critic-learning-rate, or look for the cause with --detect-anomaly"
@@ -1362,8 +1502,14 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         seconds = dict(physics=env.physics_seconds, env=env.step_seconds, rollout=clock[1] - clock[0], training=clock[-1] - clock[0])
         seconds.update(learning=clock[-1] - clock[1], disc=clock[2] - clock[1], ppo=clock[-1] - clock[2])
         env.physics_seconds = env.step_seconds = 0.0
-        log.update({f"samples_per_s/{name}": B / x for name, x in seconds.items()})
-        average.update({name: average.get(name, x) + (x - average.get(name, x)) / 200 for name, x in log.items()})
+        log.update({f"samples_per_s/{name}": B * world / x for name, x in seconds.items()})
+        smooth.update({name: smooth.get(name, x) + (x - smooth.get(name, x)) / 200 for name, x in log.items()})
+        saving, saved = stop or iteration == iterations or iteration % args.save_interval == 0, False
+        training = training_state(progress, learners, replay, env, generators) if saving else {}
+        if rank > 0:  # the rest is for process 0; the others wait for it in the next iteration
+            if stop:
+                break
+            continue
         if iteration == iterations or (args.eval_interval and iteration % args.eval_interval == 0):
             evaluation = evaluate(agent, eval_env, args)
             progress["metrics"] = metrics = evaluation.metrics
@@ -1378,22 +1524,23 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 film = (os.path.join(run, f"episode_{samples}.mp4"), evaluation.frames, args.control_hz, folder.writer, samples)
                 folder.attempt(lambda film=film: write_video(*film))
         folder.log(samples, log)
-        trouble = training_health({**log, **average}, clip_speed) if iteration >= 400 else ""
+        trouble = training_health({**log, **smooth}, clip_speed) if iteration >= 400 else ""
         if trouble and trouble not in told:
             told.add(trouble)
             tqdm.write(f"after {samples} samples: {trouble}", file=sys.stderr)
-        if caught or iteration == iterations or iteration % args.save_interval == 0:
+        if saving:
             policy = policy_checkpoint(agent, eval_env, args, samples, progress["metrics"])
-            training = training_state(progress, learners, replay, env, generators)
             saved = folder.save(samples, {**policy, "training": training})
         shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
         bar.set_postfix_str(f"{shown}, pose error {progress['metrics'].get('pose_error_m', math.nan):.3f} m", refresh=False)
-        bar.update(B)
-        if caught:
+        bar.update(B * world)
+        if stop:
             bar.close()
             print(f"stopped after {samples} samples; python {os.path.basename(__file__)} --resume {run}" if saved else f"{run}: not saved")
-            sys.exit(128 + caught[0])
+            sys.exit(128 + (caught or [signal.SIGTERM])[0])
     bar.close()
+    if rank > 0:
+        return
     folder.attempt(lambda: folder.writer and folder.writer.close())
     if not saved:
         raise InputError(f"{run}: could not be written ({folder.fault}); free some space and --resume it, if it has a latest.pt")
@@ -1403,7 +1550,13 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(*parse_args())
+        restarted = join_processes()
+        quiet = io.StringIO() if processes()[0] > 0 else None  # where all processes say the same, the first one says it
+        with contextlib.redirect_stdout(quiet or sys.stdout), contextlib.redirect_stderr(quiet or sys.stderr):
+            options = parse_args(restarted=restarted)
+        main(*options)
+        if processes()[1] > 1:
+            dist.destroy_process_group()
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {f'process {processes()[0]}: ' if processes()[0] else ''}{error}", file=sys.stderr)
         sys.exit(2)

@@ -22,6 +22,14 @@ settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tensors here are small; more threads only wait for one another
 
 
+def put(sim, env_ids, state):
+    """Put environments (n,) long of a simulator into states of batch (n,); the others stay as they are."""
+    chosen = torch.zeros(int(env_ids.max()) + 1, dtype=torch.bool)
+    chosen[env_ids] = True
+    rows = [x.new_full((len(chosen), *x.shape[1:]), float("nan")).index_copy(0, env_ids, x) for x in state]
+    sim.set_state(chosen, ml.MotionState(*rows))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root folder."""

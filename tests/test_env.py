@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import put
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,7 +154,7 @@ def test_states_read_back_give_the_same_observation(character, all_motions):
         frames = int(all_motions.last[number]) + 1
         state = all_motions.state(torch.full((frames,), number), torch.arange(frames) / all_motions.fps[number])
         sim = amp.MujocoSim(amp.Args(substeps=3), character, frames, CPU)
-        sim.set_state(torch.arange(frames), state)
+        put(sim, torch.arange(frames), state)
         back = sim._read()  # from MuJoCo's coordinates, not from what was handed in
         torch.testing.assert_close(look(back, character), look(state, character), atol=1e-4, rtol=0)
         torch.testing.assert_close(back.root_position, state.root_position, atol=1e-6, rtol=0)
@@ -162,9 +163,9 @@ def test_states_read_back_give_the_same_observation(character, all_motions):
 def test_setting_some_environments_leaves_the_others(character, all_motions):
     sim = amp.MujocoSim(amp.Args(substeps=3), character, 4, CPU)
     states = all_motions.state(torch.arange(4), torch.zeros(4))
-    sim.set_state(torch.arange(4), states)
+    put(sim, torch.arange(4), states)
     before = sim.state.copy()
-    sim.set_state(torch.tensor([2, 0]), standing(character, 2, height=5.0))
+    put(sim, torch.tensor([2, 0]), standing(character, 2, height=5.0))
     assert (sim.state[[1, 3]] == before[[1, 3]]).all()
     height = sim._read().root_position[:, 2]
     assert height[[0, 2]].tolist() == [5.0, 5.0]
@@ -176,7 +177,7 @@ def test_free_fall(character):
     state = standing(character, height=5.0)
     state.root_velocity[0] = torch.tensor([1.0, -0.5, 2.0])
     state.root_angular_velocity[0] = torch.tensor([0.0, 0.0, 1.0])
-    sim.set_state(torch.tensor([0]), state)
+    put(sim, torch.tensor([0]), state)
     for _ in range(15):  # half a second; the centre of mass lies above the root, which circles around it by a few millimetres
         state, diverged = sim.step(torch.zeros(1, 28))
     assert not diverged.any()
@@ -196,7 +197,7 @@ def test_targets_are_held_and_reached(character):
         dofs = [d for d, b in enumerate(character.dof_body.tolist()) if b == body]
         state.rotations[0, body] = ml.quat_from_rotvec((target[0, dofs, None] * character.dof_axis[dofs]).sum(0))
     sim = amp.MujocoSim(amp.Args(substeps=3), character, 2, CPU)
-    sim.set_state(torch.arange(2), state)
+    put(sim, torch.arange(2), state)
     for step in range(30):
         state, _ = sim.step(target)
         position = ml.dof_positions(character, state.rotations)
@@ -209,7 +210,7 @@ def test_targets_are_held_and_reached(character):
 def test_torque_limit(character):
     """A knee has 150 Nm: a target 10 rad off pulls no harder than one 5 rad off, and one 0.1 rad off less hard."""
     sim = amp.MujocoSim(amp.Args(substeps=3), character, 3, CPU)
-    sim.set_state(torch.arange(3), standing(character, 3, height=3.0))
+    put(sim, torch.arange(3), standing(character, 3, height=3.0))
     target = torch.zeros(3, 28)
     knee = character.dof_names.index("left_knee")
     target[:, knee] = torch.tensor([0.1, 5.0, 10.0])
@@ -348,7 +349,7 @@ def test_a_fall_terminates(walk, character):
     state = standing(character, 4)
     state.rotations[:2, 0] = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 2, 0.0]))
     state.root_position[:, 2] = torch.tensor([0.3, 3.0, 0.8815, 3.0])
-    env.sim.set_state(torch.arange(4), state)
+    put(env.sim, torch.arange(4), state)
     fallen = torch.zeros(4, dtype=torch.bool)
     for _ in range(8):  # 0.27 s: 0.35 m of free fall
         _, _, terminated, truncated, info = env.step(torch.zeros(4, 28))
@@ -370,7 +371,7 @@ def test_bodies_that_the_clip_puts_on_the_ground_may_touch_it(walk, character, r
     for motions in (walk, crawl):
         for state in (on_all_fours, on_its_back):
             env = make_env(motions, 20)
-            env.sim.set_state(torch.arange(20), state)
+            put(env.sim, torch.arange(20), state)
             fallen[motions is crawl, state is on_its_back] = env.step(torch.zeros(20, 28))[2].sum().item()
     assert fallen[True, False] == 0 and fallen[False, False] > 10
     assert fallen[False, True] == fallen[True, True] == 20

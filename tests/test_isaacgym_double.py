@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import put
 
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
@@ -575,7 +576,7 @@ def test_the_same_physics_as_mujoco(world, character, walk, gpu):
     angular, q = motion.root_angular_velocity, motion.rotations[:, 0]
     world.states[:] = torch.cat((motion.root_position, q, motion.root_velocity + arm(q, angular), angular), -1)
     world.dofs[:] = torch.stack((ml.dof_positions(character, motion.rotations), motion.dof_velocity), -1).view(-1, 2)
-    mujoco.set_state(torch.arange(n), motion)
+    put(mujoco, torch.arange(n), motion)
     ids = world.ids(*range(n))
     world.submit("root", world.states, ids)
     world.submit("dof", world.dofs, ids)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from conftest import put
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amp_ppo_isaacgym as amp
@@ -71,7 +72,7 @@ def test_contract_states_read_back_as_they_were_set(any_sim, all_motions):
     sim = any_sim(20, control_hz=20_000, substeps=1)
     state = all_motions.state(torch.arange(20), torch.full((20,), 0.3))
     state.root_position[:, 2] += 1.0  # in the air
-    sim.set_state(torch.arange(20), state)
+    put(sim, torch.arange(20), state)
     back, diverged = sim.step(ml.dof_positions(all_motions.character, state.rotations))
     assert not diverged.any()
     torch.testing.assert_close(back.root_position, state.root_position, atol=1e-3, rtol=0)
@@ -82,7 +83,7 @@ def test_contract_states_read_back_as_they_were_set(any_sim, all_motions):
 
 def test_contract_drop_under_gravity_without_contact(any_sim, character):
     sim = any_sim(2)
-    sim.set_state(torch.arange(2), in_the_air(character))
+    put(sim, torch.arange(2), in_the_air(character))
     for _ in range(12):
         state, _ = sim.step(torch.zeros(2, 28))
     # v = g t; semi-implicit Euler of step h falls g t (t + h) / 2
@@ -99,8 +100,8 @@ def test_contract_targets_are_held_and_reached(any_sim, character):
     pose[:, [character.dof_names.index(f"{side}_elbow") for side in ("left", "right")]] = -0.4
     pose[:, [character.dof_names.index(f"{side}_knee") for side in ("left", "right")]] = 0.4
     sim = any_sim(2)
-    sim.set_state(torch.tensor([0]), in_the_air(character, 1, 20.0, pose[:1]))
-    sim.set_state(torch.tensor([1]), in_the_air(character, 1, 20.0))
+    put(sim, torch.tensor([0]), in_the_air(character, 1, 20.0, pose[:1]))
+    put(sim, torch.tensor([1]), in_the_air(character, 1, 20.0))
     for step in range(20):
         state, _ = sim.step(pose)
         if step == 0:
@@ -111,7 +112,7 @@ def test_contract_targets_are_held_and_reached(any_sim, character):
 def test_contract_order_of_quaternions_and_of_environments(any_sim, character):
     sim = any_sim(3)
     for i, yaw in ((0, 0.0), (1, 0.5 * math.pi), (2, -0.5 * math.pi)):
-        sim.set_state(torch.tensor([i]), in_the_air(character, 1, 3.0 + i, yaw=yaw))
+        put(sim, torch.tensor([i]), in_the_air(character, 1, 3.0 + i, yaw=yaw))
     state, _ = sim.step(torch.zeros(3, 28))
     half = math.sqrt(0.5)
     expected = torch.tensor([[0, 0, 0, 1.0], [0, 0, half, half], [0, 0, -half, half]])
@@ -123,7 +124,7 @@ def test_contract_environments_do_not_touch_one_another(any_sim, walk):
     """Two that stand in the same place move as each would alone; a step of the first leaves the second where it is, or on its targets."""
     state = walk.state(torch.zeros(2, dtype=torch.long), torch.full((2,), 0.2))
     sim = any_sim(2)
-    sim.set_state(torch.arange(2), state)
+    put(sim, torch.arange(2), state)
     for _ in range(5):
         both, _ = sim.step(torch.zeros(2, 28))
     torch.testing.assert_close(both.root_position[0], both.root_position[1], atol=1e-5, rtol=0)
@@ -141,7 +142,7 @@ def test_contract_snapshots(any_sim, walk):
     env.step(torch.zeros(3, 28))
     kept = sim.snapshot()
     expected = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
-    sim.set_state(torch.arange(3), walk.state(torch.zeros(3, dtype=torch.long), torch.zeros(3)))
+    put(sim, torch.arange(3), walk.state(torch.zeros(3, dtype=torch.long), torch.zeros(3)))
     sim.step(torch.zeros(2, 28))  # of the first two only, as an evaluation does
     sim.restore(kept)
     again = [sim.step(torch.full((3, 28), 0.1))[0] for _ in range(2)]
@@ -169,7 +170,7 @@ def test_both_simulators_give_the_same_episodes(make_sim, walk, character, cuda)
         assert terminated[same].equal(other[2][same]) and truncated[same].equal(other[3][same])
         on = (~(terminated | truncated)).nonzero()[:, 0]
         for env in envs:  # from the same state again: contacts would let the differences grow without bound
-            env.sim.set_state(on, ml.MotionState(*(x[on] for x in info["state"])))
+            put(env.sim, on, ml.MotionState(*(x[on] for x in info["state"])))
         ended, fell = ended + int((terminated | truncated)[same].sum()), fell + int(terminated[same].sum())
     assert same.sum() >= 20 and ended > 24 and 0 < fell < ended
 
@@ -179,7 +180,7 @@ def test_velocities_are_those_of_the_root_and_not_of_its_centre_of_mass(make_sim
     assert 0.01 < sim.com.norm() < 0.2
     state = walk.state(torch.zeros(1, dtype=torch.long), torch.zeros(1))
     state = state._replace(root_velocity=torch.zeros(1, 3), root_angular_velocity=torch.tensor([[0.0, 2.0, 0.0]]))
-    sim.set_state(torch.zeros(1, dtype=torch.long), state)
+    put(sim, torch.zeros(1, dtype=torch.long), state)
     expected = torch.linalg.cross(state.root_angular_velocity[0], ml.quat_rotate(state.rotations[0, 0], sim.com))
     torch.testing.assert_close(sim.root[0, 7:10], expected)
 
@@ -188,7 +189,7 @@ def test_two_resets_before_a_step_are_one_call(make_sim, walk):
     sim = make_sim(4)
     calls = record(sim)
     for ids, time in (([0, 1], 0.1), ([1, 3], 0.5)):
-        sim.set_state(torch.tensor(ids), walk.state(torch.zeros(len(ids), dtype=torch.long), torch.full((len(ids),), time)))
+        put(sim, torch.tensor(ids), walk.state(torch.zeros(len(ids), dtype=torch.long), torch.full((len(ids),), time)))
     state, _ = sim.step(torch.zeros(4, 28))  # the double raises on a second indexed call
     assert calls.count("set_actor_root_state_tensor_indexed") == calls.count("set_dof_state_tensor_indexed") == 1
     assert state.root_position[0, 2] != state.root_position[1, 2] and state.root_position[1, 2] == pytest.approx(state.root_position[3, 2])
@@ -267,7 +268,7 @@ def test_a_step_costs_the_same_calls_for_any_number_of_environments(make_sim, wa
     for num_envs in (2, 64):
         sim = make_sim(num_envs, cuda=True)
         reset = torch.arange(num_envs - 1)
-        sim.set_state(reset, walk.state(torch.zeros_like(reset), 0.01 * reset))
+        put(sim, reset, walk.state(torch.zeros_like(reset), 0.01 * reset))
         calls, targets, copies = record(sim), torch.zeros(num_envs, 28), []
         with monkeypatch.context() as patch:
             for name in ("cpu", "numpy", "tolist"):  # these a dispatch mode does not see on the CPU

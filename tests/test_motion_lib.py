@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import put
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -274,7 +275,7 @@ def test_forward_kinematics_against_mujoco(character, all_motions):
     clip, time = frames_of_all_clips(all_motions, 7)
     state = all_motions.state(clip, time)
     sim = amp.MujocoSim(amp.Args(substeps=3), character, len(clip), CPU)
-    sim.set_state(torch.arange(len(clip)), state)
+    put(sim, torch.arange(len(clip)), state)
     position, rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
     for env in range(len(clip)):
         data = mujoco_data(sim, env)
@@ -317,7 +318,7 @@ def test_velocities_against_mujoco(character, all_motions):
         frames = rng.choice(np.arange(1, len(clip.root_position) - 1), 4, replace=False)
         time = torch.tensor(frames / clip.fps, dtype=torch.float32)
         sim = amp.MujocoSim(amp.Args(substeps=3), character, 4, CPU)
-        sim.set_state(torch.arange(4), all_motions.state(torch.full((4,), number), time))
+        put(sim, torch.arange(4), all_motions.state(torch.full((4,), number), time))
         for env, frame in enumerate(frames):
             before, here, after = (qpos_of_frame(sim, character, clip, frame + step) for step in (-1, 0, 1))
             one, two = np.zeros((2, sim.model.nv))
@@ -354,7 +355,7 @@ def test_body_velocities_against_mujoco(character, write_clip):
     sim = amp.MujocoSim(amp.Args(substeps=3), character, 1, CPU)
     for time in (0.4, 0.53):  # at a frame and between two
         state = motions.state(torch.tensor([0]), torch.tensor([time]))
-        sim.set_state(torch.tensor([0]), state)
+        put(sim, torch.tensor([0]), state)
         data = mujoco_data(sim, 0)
         h = 1e-5
         (back, q_back), (ahead, q_ahead) = (
@@ -375,7 +376,7 @@ def test_lowest_points_against_mujoco(character, all_motions):
     clip, time = frames_of_all_clips(all_motions, 29)
     state = all_motions.state(clip, time)
     sim = amp.MujocoSim(amp.Args(substeps=3), character, len(clip), CPU)
-    sim.set_state(torch.arange(len(clip)), state)
+    put(sim, torch.arange(len(clip)), state)
     lowest = ml.lowest_points(character, *ml.forward_kinematics(character, state.root_position, state.rotations))
     for env in range(len(clip)):
         data = mujoco_data(sim, env)

@@ -166,7 +166,8 @@ def test_what_cannot_be_resumed(root, tmp_path, alone, run_script):
     content = load(run / "latest.pt")
     torch.save({**content, "args": {**content["args"], "old_option": 1}}, run / "latest.pt")
     refused(run_script(SCRIPT, "--resume", run), "old_option")
-    content["training"]["replay"] = content["training"]["replay"][:, :7]
+    part = content["training"]["processes"][0]
+    part["replay"] = part["replay"][:, :7]
     torch.save(content, run / "latest.pt")
     refused(run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 30), "does not fit")
 
@@ -189,7 +190,7 @@ def test_the_checkpoint_before_serves_when_the_latest_is_broken(root, tmp_path, 
 def test_the_field_in_which_a_checkpoint_differs_is_named(root, tmp_path, alone, run_script):
     content = load(alone[SCRIPT] / "policy.pt")
     cases = {
-        "format 3": dict(content, format=3),
+        "format 4": dict(content, format=4),
         "amp_ppo_walrus": dict(content, script="amp_ppo_walrus"),
         "an option tail": dict(content, args=dict(content["args"], tail=1)),
         "bodies differ: tail": dict(content, character=dict(content["character"], bodies=content["character"]["bodies"] + ["tail"])),
@@ -306,7 +307,7 @@ def test_broken_physics_costs_an_episode_and_nothing_else(root, tmp_path, monkey
     saved, log = train(module, root, tmp_path, monkeypatch, eval_interval=0)
     assert saved["training"]["progress"]["diverged"] == 60 == log["episode/diverged"][-1][1]
     assert all(x.isfinite().all() for x in saved["agent"].values())
-    assert saved["training"]["replay"].isfinite().all() and saved["training"]["progress"]["skipped"] == 0
+    assert saved["training"]["processes"][0]["replay"].isfinite().all() and saved["training"]["progress"]["skipped"] == 0
     assert all(math.isfinite(value) for name, points in log.items() if name != "policy/explained_variance" for _, value in points)
     assert saved["agent"]["obs_norm.var"].max() < 1e4
 

@@ -7,9 +7,12 @@ import json
 import math
 import os
 import subprocess
+from collections import Counter
 
 import pytest
 import torch
+from conftest import put
+from test_script import MODULES, options
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amp_ppo_isaacgym as amp
@@ -121,10 +124,10 @@ def test_a_full_store_counts_as_divergence(character, monkeypatch, capacity, los
     sim = amp.WarpSim(amp.Args(cuda=False), character, 2, CPU)
     zero, height = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 3.0]])
     lying = ml.rotations_from_dofs(character, ml.quat_from_rotvec(torch.tensor([[0.0, 1.57, 0.0]] * 2)), torch.zeros(2, 28))
-    sim.set_state(torch.arange(2), ml.MotionState(height, lying, zero, zero, torch.zeros(2, 28)))
+    put(sim, torch.arange(2), ml.MotionState(height, lying, zero, zero, torch.zeros(2, 28)))
     state, diverged = sim.step(torch.zeros(2, 28))
     assert diverged.tolist() == lost and (state.root_position[:, 2] == 0.9).tolist() == lost  # the pose of rest
-    sim.set_state(torch.tensor([0]), ml.MotionState(height[1:], lying[1:], zero[1:], zero[1:], torch.zeros(1, 28)))
+    put(sim, torch.tensor([0]), ml.MotionState(height[1:], lying[1:], zero[1:], zero[1:], torch.zeros(1, 28)))
     if "njmax" in capacity:
         assert not sim.step(torch.zeros(2, 28))[1].any()  # it is not held against a world for ever
 
@@ -160,7 +163,7 @@ def test_an_evaluation_leaves_the_training_undisturbed(walk):
     assert all(one.equal(two) for one, two in zip(*logs))
     start = env.sim.kept[2]
     assert start.abs().amax(-1).gt(0).all()
-    env.sim.set_state(torch.tensor([2]), walk.state(torch.zeros(1, dtype=torch.long), torch.zeros(1)))
+    put(env.sim, torch.tensor([2]), walk.state(torch.zeros(1, dtype=torch.long), torch.zeros(1)))
     assert start[2].eq(0).all() and start[1].ne(0).any() and env.sim.kept[3][2] == 0 < env.sim.kept[3][1]
 
 
@@ -173,35 +176,68 @@ def test_states_are_views_and_what_is_returned_is_not(walk):
     assert all(one.equal(two) for one, two in zip(before, state))
 
 
-class Operations(TorchDispatchMode):
-    """Names of the tensor operations."""
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: numbers and arrays read from a tensor, shapes that depend on values."""
 
-    def __init__(self):
+    READERS = ("cpu", "numpy", "tolist")  # of torch.Tensor; a dispatch mode does not see them on the CPU
+    WORDS = ("nonzero", "_local_scalar_dense", "unique", "masked_select", "repeat_interleave.Tensor", "is_nonzero")
+
+    def __init__(self, patch):
         super().__init__()
-        self.names = []
+        self.names, self.waits = [], Counter()
+        for name in self.READERS:
+            real = getattr(torch.Tensor, name)
+            patch.setattr(torch.Tensor, name, lambda x, *rest, name=name, real=real: (self.waits.update([name]), real(x, *rest))[1])
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
+        name = str(function)
+        masks = [x for x in (args[1] if "aten.index" in name and isinstance(args[1], (list, tuple)) else ()) if x is not None]
+        if any(word in name for word in self.WORDS) or any(x.dtype == torch.bool for x in masks):
+            self.waits.update([name])
+        self.names.append(name)
         return function(*args, **(kwargs or {}))
 
 
 def test_a_step_is_the_same_operations_for_any_number_of_worlds_and_none_waits(walk, monkeypatch):
-    """What would wait for a GPU: a number or an array read from a tensor, a number of elements that depends on values."""
     seen = []
     for num_envs in (3, 32):
-        sim, copies = amp.WarpSim(amp.Args(cuda=False), walk.character, num_envs, CPU), []
-        reset, targets = torch.arange(num_envs - 1), torch.zeros(num_envs, 28)
-        state = walk.state(torch.zeros_like(reset), 0.01 * reset)
-        with monkeypatch.context() as patch:
-            for name in ("cpu", "numpy", "tolist", "item"):  # these a dispatch mode does not see on the CPU
-                patch.setattr(torch.Tensor, name, lambda *_, name=name, copies=copies: copies.append(name))
-            with Operations() as operations:
-                sim.set_state(reset, state)
-                sim.step(targets)
-        assert copies == []
-        seen.append(operations.names)
+        sim = amp.WarpSim(amp.Args(cuda=False), walk.character, num_envs, CPU)
+        chosen, targets = torch.arange(num_envs) > 0, torch.zeros(num_envs, 28)
+        state = walk.state(torch.zeros(num_envs, dtype=torch.long), 0.01 * torch.arange(num_envs))
+        with monkeypatch.context() as patch, Waits(patch) as waits:
+            sim.set_state(chosen, state)
+            sim.step(targets)
+        assert not waits.waits
+        seen.append(waits.names)
     assert seen[0] == seen[1] and len(seen[0]) > 30
-    assert [name for name in seen[0] if any(word in name for word in ("nonzero", "_local_scalar_dense", "unique", "masked_select"))] == []
+
+
+def test_what_waits_is_found(monkeypatch):
+    x = torch.arange(4.0)
+    reads = [lambda: x.tolist(), lambda: x[x > 1], lambda: x.sum().item(), lambda: bool(x[0] > 1), lambda: (x > 1).nonzero()]
+    reads += [lambda: x.index_put((x > 1,), x[0]), lambda: x.numpy(), lambda: x.unique(), lambda: float(x[1]), lambda: x[x > 1].cpu()]
+    for read in reads:
+        with monkeypatch.context() as patch, Waits(patch) as waits:
+            read()
+        assert waits.waits, read
+    with monkeypatch.context() as patch, Waits(patch) as waits:
+        torch.where(x > 1, x, 0.0)[torch.tensor([1, 2])] += x[:2]
+    assert not waits.waits
+
+
+@pytest.mark.parametrize("script", MODULES)
+def test_an_iteration_waits_for_the_device_once(root, run_script, monkeypatch, script):
+    """Roll-out and update, resets and time-outs included: the numbers of the log are the one transfer."""
+    counts = {}
+    for iterations in (3, 3 + 6):  # 40 steps an iteration, so that every environment falls or times out, and the pool is drawn anew
+        sizes = dict(num_steps=40, episode_steps=30, eval_interval=0, eval_episodes=4, eval_seconds=0.1, save_interval=1000)
+        sizes.update(total_timesteps=8 * 40 * iterations, sim="warp")
+        sizes.update(motion_file=root / "motions/locomotion.json" if "heading" in script else root / "motions/walk.npz")
+        with monkeypatch.context() as patch, Waits(patch) as waits:
+            result = run_script(script, *options(root, **sizes))
+        assert result.code == 0, result.err
+        counts[iterations] = waits.waits
+    assert {name: n - counts[3][name] for name, n in counts[9].items() if n != counts[3][name]} == {"tolist": 6}
 
 
 # ---- Options and whole runs -----------------------------------------------------------------------------------------------------

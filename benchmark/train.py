@@ -3,7 +3,8 @@
     python benchmark/train.py OUT.jsonl [OPTIONS ...] -- [SEED ...] [OPTION ...]
     python benchmark/train.py --table OUT.jsonl       # the table again, from the file
 
-Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, or another script's name and its options, in one argument.
+Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, or another script's name and its options, in one argument;
+`torchrun K` in front of them trains with K processes.
 Seeds (default 1 2 3) follow, and further options, which go to every training. Every run appends one JSON object to OUT: its command,
 commit, machine, versions and result. Paths in options are relative to the repository, where everything runs. Minutes are those of the
 whole training command, from its start to its end.
@@ -23,6 +24,7 @@ from typing import Any, Dict, List, NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = "amp_ppo_isaacgym.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 # of the table, as far as a script's evaluation has them
 FORMATS = dict(samples=".0f", minutes=".1f", fall_rate=".3f", speed_m_s=".2f", task_return=".3f", heading_error_deg=".1f")
 FORMATS.update(speed_error_m_s=".2f", pose_error_m=".4f", peak_gib=".2f")
@@ -36,12 +38,13 @@ class Run(NamedTuple):
     peak_gib: float  # largest resident memory [GiB]
 
 
-def run_script(options: List[str], cwd: str = ROOT, echo: bool = True, name: str = SCRIPT) -> Run:
-    """Run the script with these options, its progress on our stderr. Exits with its code, or 1, if it fails.
+def run_script(options: List[str], cwd: str = ROOT, echo: bool = True, name: str = SCRIPT, processes: int = 0) -> Run:
+    """Run the script with these options, its progress on our stderr; with torchrun if `processes` are given. Exits with its code, or 1.
 
     On Linux a child's peak memory counts from that of the process that starts it: call this before anything large is imported."""
     started, lines, peak = time.perf_counter(), [], float("nan")
-    script = [sys.executable, os.path.join(ROOT, name), *options]
+    launcher = [*TORCHRUN, f"--nproc_per_node={processes}"] if processes else []
+    script = [sys.executable, *launcher, os.path.join(ROOT, name), *options]
     with subprocess.Popen(script, cwd=cwd, stdout=subprocess.PIPE, text=True) as child:
         for line in child.stdout:
             lines.append(line)
@@ -85,11 +88,14 @@ def stamp() -> Dict[str, Any]:
 def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     """One training and the evaluation of what it learnt."""
     words = experiment.split()
+    processes = int(words[1]) if words[:1] == ["torchrun"] else 0
+    words = words[2:] if processes else words
     name = words.pop(0) if words and words[0].endswith(".py") else SCRIPT
     options = [*words, "--seed", str(seed), *extra]
-    print(f"+ python {name} {' '.join(options)}", flush=True)
-    record = {"seed": seed, "command": f"python {name} {' '.join(options)}", **stamp()}
-    training = run_script(options, name=name)
+    print(f"+ {f'torchrun {processes}' if processes else 'python'} {name} {' '.join(options)}", flush=True)
+    launcher = f"torchrun --standalone --nproc_per_node={processes}" if processes else "python"
+    record = {"seed": seed, "command": f"{launcher} {name} {' '.join(options)}", **stamp()}
+    training = run_script(options, name=name, processes=processes)
     found = re.search(r"--checkpoint (\S+)[/\\]latest\.pt", training.out)
     if not found:
         sys.exit("error: the training did not say where its checkpoint is")

@@ -17,7 +17,9 @@ style reward; PPO maximises that plus a task reward:
 What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan is the paper's), PD targets around the clip's
 mean pose, a critic with normalised returns and its own learning rate, a policy learning rate steered by the KL divergence.
 
-Dimension key: T steps, N envs, B = T N, M minibatch, D observation, P transition, A actions, J bodies, K key bodies.
+With torchrun in place of python several processes train together, each on a core or GPU of its own (part 5).
+
+Dimension key: T steps, N envs of a process, B = T N, M minibatch, D observation, P transition, A actions, J bodies, K key bodies.
 Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
 """
 
@@ -69,7 +71,7 @@ class Args:
     exp_name: str = SCRIPT
     """first part of the run's name; the run is written to runs/<exp_name>__<clip>__<sim>__<seed>__<time>-<process>"""
     seed: int = 1
-    """seed of everything random; the same seed on the same CPU gives the same numbers, bit for bit"""
+    """seed of everything random; the same seed on the same CPU, with as many processes, gives the same numbers, bit for bit"""
     cuda: bool = torch.cuda.is_available()
     """learn on the GPU; by default when PyTorch finds one"""
     sim: Literal["auto", "mujoco", "warp", "isaacgym"] = "auto"
@@ -89,7 +91,7 @@ class Args:
     total_timesteps: Optional[int] = None
     """control steps of training, summed over environments; default 3 million on the CPU, 100 million on CUDA (not measured there)"""
     num_envs: Optional[int] = None
-    """parallel environments N; default 512 on the CPU, 4096 on CUDA"""
+    """parallel environments, of all processes together; default 512 on the CPU, 4096 on CUDA, rounded up to divide among processes"""
     num_steps: Optional[int] = None
     """control steps T per environment and iteration; default 8 on the CPU, 16 on CUDA"""
     episode_steps: int = 300
@@ -133,7 +135,7 @@ class Args:
     disc_updates: Optional[int] = None
     """discriminator updates per iteration; default 2 on the CPU, 6 on CUDA"""
     disc_batch: Optional[int] = None
-    """clip transitions per update, and as many of the character's, half of them replayed; default 1024 on the CPU, 4096 on CUDA"""
+    """clip transitions per update (of all processes), and as many of the character's, half of them replayed; default 1024, CUDA 4096"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code uses 10 / 2)"""
     logit_reg: float = 0.05
@@ -141,9 +143,9 @@ class Args:
     disc_weight_decay: float = 1e-4
     """weight of the squared weights of all the discriminator's layers (IsaacGymEnvs)"""
     replay_size: int = 200_000
-    """transitions in the replay buffer"""
+    """transitions in the replay buffer, or in those of all processes together"""
     replay_keep: int = 512
-    """transitions of an iteration, drawn at random, that replace random old ones once the buffer is full"""
+    """transitions of an iteration (of all processes), drawn at random, that replace random old ones once the buffer is full"""
     eval_interval: Optional[int] = None
     """evaluate every so many iterations, and at the end (0: only at the end); default 100 on the CPU, 250 on CUDA"""
     eval_episodes: int = 32
@@ -828,11 +830,11 @@ def join_processes() -> Optional[str]:
         # what an attempt before has left in the store is not for this one
         rendezvous = dict(store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world)
         dist.init_process_group(backend, timeout=patience, **rendezvous)
-        run = [store.get("run").decode() if rank == 0 and attempt and store.check(["run"]) else None]
+        run = [store.compare_set("run", "", "").decode() if rank == 0 and attempt else ""]  # what start_run has noted, or nothing
         dist.broadcast_object_list(run)  # they go on together, or not at all
     except RuntimeError as error:
         raise InputError(f"torchrun: the processes do not find one another ({str(error).splitlines()[0]})") from error
-    return run[0]
+    return run[0] or None
 
 
 def average(x: Tensor) -> Tensor:

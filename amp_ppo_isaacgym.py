@@ -23,6 +23,7 @@ Dimension key: T steps, N envs of a process, B = T N, M minibatch, D observation
 Conventions (frames, units, quaternions): motion_lib.py. Read from top to bottom; part 3, the simulator, can be skipped.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import datetime
@@ -36,11 +37,12 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List, Literal, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Tuple
 
 try:  # before torch: Isaac Gym insists on it
     from isaacgym import gymapi, gymtorch
@@ -62,6 +64,7 @@ from motion_lib import Character, InputError, MotionLib, MotionState, forward_sp
 
 SCRIPT = os.path.splitext(os.path.basename(__file__))[0]  # names runs and checkpoints; those of other scripts are refused
 FORMAT = 3  # of checkpoints; formats 1 (networks only) and 2 (of one process) can still be evaluated
+CHECKPOINTS = ("latest.pt", "previous.pt")  # of a run, to go on from
 
 # ---- 1. Options ----------------------------------------------------------------------------------------------------------------
 
@@ -192,7 +195,7 @@ def check_args(args: Args) -> None:
         if not all(low <= x < 1e15 for x in numbers):
             bound = " from 0" if low == 0 else " above 0" if low > 0 else ""
             raise InputError(f"--{name.replace('_', '-')} {value}: expected a finite number{bound}")
-    batch, world, gpus = args.num_envs * args.num_steps, processes()[1], torch.cuda.device_count()
+    batch, world, gpus = args.num_envs * args.num_steps, 1 if args.evaluate else processes()[1], torch.cuda.device_count()
     share = batch // world
     missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
     if args.sim == "auto":
@@ -409,7 +412,7 @@ class MujocoSim(Sim):
     """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
-        if args.cuda:
+        if args.cuda and processes()[0] == 0:
             print("physics stays on the CPU; to have it on the GPU: pip install -r requirements-warp.txt (Python 3.11)", file=sys.stderr)
         self.shared, self.device = MujocoModel(args, character, device), device  # it chooses the OpenGL, before MuJoCo is imported
         from mujoco import rollout
@@ -468,7 +471,8 @@ class WarpSim(Sim):
         if args.cuda and not warp.is_cuda_available():
             advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
             raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
-        print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; it compiles at its first start", file=sys.stderr)
+        if processes()[0] == 0:
+            print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; it compiles at its first start", file=sys.stderr)
         self.warp, warp.config.log_level = warp, warp.LOG_WARNING
         # Warp's stream and PyTorch's default stream wait for one another: Warp makes its streams of CUDA's blocking kind.
         with warp.ScopedDevice(str(torch.empty(0, device=device).device)):  # with its number
@@ -686,9 +690,6 @@ class IsaacGymSim(Sim):
 POOL_STEPS = 32  # control steps until the initial states are drawn anew
 
 
-POOL_STEPS = 32  # control steps until the initial states are drawn anew
-
-
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors, reset in the same step.
 
@@ -753,7 +754,7 @@ class AMPEnv:
         All shapes are known beforehand, so that the host need not wait for a GPU to say how many are done."""
         rows = (self.next + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
         self.next = (rows[-1] + 1) % self.num_envs
-        clip, start, *state, first = (x[rows] for x in self.pool)
+        clip, start, *state, first = (x.index_select(0, rows) for x in self.pool)
         self.sim.set_state(done, MotionState(*state))
         self.clip, self.time, self.steps = torch.where(done, clip, self.clip), torch.where(done, start, self.time), self.steps * ~done
         return torch.where(done[:, None], first, obs)
@@ -802,49 +803,77 @@ class AMPEnv:
         return self.obs, reward, terminated, truncated, info
 
 
-# ---- 5. Several processes (torchrun; without it there is one, and none of this does anything) ----------------------------------
+# ---- 5. Several processes under torchrun (without it there is one, whose averages are its own) ---------------------------------
 
 
 def processes(local: bool = False) -> Tuple[int, int]:
     """Rank of this process and number of processes, (0, 1) without torchrun; local: of those on this machine."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_group():
         return 0, 1
     rank, world = ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if local else ("RANK", "WORLD_SIZE")
     return int(os.environ[rank]), int(os.environ[world])
 
 
+def in_group() -> bool:
+    """Whether join_processes has found torchrun; with one process as well."""
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around what all processes do at the same time. Raises InputError when that fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        advice = "what it said, if it could, stands above; --resume goes on from the last checkpoint"
+        raise InputError(f"another process is gone or does not answer ({str(error).splitlines()[0][-80:]}); {advice}") from error
+
+
 def launcher_store(server: bool = False) -> Any:
-    """torchrun's own key-value store, which outlives the processes; server: of a torchrun that has none, this process is to be it."""
+    """torchrun's own key-value store, which outlives these processes; server: of a torchrun that has none, this process is to be it."""
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=server, wait_for_workers=False)
+
+
+def name_attempt(store: Any, rank: int, world: int) -> str:
+    """A name that process 0 gives this attempt: the store still holds what those before a restart have left, whose counts may differ."""
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"hello {rank}", own)
+        name = store.get(f"welcome {own}").decode()  # waits for it
+        store.set(f"thanks {name} {rank}", "1")
+        return name
+    for other in range(1, world):  # whose greeting may be an old one at first
+        while store.compare_set(f"thanks {own} {other}", "", "") != b"1":
+            store.set("welcome " + store.get(f"hello {other}").decode(), own)
+            time.sleep(0.02)
+    return own
 
 
 def join_processes() -> Optional[str]:
     """Join the other processes of torchrun, if it is the launcher -> after a restart (--max-restarts) the run to go on with, or None."""
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return None
-    rank, world, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
+    if not kept and int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0:
+        raise InputError("this torchrun does not remember the run; --resume it, and leave out --standalone (PyTorch before 2.5)")
+    with together():
         store = launcher_store(server=rank == 0 and not kept)
         backend, patience = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(hours=1)
-        # what an attempt before has left in the store is not for this one
-        rendezvous = dict(store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world)
-        dist.init_process_group(backend, timeout=patience, **rendezvous)
-        run = [store.compare_set("run", "", "").decode() if rank == 0 and attempt else ""]  # what start_run has noted, or nothing
-        dist.broadcast_object_list(run)  # they go on together, or not at all
-    except RuntimeError as error:
-        raise InputError(f"torchrun: the processes do not find one another ({str(error).splitlines()[0]})") from error
-    return run[0] or None
+        attempt = dist.PrefixStore(name_attempt(store, rank, world), store)
+        dist.init_process_group(backend, timeout=patience, store=attempt, rank=rank, world_size=world)
+        run = store.compare_set("run", "", "").decode() if rank == 0 else ""  # what start_run has left there, or nothing
+        found = [run if any(os.path.exists(os.path.join(run, x)) for x in CHECKPOINTS) else None]
+        dist.broadcast_object_list(found)  # they go on together, or not at all
+    return found[0]
 
 
 def average(x: Tensor) -> Tensor:
-    """Mean over the processes of a tensor that each of them has, in its place. Raises InputError when one of them is gone."""
+    """Mean over the processes of a tensor that each of them has, in its place."""
     world = processes()[1]
     if world > 1:
-        try:
+        with together():
             dist.all_reduce(x)
-        except RuntimeError as error:
-            raise InputError("another process is gone; what it said, if it could, stands above") from error
         x /= world
     return x
 
@@ -867,13 +896,14 @@ def average_gradients(*nets: nn.Module) -> None:
 
 
 def gather(part: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """The part of each process, by rank, on the CPU of process 0; nothing elsewhere."""
+    """The part of each process, by rank, on the CPU of process 0; nothing elsewhere. Every process has to call it."""
     rank, world = processes()
     if world == 1:
         return [part]
     buffer, parts = io.BytesIO(), [b""] * world
     torch.save(part, buffer)
-    dist.gather_object(buffer.getvalue(), parts if rank == 0 else None)
+    with together():
+        dist.gather_object(buffer.getvalue(), parts if rank == 0 else None)
     return [torch.load(io.BytesIO(x), map_location="cpu", weights_only=True) for x in parts] if rank == 0 else []
 
 
@@ -1075,7 +1105,7 @@ def policy_checkpoint(agent: Agent, env: AMPEnv, args: Args, samples: int, metri
 
 
 def write_checkpoint(path: str, content: Dict[str, Any], keep: Optional[str] = None) -> None:
-    """Save `content` so that at any moment a whole file stands there; the one before becomes the file `keep`. Raises OSError."""
+    """Save `content` so that at any moment a whole file stands there or at `keep`, where the one before goes. Raises OSError."""
     buffer = io.BytesIO()  # torch.save to a disk that fills up may abort the process
     torch.save(content, buffer)
     try:
@@ -1118,7 +1148,7 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
 def load_interrupted(run: str) -> Dict[str, Any]:
     """The newest checkpoint of a run that can be gone on with. Raises InputError."""
     faults = [] if os.path.isdir(run) else [f"{run}: no such folder"]
-    for name in ("latest.pt", "previous.pt"):
+    for name in CHECKPOINTS:
         path = os.path.join(run, name)
         if os.path.exists(path):
             try:
@@ -1202,7 +1232,9 @@ def fit_checkpoint(path: str, checkpoint: Dict[str, Any], agent: Agent, env: AMP
 
 
 def training_state(progress: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple) -> Dict[str, Any]:
-    """All that the coming iterations depend on besides networks and normalisers, for restore_training; whole on process 0 only."""
+    """All that the coming iterations depend on besides networks and normalisers, for restore_training.
+
+    Every process has to call it; that of process 0 is whole."""
     states = [generator.get_state() for generator in generators] + [torch.get_rng_state()]
     states += [torch.cuda.get_rng_state(env.device)] if env.device.type == "cuda" else []
     optimizers = {name: optimizer.state_dict() for name, optimizer in learners.items()}
@@ -1233,7 +1265,7 @@ def restore_training(path: str, training: Dict, learners: Dict, replay: ReplayBu
                 torch.cuda.set_rng_state(own["random"][-1], env.device)
         elif rank == 0:
             dealt = "the replay buffer is dealt out anew, episodes and random numbers start anew, the rest goes on"
-            print(f"{path}: was run by {len(parts)} processes, now {world}: {dealt}", file=sys.stderr)
+            print(f"{path}: number of processes {len(parts)} before, {world} now: {dealt}", file=sys.stderr)
         return dict(training["progress"])
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{path}: its state does not fit this program: {' '.join(str(error).split())[:200]}") from error
@@ -1255,22 +1287,23 @@ def training_health(log: Dict[str, float], clip_speed: float) -> str:
 def parse_args(argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
     """Options of the command line, checked, and the checkpoint that --evaluate or --resume names: its options are then the defaults.
 
-    restarted: folder of the run that torchrun has started anew; it goes on, if it has a checkpoint."""
-    args, checkpoint = tyro.cli(Args, args=argv), None
-    if restarted and os.path.exists(os.path.join(restarted, "latest.pt")):
-        args.resume = restarted
+    restarted: folder of the run that torchrun has started anew, and that goes on."""
+    args, checkpoint, saved = tyro.cli(Args, args=argv), None, None
+    args.resume = restarted or args.resume
     if args.evaluate and args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint)
-        saved = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False, "capture_video": False}
-        args = tyro.cli(Args, args=argv, default=Args(**{**saved, "resume": None}))
+        old = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False, "capture_video": False}
+        args = tyro.cli(Args, args=argv, default=Args(**{**old, "resume": None}))
     elif args.resume is not None:
         checkpoint = load_interrupted(args.resume)
         saved = Args(**checkpoint["args"])
         args = dataclasses.replace(tyro.cli(Args, args=argv, default=saved), resume=args.resume)
-        for name, value in vars(args).items():
-            if value != getattr(saved, name) and name not in RESUMABLE:
-                raise InputError(f"--resume {args.resume}: the run has {name} {getattr(saved, name)}; start a new run for {value}")
     check_args(args)
+    if saved is not None:
+        shared_out = ("num_envs", "disc_batch") if len(checkpoint["training"]["processes"]) != processes()[1] else ()
+        for name, value in vars(args).items():
+            if value != getattr(saved, name) and name not in (*RESUMABLE, *shared_out):
+                raise InputError(f"--resume {args.resume}: the run has {name} {getattr(saved, name)}; start a new run for {value}")
     return args, checkpoint
 
 
@@ -1283,8 +1316,9 @@ def start_run(args: Args) -> str:
 
         wandb.init(name=os.path.basename(run), config=vars(args), sync_tensorboard=True)
     os.makedirs(run, exist_ok=bool(args.resume))
-    if processes()[1] > 1:
-        launcher_store().set("run", run)
+    if in_group():
+        with together():
+            launcher_store().set("run", run)
     packages = ("torch", "numpy", "mujoco", "mujoco_warp", "warp", "isaacgym")
     versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in packages if name in sys.modules}
     versions.update(python=sys.version, platform=platform.platform())
@@ -1297,12 +1331,14 @@ def start_run(args: Args) -> str:
 
 
 def note_signals() -> List[int]:
-    """From now on SIGINT and SIGTERM are noted in this list, for the main loop to stop in good order; a second one ends the process."""
+    """From now on SIGINT and SIGTERM are noted in this list, for the main loop to stop in good order; a second one ends the process.
+
+    Under torchrun it does not: torchrun passes on what the processes may have got already, and ends them itself after 30 seconds."""
     caught: List[int] = []
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in () if in_group() else (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
 
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -1327,7 +1363,8 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     P = eval_env.disc_obs_size  # of a transition
     agent = Agent(D, P, A, args.hidden, args.action_std_log).to(device)
     for x in agent.state_dict().values() if world > 1 else ():
-        dist.broadcast(x, 0)
+        with together():
+            dist.broadcast(x, 0)
     if args.evaluate:
         if rank > 0:
             return
@@ -1371,24 +1408,28 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
     obs, _ = env.reset(seed)
     agent.obs_norm.update(obs)
     # what else the coming iterations depend on: how far it is, the best score, mean length of the latest episodes that ended
-    progress = {"iteration": 0, "best": -math.inf, "metrics": {}, "episode_length": 0.0, "skipped": 0, "skipped_in_a_row": 0, "diverged": 0}
+    progress = {"iteration": 0, "samples": 0, "best": -math.inf, "metrics": {}, "episode_length": 0.0}
+    progress.update(skipped=0, skipped_in_a_row=0, diverged=0)
     learners, generators = dict(ppo=ppo_optimizer, disc=disc_optimizer), (demo_generator,)
     if args.resume:
         fit_checkpoint(args.resume, checkpoint, agent, eval_env)
         progress = restore_training(args.resume, checkpoint["training"], learners, replay, env, generators)
         obs = env.obs
-    iterations, threads, caught = args.total_timesteps // (B * world), torch.get_num_threads(), note_signals()
+        if float(average(torch.tensor(float(progress["iteration"])))) != progress["iteration"]:
+            raise InputError(f"--resume {args.resume}: not the same checkpoint on all machines; they have to share the folder")
+    iterations = progress["iteration"] + (args.total_timesteps - progress["samples"]) // (B * world)
+    threads, caught = torch.get_num_threads(), note_signals()
     if progress["iteration"] >= iterations:
         raise InputError(f"--resume {args.resume}: the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
     run, started = start_run(args) if rank == 0 else "", time.time()
-    folder = RunFolder(run, progress["iteration"] * B * world)
+    folder = RunFolder(run, progress["samples"])
     options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
     if rank == 0:
         print(f"{run}: simulator {args.sim}, learning on {device}, {world} process{'es' * (world > 1)}; options: {options}")
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
     smooth, told, clip_speed = {}, set(), motions.statistics()[2]  # of the log over some 200 iterations; what was said of them
     shown = dict(unit=" samples", unit_scale=True, dynamic_ncols=True, disable=rank > 0)
-    bar = tqdm(total=iterations * B * world, initial=progress["iteration"] * B * world, **shown)
+    bar = tqdm(total=progress["samples"] + (iterations - progress["iteration"]) * B * world, initial=progress["samples"], **shown)
     for iteration in range(progress["iteration"] + 1, iterations + 1):
         clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
 
@@ -1479,7 +1520,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         agent.obs_norm.update(obs_buf.view(B, D))
 
         # 5. Log, evaluate, save.
-        samples = iteration * B * world
+        samples = progress["samples"] + B * world
         stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
         stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/falls_per_step": [terminated_buf.float()]})
         stats.update({"episode/length": [length_buf * done_buf], "episode/diverged_per_step": [diverged_buf], "ended": [done_buf.float()]})
@@ -1489,13 +1530,13 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         stop, ended = log.pop("stop") > 0, log.pop("ended")
         log["episode/length"] = log["episode/length"] / ended if ended else progress["episode_length"]
         skipped = round(log["policy/skipped"] * len(stats["policy/skipped"]))
-        progress.update(iteration=iteration, episode_length=log["episode/length"], skipped=progress["skipped"] + skipped)
+        progress.update(iteration=iteration, samples=samples, episode_length=log["episode/length"], skipped=progress["skipped"] + skipped)
         progress.update(skipped_in_a_row=(progress["skipped_in_a_row"] + skipped) * (skipped > 0))
         progress["diverged"] += round(log["episode/diverged_per_step"] * B * world)
         log.update({"policy/skipped": progress["skipped"], "episode/diverged": progress["diverged"]})
         if progress["skipped_in_a_row"] >= args.max_skipped:
             advice = "lower --learning-rate or --critic-learning-rate, or look for the cause with --detect-anomaly"
-            raise InputError(f"{run}: {skipped} updates were not finite, nor those before; {advice}; the last checkpoint is sound")
+            raise InputError(f"{skipped} updates were not finite, nor those before; {advice}; the run's last checkpoint is sound")
         left = min((1.0 - iteration / iterations) / args.anneal, 1.0) if args.anneal else 1.0
         kl_ratio = log["policy/kl"] / (args.target_kl * max(left, 0.05))
         learning_rate = ppo_optimizer.param_groups[0]["lr"] * (1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0)
@@ -1551,14 +1592,21 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    status: Any = 0
     try:
         restarted = join_processes()
         quiet = io.StringIO() if processes()[0] > 0 else None  # where all processes say the same, the first one says it
         with contextlib.redirect_stdout(quiet or sys.stdout), contextlib.redirect_stderr(quiet or sys.stderr):
             options = parse_args(restarted=restarted)
         main(*options)
-        if processes()[1] > 1:
-            dist.destroy_process_group()
     except (InputError, OSError) as error:
         print(f"error: {f'process {processes()[0]}: ' if processes()[0] else ''}{error}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
+    except SystemExit as end:
+        status = end.code
+    if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch issue 190489)
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 0)
+    sys.exit(status)

@@ -74,7 +74,9 @@ def main(kind, out, *rest):
     if rank == 0:
         with open(out, "w") as file:
             json.dump(results, file)
-    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as the scripts end
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,16 +16,25 @@ from test_script import MODULES, needs_mujoco, options, refused, scalars
 import amp_ppo_isaacgym as amp
 
 SCRIPT, HEADING = MODULES
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 
 
-def launch(folder, command, processes=2, restarts=0):
+def launch(folder, command, processes=2, restarts=0, rendezvous=("--standalone",)):
     """torchrun on COMMAND, in a session of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    flags = (f"--nproc_per_node={processes}", f"--max-restarts={restarts}")
+    flags = (*rendezvous, f"--nproc_per_node={processes}", f"--max-restarts={restarts}")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     return subprocess.Popen([*TORCHRUN, *flags, *map(str, command)], cwd=str(folder), env=env, start_new_session=True, **pipes)
+
+
+def launch_machines(folders, command, restarts):
+    """Two torchruns with a process each, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    meet = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=amp")
+    return [launch(folder, command, 1, restarts, meet) for folder in folders]
 
 
 def finish(process, code=0):
@@ -157,6 +167,59 @@ def test_a_lost_process_ends_the_group_and_a_restart_goes_on_from_the_checkpoint
 
 @needs_mujoco
 @needs_proc
+def test_a_single_process_of_torchrun_goes_on_after_a_restart(root, tmp_path):
+    """Even if it was killed between the two renamings of a save, and was started with an option that means another."""
+    command = [root / SCRIPT, *tiny(root, SCRIPT, total_timesteps=BATCH * 120), "--sim", "auto"]
+    process = launch(tmp_path, command, processes=1, restarts=1)
+    wait_for(tmp_path, "runs/*/previous.pt", process)
+    (pid,) = workers(process).values()
+    os.kill(pid, signal.SIGSTOP)
+    (tmp_path / only_run(tmp_path) / "latest.pt").unlink()
+    os.kill(pid, signal.SIGKILL)
+    finish(process)
+    run = only_run(tmp_path)
+    assert load(run / "latest.pt")["samples"] == BATCH * 120 and len(list(run.glob("args_resumed_*.json"))) == 1
+
+
+@needs_mujoco
+@needs_proc
+@pytest.mark.parametrize("lost", [0, 1])
+def test_machines_go_on_together(root, tmp_path, pair, lost):
+    """The torchrun of the lost process counts a restart; the other one may only see that the group has changed."""
+    processes = launch_machines([tmp_path, tmp_path], [root / SCRIPT, *tiny(root, SCRIPT)], restarts=3)
+    wait_for(tmp_path, "runs/*/latest.pt", processes[0])
+    found = {}
+    for process in processes:
+        found.update(workers(process))
+    os.kill(found[lost], signal.SIGKILL)
+    for process in processes:
+        finish(process)
+    run = only_run(tmp_path)
+    assert differences(load(run / "latest.pt"), load(pair[0] / "latest.pt")) == []
+    assert curves(run) == curves(pair[0])
+
+
+@needs_mujoco
+@needs_proc
+def test_machines_that_do_not_share_the_folder_do_not_go_on_apart(root, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    processes = launch_machines(folders, [root / SCRIPT, *tiny(root, SCRIPT, total_timesteps=BATCH * 4000)], restarts=1)
+    while not list(tmp_path.glob("*/runs/*/latest.pt")):
+        assert processes[0].poll() is None and processes[1].poll() is None
+        time.sleep(0.01)
+    found = {}
+    for process in processes:
+        found.update(workers(process))
+    os.kill(found[0], signal.SIGKILL)
+    (one, said), (two, also) = (finish(process, code=1) for process in processes)
+    assert "no such folder" in said + also and '"pose_error_m"' not in one + two
+    assert len(list(tmp_path.glob("*/runs/*"))) == 1
+
+
+@needs_mujoco
+@needs_proc
 def test_a_lost_process_ends_the_group_at_once(root, tmp_path):
     process = launch(tmp_path, [root / HEADING, *tiny(root, HEADING)])
     wait_for(tmp_path, "runs/*/latest.pt", process)
@@ -169,10 +232,13 @@ def test_a_lost_process_ends_the_group_at_once(root, tmp_path):
 
 
 @needs_mujoco
+@needs_proc
 def test_both_stop_after_a_signal_and_go_on_exactly(root, tmp_path, pair):
+    """As a scheduler sends it: to torchrun, which passes it on, and to its processes."""
     process = launch(tmp_path, [root / SCRIPT, *tiny(root, SCRIPT)])
     wait_for(tmp_path, "runs/*/latest.pt", process)
-    process.send_signal(signal.SIGTERM)
+    for pid in (*workers(process).values(), process.pid):
+        os.kill(pid, signal.SIGTERM)
     out, _ = finish(process, code=1)
     run = only_run(tmp_path)
     assert out.splitlines()[-1].endswith(f"--resume {run.relative_to(tmp_path)}")
@@ -190,16 +256,20 @@ def test_a_run_goes_on_with_another_number_of_processes(root, tmp_path, pair):
     (run / "latest.pt").write_bytes((pair[0] / "latest.pt").read_bytes())
     rows = [len(part["replay"]) for part in load(run / "latest.pt")["training"]["processes"]]
     command = [SCRIPT, "--resume", run, "--total-timesteps", BATCH * 26, "--save-interval", 1]
-    _, err = start(root, tmp_path, *command).communicate()
-    assert f"{run}: was run by 2 processes, now 1: the replay buffer is dealt out anew" in err
+    _, err = start(root, tmp_path, *command, "--num-envs", 6).communicate()  # which may differ as the processes do
+    assert f"{run}: number of processes 2 before, 1 now: the replay buffer is dealt out anew" in err
     (part,) = load(run / "latest.pt")["training"]["processes"]
-    assert len(part["replay"]) == min(sum(rows) + 2 * BATCH, 256) and load(run / "latest.pt")["samples"] == BATCH * 26
-    _, err = finish(launch(tmp_path, [root / SCRIPT, "--resume", run, "--total-timesteps", BATCH * 28]))
-    assert err.count("was run by 1 processes, now 2") == 1
+    assert len(part["replay"]) == min(sum(rows) + 2 * 6 * 8, 256) and load(run / "latest.pt")["samples"] == BATCH * 24 + 2 * 6 * 8
+    assert [samples for samples, _ in scalars(run)["reward/total"]] == [BATCH * 24 + 48, BATCH * 24 + 96]
+    _, err = start(root, tmp_path, *command, "--num-envs", 8).communicate()  # as many processes: this it may not
+    assert "the run has num_envs 6" in err
+    command = [root / SCRIPT, "--resume", run, "--total-timesteps", BATCH * 28, "--num-envs", 8]
+    _, err = finish(launch(tmp_path, command))
+    assert err.count("number of processes 1 before, 2 now") == 1
     parts = load(run / "latest.pt")["training"]["processes"]
-    assert sum(len(part["replay"]) for part in parts) == min(sum(rows) + 4 * BATCH, 256)
+    assert sum(len(part["replay"]) for part in parts) == 256
     assert abs(len(parts[0]["replay"]) - len(parts[1]["replay"])) <= 1
-    assert load(run / "latest.pt")["samples"] == BATCH * 28
+    assert load(run / "latest.pt")["samples"] == BATCH * 24 + 2 * 6 * 8 + 2 * BATCH
 
 
 # ---- Refusals ------------------------------------------------------------------------------------------------------------------

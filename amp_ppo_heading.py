@@ -184,7 +184,7 @@ RESUMABLE = ("resume", "track", "total_timesteps", "eval_interval", "save_interv
 
 
 def set_defaults(args: Args, total_timesteps: Tuple[int, int]) -> None:
-    """Fill in what depends on the device: on the CPU, on CUDA."""
+    """Fill in what depends on the device, on the CPU and on CUDA, and on what is installed."""
     defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
     defaults.update(total_timesteps=total_timesteps, hidden=((256, 128), (1024, 512)), save_interval=(250, 250))
     each = {"num_envs": processes()[1], "disc_batch": 2 * processes()[1]}  # what they are divided by, for which they are rounded up
@@ -192,6 +192,12 @@ def set_defaults(args: Args, total_timesteps: Tuple[int, int]) -> None:
         if getattr(args, name) is None:
             value = on_cuda if args.cuda else on_cpu
             setattr(args, name, value + -value % each[name] if name in each else value)
+    if args.sim == "auto":
+        args.sim = "mujoco" if gymapi is None else "isaacgym"
+        if gymapi is None and not isaacgym_fault.endswith("No module named 'isaacgym'"):
+            print(f"Isaac Gym is there but cannot be imported ({isaacgym_fault}): trying MuJoCo", file=sys.stderr)
+    if args.sim == "mujoco" and args.cuda and importlib.util.find_spec("mujoco_warp") is not None:
+        args.sim = "warp"
 
 
 def check_args(args: Args) -> None:
@@ -208,12 +214,6 @@ def check_args(args: Args) -> None:
     batch, world, gpus = args.num_envs * args.num_steps, 1 if args.evaluate else processes()[1], torch.cuda.device_count()
     share = batch // world
     missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
-    if args.sim == "auto":
-        args.sim = "mujoco" if gymapi is None else "isaacgym"
-        if gymapi is None and not isaacgym_fault.endswith("No module named 'isaacgym'"):
-            print(f"Isaac Gym is there but cannot be imported ({isaacgym_fault}): trying MuJoCo", file=sys.stderr)
-    if args.sim == "mujoco" and args.cuda and not missing("mujoco_warp"):
-        args.sim = "warp"
     advice = "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
     refuse = {
         f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}": args.sim == "isaacgym" and gymapi is None,

@@ -1609,4 +1609,5 @@ if __name__ == "__main__":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 0)
-    sys.exit(status)
+    if status:
+        sys.exit(status)

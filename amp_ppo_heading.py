@@ -171,7 +171,7 @@ class Args:
     checkpoint: Optional[str] = None
     """checkpoint to evaluate"""
     resume: Optional[str] = None
-    """go on with an interrupted run, given its folder, as if nothing had happened; only RESUMABLE options may differ from the run's"""
+    """go on with an interrupted run, given its folder; only RESUMABLE options may differ, and num_envs, disc_batch where processes do"""
     save_interval: Optional[int] = None
     """save everything every so many iterations, and at the end; default 250 (at 100, a checkpoint of .85 s took over 1 % of the time)"""
     max_skipped: int = 100
@@ -422,7 +422,7 @@ class MujocoModel:
 
 
 class MujocoSim(Sim):
-    """MuJoCo on all CPU cores through mujoco.rollout: no Python in the loop over environments and physics steps."""
+    """MuJoCo on this process's share of the CPU cores by mujoco.rollout: no Python in the loop over environments and physics steps."""
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
         if args.cuda and processes()[0] == 0:
@@ -763,7 +763,7 @@ class AMPEnv:
         self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
         self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
-        self.next, self.pool_age = torch.zeros((), dtype=torch.long, device=device), 0  # row of the pool that is next; steps
+        self.next, self.pool_age = torch.zeros((), dtype=torch.long, device=device), 0  # row of the pool that is next; steps since a reset
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
         obs_size = self._new_pool()[-1].shape[1]
         self.disc_obs_size = 2 * obs_size
@@ -861,17 +861,17 @@ class AMPEnv:
 # ---- 5. Several processes under torchrun (without it there is one, whose averages are its own) ---------------------------------
 
 
+def in_group() -> bool:
+    """Whether join_processes has found torchrun; with one process as well."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def processes(local: bool = False) -> Tuple[int, int]:
     """Rank of this process and number of processes, (0, 1) without torchrun; local: of those on this machine."""
     if not in_group():
         return 0, 1
     rank, world = ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if local else ("RANK", "WORLD_SIZE")
     return int(os.environ[rank]), int(os.environ[world])
-
-
-def in_group() -> bool:
-    """Whether join_processes has found torchrun; with one process as well."""
-    return dist.is_available() and dist.is_initialized()
 
 
 @contextlib.contextmanager
@@ -911,7 +911,7 @@ def join_processes() -> Optional[str]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not kept and int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0:
-        raise InputError("this torchrun does not remember the run; --resume it, and leave out --standalone (PyTorch before 2.5)")
+        raise InputError("this torchrun does not remember the run; --resume it, and leave out --standalone (PyTorch 2.4)")
     with together():
         store = launcher_store(server=rank == 0 and not kept)
         backend, patience = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(hours=1)

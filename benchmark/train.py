@@ -7,7 +7,8 @@ Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, or a
 `torchrun K` in front of them trains with K processes.
 Seeds (default 1 2 3) follow, and further options, which go to every training. Every run appends one JSON object to OUT: its command,
 commit, machine, versions and result. Paths in options are relative to the repository, where everything runs. Minutes are those of the
-whole training command, from its start to its end.
+whole training command, from its start to its end; walk_samples and walk_minutes lead from the start of the run to the first evaluation of
+its log without falls and with a pose error of at most .035 m, if there is one.
 """
 
 import datetime
@@ -26,7 +27,16 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = "amp_ppo_isaacgym.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 # of the table, as far as a script's evaluation has them
-FORMATS = dict(samples=".0f", minutes=".1f", fall_rate=".3f", speed_m_s=".2f", task_return=".3f", heading_error_deg=".1f")
+FORMATS = dict(
+    samples=".0f",
+    minutes=".1f",
+    fall_rate=".3f",
+    speed_m_s=".2f",
+    walk_samples=".0f",
+    walk_minutes=".1f",
+    task_return=".3f",
+    heading_error_deg=".1f",
+)
 FORMATS.update(speed_error_m_s=".2f", pose_error_m=".4f", peak_gib=".2f")
 
 
@@ -85,6 +95,20 @@ def stamp() -> Dict[str, Any]:
     return {"date": date, "commit": commit, "machine": f"{processor}, {cores} cores, {platform.system()}", "versions": versions}
 
 
+def first_walk(folder: str, error: float = 0.035) -> Dict[str, float]:
+    """Samples and minutes to the first evaluation in a run's log without falls and with a pose error of at most `error` [m], or nothing."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(folder, size_guidance={"scalars": 0})
+    events.Reload()
+    falls = {event.step: event.value for event in events.Scalars("eval/fall_rate")}
+    started = os.path.getmtime(os.path.join(folder, "args.json"))
+    for event in events.Scalars("eval/pose_error_m"):
+        if falls[event.step] == 0 and event.value <= error:
+            return {"walk_samples": event.step, "walk_minutes": (event.wall_time - started) / 60}
+    return {}
+
+
 def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     """One training and the evaluation of what it learnt."""
     words = experiment.split()
@@ -105,6 +129,7 @@ def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     batch = args["num_envs"] * args["num_steps"]
     record.update(run=folder, samples=args["total_timesteps"] // batch * batch)
     record.update(minutes=training.seconds / 60, peak_gib=training.peak_gib)
+    record.update(first_walk(os.path.join(ROOT, folder)))
     device = [option for option in extra if option in ("--cuda", "--no-cuda")]
     evaluation = ["--evaluate", "--checkpoint", f"{folder}/latest.pt", "--eval-episodes", "32", "--eval-seconds", "20", *device]
     print(f"+ python {name} {' '.join(evaluation)}", flush=True)

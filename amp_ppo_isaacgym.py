@@ -62,7 +62,9 @@ from tqdm import tqdm
 import motion_lib as ml
 from motion_lib import Character, InputError, MotionLib, MotionState, forward_speed, tangent_normal
 
-SCRIPT = os.path.splitext(os.path.basename(__file__))[0]  # names runs and checkpoints; those of other scripts are refused
+SCRIPT = os.path.splitext(os.path.basename(__file__))[
+    0
+]  # names runs and checkpoints; those of other scripts are refused
 FORMAT = 3  # of checkpoints; formats 1 (networks only) and 2 (of one process) can still be evaluated
 CHECKPOINTS = ("latest.pt", "previous.pt")  # of a run, to go on from
 
@@ -171,14 +173,28 @@ class Args:
     """for debugging: stop with a traceback at the operation whose gradient is NaN (slow)"""
 
 
-RESUMABLE = ("resume", "track", "total_timesteps", "eval_interval", "save_interval", "capture_video", "max_skipped", "detect_anomaly")
+RESUMABLE = (
+    "resume",
+    "track",
+    "total_timesteps",
+    "eval_interval",
+    "save_interval",
+    "capture_video",
+    "max_skipped",
+    "detect_anomaly",
+)
 
 
 def set_defaults(args: Args, total_timesteps: Tuple[int, int]) -> None:
     """Fill in what depends on the device, on the CPU and on CUDA, and on what is installed."""
-    defaults = dict(num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250))
+    defaults = dict(
+        num_envs=(512, 4096), num_steps=(8, 16), disc_updates=(2, 6), disc_batch=(1024, 4096), eval_interval=(100, 250)
+    )
     defaults.update(total_timesteps=total_timesteps, hidden=((256, 128), (1024, 512)), save_interval=(250, 250))
-    each = {"num_envs": processes()[1], "disc_batch": 2 * processes()[1]}  # what they are divided by, for which they are rounded up
+    each = {
+        "num_envs": processes()[1],
+        "disc_batch": 2 * processes()[1],
+    }  # what they are divided by, for which they are rounded up
     for name, (on_cpu, on_cuda) in defaults.items():
         if getattr(args, name) is None:
             value = on_cuda if args.cuda else on_cpu
@@ -194,36 +210,49 @@ def set_defaults(args: Args, total_timesteps: Tuple[int, int]) -> None:
 def check_args(args: Args) -> None:
     """Fill in the defaults that depend on the device and refuse what cannot work. Raises InputError."""
     set_defaults(args, total_timesteps=(3_000_000, 100_000_000))
-    may_be_zero = "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval anneal".split()
+    may_be_zero = (
+        "seed style_weight gamma gae_lambda grad_penalty logit_reg disc_weight_decay eval_interval anneal".split()
+    )
     for name, value in vars(args).items():
         low = -1e15 if name in ("action_std_log", "target_speed") else 0 if name in may_be_zero else 1e-12
         numbers = value if isinstance(value, tuple) else (value,) if type(value) in (int, float) else ()
         if not all(low <= x < 1e15 for x in numbers):
             bound = " from 0" if low == 0 else " above 0" if low > 0 else ""
             raise InputError(f"--{name.replace('_', '-')} {value}: expected a finite number{bound}")
-    batch, world, gpus = args.num_envs * args.num_steps, 1 if args.evaluate else processes()[1], torch.cuda.device_count()
+    batch, world, gpus = (
+        args.num_envs * args.num_steps,
+        1 if args.evaluate else processes()[1],
+        torch.cuda.device_count(),
+    )
     share = batch // world
     missing = lambda name: importlib.util.find_spec(name) is None  # noqa: E731
     advice = "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
     refuse = {
-        f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}": args.sim == "isaacgym" and gymapi is None,
-        "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda and not torch.cuda.is_available(),
+        f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}": args.sim == "isaacgym"
+        and gymapi is None,
+        "--cuda: PyTorch finds no CUDA device; leave it out to train on the CPU": args.cuda
+        and not torch.cuda.is_available(),
         "--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)": args.sim == "mujoco" and missing("mujoco"),
-        "--sim warp: pip install -r requirements-warp.txt (Python 3.11 or newer)": args.sim == "warp" and missing("mujoco_warp"),
+        "--sim warp: pip install -r requirements-warp.txt (Python 3.11 or newer)": args.sim == "warp"
+        and missing("mujoco_warp"),
         "--capture-video: pip install imageio[ffmpeg]": args.capture_video and missing("imageio_ffmpeg"),
         "the evaluation draws with matplotlib: pip install matplotlib": missing("matplotlib"),
         "--track: Weights & Biases is not installed; pip install wandb": args.track and missing("wandb"),
         "--evaluate and --checkpoint FILE go together": args.evaluate != (args.checkpoint is not None),
         "--evaluate and --resume exclude each other": args.evaluate and args.resume is not None,
-        "--target-speed needs --task speed": args.task == "none" and args.target_speed is not None and not args.evaluate,
+        "--target-speed needs --task speed": args.task == "none"
+        and args.target_speed is not None
+        and not args.evaluate,
         "--action-std-log has to lie between -10 and 2": not -10 <= args.action_std_log <= 2,
-        "--gamma has to lie below 1, --gae-lambda and --anneal at most at 1": args.gamma >= 1 or max(args.gae_lambda, args.anneal) > 1,
+        "--gamma has to lie below 1, --gae-lambda and --anneal at most at 1": args.gamma >= 1
+        or max(args.gae_lambda, args.anneal) > 1,
         f"--cuda: every process needs a GPU of its own; torchrun --nproc_per_node={gpus}": args.cuda
         and processes(local=True)[1] > max(gpus, 1),
         f"--num-envs {args.num_envs} has to be a multiple of the {world} processes": args.num_envs % world,
         f"--num-minibatches {args.num_minibatches} does not divide num_envs * num_steps / processes = {share}": share
         % args.num_minibatches,
-        f"--disc-batch has to be a multiple of {2 * world}: half of it is replayed, in each process": args.disc_batch % (2 * world),
+        f"--disc-batch has to be a multiple of {2 * world}: half of it is replayed, in each process": args.disc_batch
+        % (2 * world),
         f"--total-timesteps is less than one batch, num_envs * num_steps = {batch}": args.total_timesteps < batch,
     }
     for message in [message for message, refused in refuse.items() if refused]:
@@ -243,9 +272,13 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
     angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s], key bodies from the root 3 each [m]."""
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
-    keys = torch.stack([body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2)  # (..., K, 3)
+    keys = torch.stack(
+        [body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2
+    )  # (..., K, 3)
     key_position = keys - body_position[..., :1, :]
-    vectors = torch.cat((state.root_velocity[..., None, :], state.root_angular_velocity[..., None, :], key_position), -2)
+    vectors = torch.cat(
+        (state.root_velocity[..., None, :], state.root_angular_velocity[..., None, :], key_position), -2
+    )
     vectors = ml.quat_rotate(to_heading[..., None, :], vectors).flatten(-2)  # (..., 6 + 3 K)
     hinge = state.rotations.index_select(-2, character.hinges)
     angle = (ml.rotvec_from_quat(hinge) * character.dof_axis[character.hinge_dofs]).sum(-1)
@@ -323,9 +356,15 @@ class MujocoModel:
         self.mujoco, self.character = mujoco, character
         self.compiled = model = self._build(mujoco, character, 1.0 / (args.control_hz * args.substeps))
         # Where the parts of a MotionState stand in qpos; quaternions are wxyz there.
-        start = torch.as_tensor(model.jnt_qposadr[model.body_jntadr[1:]], device=device).long()  # (J,), meaningless for welded bodies
-        self.rotating = torch.cat((torch.zeros_like(start[:1]), character.balls))  # bodies whose rotation is a quaternion in qpos
-        self.quats = (start[self.rotating] + (self.rotating == 0) * 3)[:, None] + torch.tensor([1, 2, 3, 0], device=device)
+        start = torch.as_tensor(
+            model.jnt_qposadr[model.body_jntadr[1:]], device=device
+        ).long()  # (J,), meaningless for welded bodies
+        self.rotating = torch.cat(
+            (torch.zeros_like(start[:1]), character.balls)
+        )  # bodies whose rotation is a quaternion in qpos
+        self.quats = (start[self.rotating] + (self.rotating == 0) * 3)[:, None] + torch.tensor(
+            [1, 2, 3, 0], device=device
+        )
         self.angles, self.axis = start[character.hinges], character.dof_axis[character.hinge_dofs]
         if args.capture_video:
             try:
@@ -357,13 +396,17 @@ class MujocoModel:
                 spec.delete(joint)
             else:  # the gains move from the joint, where MuJoCo reads a passive spring, to the actuator
                 joint.stiffness, joint.damping = 0.0 * joint.stiffness, 0.0 * joint.damping
-            actuator = spec.add_actuator(name=name, target=f"ball{body}" if ball else name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+            actuator = spec.add_actuator(
+                name=name, target=f"ball{body}" if ball else name, trntype=mujoco.mjtTrn.mjTRN_JOINT
+            )
             # on a ball joint, which has no limits here, the gear picks a component of the exponential map
             actuator.gear = (character.dof_axis[d].tolist() if ball else [1, 0, 0]) + [0, 0, 0]
             kp, kd, effort = float(character.kp[d]), float(character.kd[d]), float(character.effort[d])
             actuator.set_to_position(kp=kp, kv=kd + timestep * kp)
             actuator.forcelimited, actuator.forcerange = True, (-effort, effort)
-        checker = dict(type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER, width=64, height=64)
+        checker = dict(
+            type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER, width=64, height=64
+        )
         spec.add_texture(name="checker", rgb1=[0.8, 0.8, 0.8], rgb2=[0.6, 0.7, 0.8], **checker)
         spec.add_material(name="floor", textures=["", "checker"], texrepeat=[1, 1], texuniform=True)
         spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.5] * 3, [0.7] * 3
@@ -386,7 +429,9 @@ class MujocoModel:
         half = 0.5 * qpos[:, self.angles, None]
         rotations[:, self.character.hinges] = torch.cat((self.axis * torch.sin(half), torch.cos(half)), -1)
         # MuJoCo's free joint has its linear velocity in the world and its angular velocity in the root's own frame
-        return MotionState(qpos[:, :3], rotations, qvel[:, :3], ml.quat_rotate(rotations[:, 0], qvel[:, 3:6]), qvel[:, 6:])
+        return MotionState(
+            qpos[:, :3], rotations, qvel[:, :3], ml.quat_rotate(rotations[:, 0], qvel[:, 3:6]), qvel[:, 6:]
+        )
 
     def write(self, state: MotionState) -> Tuple[Tensor, Tensor]:
         """State of batch (n,) -> coordinates (n, nq), (n, nv)."""
@@ -413,8 +458,14 @@ class MujocoSim(Sim):
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
         if args.cuda and processes()[0] == 0:
-            print("physics stays on the CPU; to have it on the GPU: pip install -r requirements-warp.txt (Python 3.11)", file=sys.stderr)
-        self.shared, self.device = MujocoModel(args, character, device), device  # it chooses the OpenGL, before MuJoCo is imported
+            print(
+                "physics stays on the CPU; to have it on the GPU: pip install -r requirements-warp.txt (Python 3.11)",
+                file=sys.stderr,
+            )
+        self.shared, self.device = (
+            MujocoModel(args, character, device),
+            device,
+        )  # it chooses the OpenGL, before MuJoCo is imported
         from mujoco import rollout
 
         self.model = model = self.shared.compiled
@@ -423,7 +474,10 @@ class MujocoSim(Sim):
         self.data = [self.shared.mujoco.MjData(model) for _ in range(self.threads)]
         self.rollout = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0)
         self.rest = np.concatenate(([0.0], model.qpos0, np.zeros(model.nv)))  # a full physics state: time, qpos, qvel
-        self.state, self.trajectory = np.tile(self.rest, (num_envs, 1)), np.tile(self.rest, (num_envs, args.substeps, 1))
+        self.state, self.trajectory = (
+            np.tile(self.rest, (num_envs, 1)),
+            np.tile(self.rest, (num_envs, args.substeps, 1)),
+        )
         self.control = np.zeros((num_envs, args.substeps, model.nu))
         self.velocity = 1 + model.nq
 
@@ -435,7 +489,9 @@ class MujocoSim(Sim):
         rows = chosen.cpu().numpy().nonzero()[0]
         if len(rows):
             self.state[rows, 0] = 0.0
-            self.state[rows, 1:] = torch.cat(self.shared.write(MotionState(*(x[rows] for x in state))), -1).cpu().numpy()
+            self.state[rows, 1:] = (
+                torch.cat(self.shared.write(MotionState(*(x[rows] for x in state))), -1).cpu().numpy()
+            )
 
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
         n, v = len(targets), self.velocity
@@ -472,7 +528,10 @@ class WarpSim(Sim):
             advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
             raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
         if processes()[0] == 0:
-            print(f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; it compiles at its first start", file=sys.stderr)
+            print(
+                f"MuJoCo Warp on {device}{'' if args.cuda else ', for tests only'}; it compiles at its first start",
+                file=sys.stderr,
+            )
         self.warp, warp.config.log_level = warp, warp.LOG_WARNING
         # Warp's stream and PyTorch's default stream wait for one another: Warp makes its streams of CUDA's blocking kind.
         with warp.ScopedDevice(str(torch.empty(0, device=device).device)):  # with its number
@@ -490,7 +549,9 @@ class WarpSim(Sim):
                 for _ in range(args.substeps):
                     mujoco_warp.step(self.model, data)
         self.graph, self.overflow, kind = capture.graph, warp.to_torch(data.overflow), mujoco_warp.OverflowType
-        self.lost = int(kind.ALL & ~kind.ITERATIONS & ~kind.LS_ITERATIONS)  # bits that say: contacts or constraints were left out
+        self.lost = int(
+            kind.ALL & ~kind.ITERATIONS & ~kind.LS_ITERATIONS
+        )  # bits that say: contacts or constraints were left out
         self.restore(self.rest)
 
     def set_state(self, chosen: Tensor, state: MotionState) -> None:
@@ -503,7 +564,9 @@ class WarpSim(Sim):
         self.overflow.zero_()
         self.warp.capture_launch(self.graph)
         # a maximum of NaN is NaN, which is not below anything
-        sound = (qpos.abs().amax(-1) < math.inf) & (qvel.abs().amax(-1) < MAX_SPEED) & ((self.overflow & self.lost) == 0)
+        sound = (
+            (qpos.abs().amax(-1) < math.inf) & (qvel.abs().amax(-1) < MAX_SPEED) & ((self.overflow & self.lost) == 0)
+        )
         self.restore([torch.where(sound[:, None], x, rest) for x, rest in zip(self.kept, self.rest)])
         return self.shared.read(qpos[:n].clone(), qvel[:n].clone()), ~sound[:n]
 
@@ -525,13 +588,19 @@ class IsaacGymSim(Sim):
 
     def __init__(self, args: Args, character: Character, num_envs: int, device: torch.device) -> None:
         self.character, self.device, self.substeps, self.on_gpu = character, device, args.substeps, args.cuda
-        self.gym, self.target = gymapi.acquire_gym(), torch.zeros(num_envs, len(character.dof_names), device=device)  # (N, D)
+        self.gym, self.target = (
+            gymapi.acquire_gym(),
+            torch.zeros(num_envs, len(character.dof_names), device=device),
+        )  # (N, D)
         self.pending: Optional[Tensor] = None  # environments whose states wait for the next step to be submitted
         self.rest = torch.eye(13, device=device)[6]  # a root at the origin, upright and at rest
         self.sim = sim = self._create_sim(args)
         names, bodies, props, inertial = self._create_actors(args, num_envs)
         long = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
-        self.dofs, self.bodies = long([names.index(x) for x in character.dof_names]), long([bodies.index(x) for x in character.body_names])
+        self.dofs, self.bodies = (
+            long([names.index(x) for x in character.dof_names]),
+            long([bodies.index(x) for x in character.body_names]),
+        )
         com = inertial[bodies.index(character.body_names[0])].com
         self.com = torch.tensor([com.x, com.y, com.z], device=device)  # of the root, in its own frame [m]
         self.gym.prepare_sim(sim)
@@ -569,7 +638,11 @@ class IsaacGymSim(Sim):
         """One character in each environment -> names of dofs and bodies, dof and body properties in Isaac Gym's order."""
         gym, sim, character = self.gym, self.sim, self.character
         options = gymapi.AssetOptions()
-        options.angular_damping, options.max_angular_velocity, options.default_dof_drive_mode = 0.01, 100.0, int(gymapi.DOF_MODE_NONE)
+        options.angular_damping, options.max_angular_velocity, options.default_dof_drive_mode = (
+            0.01,
+            100.0,
+            int(gymapi.DOF_MODE_NONE),
+        )
         asset = gym.load_asset(sim, *os.path.split(os.path.abspath(character.path)), options)
         if asset is None:
             raise InputError(f"{character.path}: Isaac Gym cannot load it (its reason stands above)")
@@ -579,12 +652,17 @@ class IsaacGymSim(Sim):
         gym.set_asset_rigid_shape_properties(asset, shapes)
         names, bodies = gym.get_asset_dof_names(asset), gym.get_asset_rigid_body_names(asset)
         if sorted(names) != sorted(character.dof_names) or sorted(bodies) != sorted(character.body_names):
-            raise InputError(f"{character.path}: Isaac Gym reads other dofs or bodies from it: {', '.join(names)}; {', '.join(bodies)}")
+            raise InputError(
+                f"{character.path}: Isaac Gym reads other dofs or bodies from it: {', '.join(names)}; {', '.join(bodies)}"
+            )
         props, order = gym.get_asset_dof_properties(asset), [names.index(x) for x in character.dof_names]
         props["driveMode"].fill(gymapi.DOF_MODE_POS)
         for key, value in dict(stiffness=character.kp, damping=character.kd, effort=character.effort).items():
             props[key][order] = value.cpu().numpy()
-        props["lower"], props["upper"] = np.minimum(props["lower"], props["upper"]), np.maximum(props["lower"], props["upper"])
+        props["lower"], props["upper"] = (
+            np.minimum(props["lower"], props["upper"]),
+            np.maximum(props["lower"], props["upper"]),
+        )
         actors = []
         for i in range(num_envs):
             env = gym.create_env(sim, gymapi.Vec3(-2.0, -2.0, 0.0), gymapi.Vec3(2.0, 2.0, 2.0), int(num_envs**0.5))
@@ -611,22 +689,34 @@ class IsaacGymSim(Sim):
         keys = ("lower", "upper", "stiffness", "damping", "effort", "armature")
         for name, row in zip(names, props):
             print(f"  {name}: " + ", ".join(f"{key} {row[key]:.4g}" for key in keys))
-        low, high = (torch.tensor(props[key].astype(np.float32), device=self.device)[self.dofs] for key in ("lower", "upper"))
-        dof = torch.tensor([0.3, -0.2, 0.4], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]  # (1, D)
+        low, high = (
+            torch.tensor(props[key].astype(np.float32), device=self.device)[self.dofs] for key in ("lower", "upper")
+        )
+        dof = (
+            torch.tensor([0.3, -0.2, 0.4], device=self.device).repeat(len(names))[: len(names)].clamp(low, high)[None]
+        )  # (1, D)
         zero, up = torch.zeros(1, 3, device=self.device), torch.tensor([[0.0, 0.0, 2.0]], device=self.device)
         pose = ml.rotations_from_dofs(self.character, ml.quat_from_rotvec(zero), dof)
-        self.set_state(torch.ones(1, dtype=torch.bool, device=self.device), MotionState(up, pose, zero, zero, 0.0 * dof))
+        self.set_state(
+            torch.ones(1, dtype=torch.bool, device=self.device), MotionState(up, pose, zero, zero, 0.0 * dof)
+        )
         state, _ = self.step(dof)
         self._refresh()
         link = self.body[:1, self.bodies, 3:7]
         turned = [ml.forward_kinematics(self.character, up, rotations)[1] for rotations in (state.rotations, pose)]
-        errors = [float(ml.rotvec_from_quat(ml.quat_multiply(ml.quat_conjugate(q), link)).norm(dim=-1).max()) for q in turned]
-        print(f"  links off forward kinematics: {errors[0]:.5f} rad (read back), {errors[1]:.3f} rad (as set, one control step before)")
+        errors = [
+            float(ml.rotvec_from_quat(ml.quat_multiply(ml.quat_conjugate(q), link)).norm(dim=-1).max()) for q in turned
+        ]
+        print(
+            f"  links off forward kinematics: {errors[0]:.5f} rad (read back), {errors[1]:.3f} rad (as set, one control step before)"
+        )
         ground = float(self.contact[0].sum(0).norm())  # what bodies do to one another adds up to nothing
         print(f"  force of the ground on a character in the air: {ground:.3f} N")
         if not (errors[0] < 0.01 and errors[1] < 0.2 and ground < 1.0):
             self.gym.destroy_sim(self.sim)
-            raise InputError("--sim isaacgym: joints off forward kinematics, or contact in the air; please report the self-check above")
+            raise InputError(
+                "--sim isaacgym: joints off forward kinematics, or contact in the air; please report the self-check above"
+            )
 
     def set_state(self, chosen: Tensor, state: MotionState) -> None:
         env_ids = chosen.nonzero()[:, 0]  # waits for the device, once a control step: PhysX has to be told how many
@@ -645,7 +735,9 @@ class IsaacGymSim(Sim):
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
         gym, sim, n = self.gym, self.sim, len(targets)
         if self.pending is not None:
-            self.ids = self.actors[self.pending]  # a member, like all that PhysX reads: it has to live until the simulation
+            self.ids = self.actors[
+                self.pending
+            ]  # a member, like all that PhysX reads: it has to live until the simulation
             ids, self.pending = gymtorch.unwrap_tensor(self.ids), None
             gym.set_actor_root_state_tensor_indexed(sim, gymtorch.unwrap_tensor(self.root), ids, len(self.ids))
             gym.set_dof_state_tensor_indexed(sim, gymtorch.unwrap_tensor(self.dof_state), ids, len(self.ids))
@@ -660,7 +752,10 @@ class IsaacGymSim(Sim):
         root, dof = self.root[:n], self.dof[:n, self.dofs]  # (n, 13), (n, D, 2)
         fast = torch.cat((root[:, 7:], dof[..., 1]), -1).abs().amax(-1)
         sound = torch.isfinite(root).all(-1) & torch.isfinite(dof).flatten(1).all(-1) & (fast < MAX_SPEED)
-        root, dof = torch.where(sound[:, None], root, self.rest), torch.where(sound[:, None, None], dof, torch.zeros_like(dof))
+        root, dof = (
+            torch.where(sound[:, None], root, self.rest),
+            torch.where(sound[:, None, None], dof, torch.zeros_like(dof)),
+        )
         q, angular = root[:, 3:7], root[:, 10:]
         linear = root[:, 7:10] - torch.linalg.cross(angular, ml.quat_rotate(q, self.com))
         rotations = ml.rotations_from_dofs(self.character, q, dof[..., 0])
@@ -679,7 +774,9 @@ class IsaacGymSim(Sim):
             self.gym.fetch_results(self.sim, True)
         self.gym.step_graphics(self.sim)
         x, y, z = self.root[0, :3].tolist()
-        self.gym.set_camera_location(self.camera, self.filmed, gymapi.Vec3(x + 1.7, y - 3.0, z + 0.9), gymapi.Vec3(x, y, z))
+        self.gym.set_camera_location(
+            self.camera, self.filmed, gymapi.Vec3(x + 1.7, y - 3.0, z + 0.9), gymapi.Vec3(x, y, z)
+        )
         self.gym.render_all_camera_sensors(self.sim)
         image = self.gym.get_camera_image(self.sim, self.filmed, self.camera, gymapi.IMAGE_COLOR)
         return np.asarray(image, dtype=np.uint8).reshape(*PICTURE, 4)[..., :3].copy()
@@ -699,7 +796,13 @@ class AMPEnv:
     def __init__(self, args: Args, motions: MotionLib, sim: Sim, num_envs: int, episode_steps: int) -> None:
         """Use the first num_envs copies of the character in sim. Raises InputError for a character or clips that do not serve."""
         self.character, device = motions.character, motions.length.device
-        self.motions, self.sim, self.device, self.num_envs, self.episode_steps = motions, sim, device, num_envs, episode_steps
+        self.motions, self.sim, self.device, self.num_envs, self.episode_steps = (
+            motions,
+            sim,
+            device,
+            num_envs,
+            episode_steps,
+        )
         character = self.character
         self.start_share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[args.reset_mode]
         self.dt = 1.0 / args.control_hz  # control step [s]
@@ -709,7 +812,9 @@ class AMPEnv:
         if absent:
             raise InputError(f"{character.path}: the character has no {', '.join(absent)}, which observations need")
         if bool((motions.length < self.dt).any()):
-            raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than one control step, {self.dt:.3f} s")
+            raise InputError(
+                f"{motions.files[int(motions.length.argmin())]}: shorter than one control step, {self.dt:.3f} s"
+            )
         self.generator = torch.Generator(device)
         # Zero action is the clips' mean pose: a mid-range pose (knees and elbows bent by 80 degrees) learns far more slowly.
         self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
@@ -717,9 +822,14 @@ class AMPEnv:
         # A fall is ground contact of a body, the feet excepted, that the clips keep off the ground by at least 0.05 m.
         watched = [name not in FEET and low > 0.05 for name, low in zip(character.body_names, lowest.tolist())]
         self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
-        self.clip, self.steps = torch.zeros(2, num_envs, dtype=torch.long, device=device)  # clip that the episode started in; its steps
+        self.clip, self.steps = torch.zeros(
+            2, num_envs, dtype=torch.long, device=device
+        )  # clip that the episode started in; its steps
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
-        self.next, self.pool_age = torch.zeros((), dtype=torch.long, device=device), 0  # row of the pool that is next; steps since a reset
+        self.next, self.pool_age = (
+            torch.zeros((), dtype=torch.long, device=device),
+            0,
+        )  # row of the pool that is next; steps since a reset
         obs_size = self._new_pool()[-1].shape[1]
         self.disc_obs_size = 2 * obs_size
         # Gymnasium's Box spaces, as far as a learner needs them
@@ -756,7 +866,11 @@ class AMPEnv:
         self.next = (rows[-1] + 1) % self.num_envs
         clip, start, *state, first = (x.index_select(0, rows) for x in self.pool)
         self.sim.set_state(done, MotionState(*state))
-        self.clip, self.time, self.steps = torch.where(done, clip, self.clip), torch.where(done, start, self.time), self.steps * ~done
+        self.clip, self.time, self.steps = (
+            torch.where(done, clip, self.clip),
+            torch.where(done, start, self.time),
+            self.steps * ~done,
+        )
         return torch.where(done[:, None], first, obs)
 
     def snapshot(self) -> Dict[str, Any]:
@@ -770,7 +884,10 @@ class AMPEnv:
         self.sim.restore(snapshot["sim"])
         for name, x in snapshot["tensors"].items():
             getattr(self, name).copy_(x)
-        self.pool_age, self.pool = snapshot["pool_age"], [own.copy_(x) for own, x in zip(self._new_pool(), snapshot["pool"])]
+        self.pool_age, self.pool = (
+            snapshot["pool_age"],
+            [own.copy_(x) for own, x in zip(self._new_pool(), snapshot["pool"])],
+        )
         self.generator.set_state(snapshot["generator"])
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
@@ -779,7 +896,9 @@ class AMPEnv:
         state, diverged = self.sim.step(self.action_offset + self.action_scale * action)
         self.physics_seconds += time.perf_counter() - started
         # whatever the simulator missed: NaN, infinities and a character in the sky never reach the networks
-        numbers = torch.cat([x.flatten(1) for x in (*state, 1e4 * state.root_position[:, 2:])], -1)  # 1e4: z may be 100 times less than x
+        numbers = torch.cat(
+            [x.flatten(1) for x in (*state, 1e4 * state.root_position[:, 2:])], -1
+        )  # 1e4: z may be 100 times less than x
         diverged = diverged | ~(numbers.abs().amax(-1) < 1e6)
         state = MotionState(*(x.nan_to_num(0.0, 0.0, 0.0) for x in state))
         body_position, body_rotation = ml.forward_kinematics(self.character, state.root_position, state.rotations)
@@ -792,7 +911,13 @@ class AMPEnv:
         lowest = ml.lowest_points(self.character, body_position, body_rotation).index_select(-1, self.fall_bodies)
         terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
         truncated = (self.steps >= self.episode_steps) & ~terminated
-        info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position, "diverged": diverged}
+        info = {
+            "final_obs": final_obs,
+            "disc_obs": disc_obs,
+            "state": state,
+            "body_position": body_position,
+            "diverged": diverged,
+        }
         info.update(scores=dict(speed_m_s=speed, task_reward=reward), episode_length=self.steps.clone())
         self.pool_age += 1
         if self.pool_age % POOL_STEPS == 0:
@@ -826,12 +951,16 @@ def together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         advice = "what it said, if it could, stands above; --resume goes on from the last checkpoint"
-        raise InputError(f"another process is gone or does not answer ({str(error).splitlines()[0][-80:]}); {advice}") from error
+        raise InputError(
+            f"another process is gone or does not answer ({str(error).splitlines()[0][-80:]}); {advice}"
+        ) from error
 
 
 def launcher_store(server: bool = False) -> Any:
     """torchrun's own key-value store, which outlives these processes; server: of a torchrun that has none, this process is to be it."""
-    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=server, wait_for_workers=False)
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=server, wait_for_workers=False
+    )
 
 
 def name_attempt(store: Any, rank: int, world: int) -> str:
@@ -856,13 +985,17 @@ def join_processes() -> Optional[str]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not kept and int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0:
-        raise InputError("this torchrun does not remember the run; --resume it, and leave out --standalone (PyTorch 2.4)")
+        raise InputError(
+            "this torchrun does not remember the run; --resume it, and leave out --standalone (PyTorch 2.4)"
+        )
     with together():
         store = launcher_store(server=rank == 0 and not kept)
         backend, patience = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(hours=1)
         attempt = dist.PrefixStore(name_attempt(store, rank, world), store)
         dist.init_process_group(backend, timeout=patience, store=attempt, rank=rank, world_size=world)
-        run = store.compare_set("run", "", "").decode() if rank == 0 else ""  # what start_run has left there, or nothing
+        run = (
+            store.compare_set("run", "", "").decode() if rank == 0 else ""
+        )  # what start_run has left there, or nothing
         found = [run if any(os.path.exists(os.path.join(run, x)) for x in CHECKPOINTS) else None]
         dist.broadcast_object_list(found)  # they go on together, or not at all
     return found[0]
@@ -950,7 +1083,9 @@ def mlp(size_in: int, hidden: Tuple[int, int], size_out: int, last_gain: float) 
 class Agent(nn.Module):
     """Actor (mean action), critic (normalised value), discriminator (logit), and the normalisers of what they read."""
 
-    def __init__(self, obs_size: int, disc_size: int, action_size: int, hidden: Tuple[int, int], action_std_log: float) -> None:
+    def __init__(
+        self, obs_size: int, disc_size: int, action_size: int, hidden: Tuple[int, int], action_std_log: float
+    ) -> None:
         super().__init__()
         self.obs_norm, self.disc_norm, self.return_norm = Normaliser(obs_size), Normaliser(disc_size), Normaliser(1)
         self.actor = mlp(obs_size, hidden, action_size, 0.01)
@@ -1007,7 +1142,9 @@ def disc_losses(disc: nn.Module, demo: Tensor, agent: Tensor, disc_loss: str) ->
     return loss, (gradient**2).sum(-1).mean(), demo_logit, agent_logit
 
 
-def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float) -> Tensor:
+def gae(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, equation 16). All (T, N) -> (T, N).
 
     next_value[t] is the value of the state that step t led to, before any reset; terminated cuts the bootstrap, done the trace."""
@@ -1060,9 +1197,13 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Evaluation:
         if not alive.any():
             break
     env.sim.restore(snapshot)
-    metrics = dict(episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean()))
+    metrics = dict(
+        episodes=env.num_envs, mean_episode_s=float(steps.float().mean()) * env.dt, fall_rate=float(fell.float().mean())
+    )
     metrics.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
-    metrics["pose_error_m"], errors = ml.episode_error(motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
+    metrics["pose_error_m"], errors = ml.episode_error(
+        motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt
+    )
     roots, rotations = (torch.stack(x, 1).cpu().numpy() for x in list(zip(*states))[:2])
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
     clips = [ml.Clip(args.control_hz, "clamp", x[:n], q[:n]) for x, q, n in zip(roots, rotations, lived)]
@@ -1130,10 +1271,14 @@ def load_checkpoint(path: str) -> Dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = (checkpoint["script"], checkpoint["format"])
         if kind not in [(SCRIPT, n) for n in range(1, FORMAT + 1)]:
-            raise InputError(f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, formats 1 to {FORMAT}")
+            raise InputError(
+                f"{path}: a checkpoint of {kind[0]}, format {kind[1]}; this script reads {SCRIPT}, formats 1 to {FORMAT}"
+            )
         unknown = sorted(set(checkpoint["args"]) - {field.name for field in dataclasses.fields(Args)})
         if unknown:
-            raise InputError(f"{path}: of another version of this script; it has an option {unknown[0]}, which this one lacks")
+            raise InputError(
+                f"{path}: of another version of this script; it has an option {unknown[0]}, which this one lacks"
+            )
         finite = [bool(x.isfinite().all()) for x in checkpoint["agent"].values()]
         if not all(finite):
             name = list(checkpoint["agent"])[finite.index(False)]
@@ -1155,10 +1300,15 @@ def load_interrupted(run: str) -> Dict[str, Any]:
                 checkpoint = load_checkpoint(path)
                 if "training" in checkpoint and checkpoint["format"] == FORMAT:
                     return checkpoint
-                faults.append(f"{path}: it can be evaluated, not resumed (format {checkpoint['format']}, or networks only)")
+                faults.append(
+                    f"{path}: it can be evaluated, not resumed (format {checkpoint['format']}, or networks only)"
+                )
             except InputError as error:
                 faults.append(str(error))
-    raise InputError("; ".join(faults) or f"{run}: no latest.pt in it: the run was stopped before its first checkpoint; start it anew")
+    raise InputError(
+        "; ".join(faults)
+        or f"{run}: no latest.pt in it: the run was stopped before its first checkpoint; start it anew"
+    )
 
 
 class RunFolder:
@@ -1167,7 +1317,9 @@ class RunFolder:
     def __init__(self, run: str, samples: int) -> None:
         """Go on with the curves in the folder `run` after `samples` control steps; whatever is in it of later ones is void."""
         self.run, self.safe, self.fault = run, samples, ""
-        self.unsafe: List[Tuple[int, Dict[str, float]]] = []  # points since the last checkpoint, whose curves may not be on the disk
+        self.unsafe: List[
+            Tuple[int, Dict[str, float]]
+        ] = []  # points since the last checkpoint, whose curves may not be on the disk
         self.writer: Any = None
 
     def attempt(self, write: Callable[[], Any]) -> bool:
@@ -1176,7 +1328,10 @@ class RunFolder:
             write()
         except OSError as error:
             if not self.fault:
-                tqdm.write(f"{self.run}: cannot be written ({error}); the training goes on, and saves when it can", file=sys.stderr)
+                tqdm.write(
+                    f"{self.run}: cannot be written ({error}); the training goes on, and saves when it can",
+                    file=sys.stderr,
+                )
             self.fault, self.writer = str(error), None
             return False
         return True
@@ -1231,7 +1386,9 @@ def fit_checkpoint(path: str, checkpoint: Dict[str, Any], agent: Agent, env: AMP
         raise InputError(f"{path}: does not fit these options: {' '.join(str(error).split())[:200]}") from error
 
 
-def training_state(progress: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple) -> Dict[str, Any]:
+def training_state(
+    progress: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple
+) -> Dict[str, Any]:
     """All that the coming iterations depend on besides networks and normalisers, for restore_training.
 
     Every process has to call it; that of process 0 is whole."""
@@ -1243,7 +1400,9 @@ def training_state(progress: Dict, learners: Dict, replay: ReplayBuffer, env: AM
     return {"progress": progress, "optimizers": optimizers, "processes": gather(own)}
 
 
-def restore_training(path: str, training: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple) -> Dict[str, Any]:
+def restore_training(
+    path: str, training: Dict, learners: Dict, replay: ReplayBuffer, env: AMPEnv, generators: Tuple
+) -> Dict[str, Any]:
     """Put training_state back -> progress. Raises InputError if it does not fit."""
     try:
         for name, optimizer in learners.items():
@@ -1268,7 +1427,9 @@ def restore_training(path: str, training: Dict, learners: Dict, replay: ReplayBu
             print(f"{path}: number of processes {len(parts)} before, {world} now: {dealt}", file=sys.stderr)
         return dict(training["progress"])
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(f"{path}: its state does not fit this program: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"{path}: its state does not fit this program: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def training_health(log: Dict[str, float], clip_speed: float) -> str:
@@ -1284,7 +1445,9 @@ def training_health(log: Dict[str, float], clip_speed: float) -> str:
 # ---- 9. Main loop --------------------------------------------------------------------------------------------------------------
 
 
-def parse_args(argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple[Args, Optional[Dict[str, Any]]]:
+def parse_args(
+    argv: Optional[List[str]] = None, restarted: Optional[str] = None
+) -> Tuple[Args, Optional[Dict[str, Any]]]:
     """Options of the command line, checked, and the checkpoint that --evaluate or --resume names: its options are then the defaults.
 
     restarted: folder of the run that torchrun has started anew, and that goes on."""
@@ -1292,7 +1455,14 @@ def parse_args(argv: Optional[List[str]] = None, restarted: Optional[str] = None
     args.resume = restarted or args.resume
     if args.evaluate and args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint)
-        old = {**checkpoint["args"], "evaluate": True, "cuda": args.cuda, "sim": args.sim, "track": False, "capture_video": False}
+        old = {
+            **checkpoint["args"],
+            "evaluate": True,
+            "cuda": args.cuda,
+            "sim": args.sim,
+            "track": False,
+            "capture_video": False,
+        }
         args = tyro.cli(Args, args=argv, default=Args(**{**old, "resume": None}))
     elif args.resume is not None:
         checkpoint = load_interrupted(args.resume)
@@ -1303,13 +1473,18 @@ def parse_args(argv: Optional[List[str]] = None, restarted: Optional[str] = None
         shared_out = ("num_envs", "disc_batch") if len(checkpoint["training"]["processes"]) != processes()[1] else ()
         for name, value in vars(args).items():
             if value != getattr(saved, name) and name not in (*RESUMABLE, *shared_out):
-                raise InputError(f"--resume {args.resume}: the run has {name} {getattr(saved, name)}; start a new run for {value}")
+                raise InputError(
+                    f"--resume {args.resume}: the run has {name} {getattr(saved, name)}; start a new run for {value}"
+                )
     return args, checkpoint
 
 
 def start_run(args: Args) -> str:
     """Make the run's folder, with all that is needed to repeat it, or note in it that the run goes on -> its path."""
-    clip, now = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0], time.strftime("%Y%m%d-%H%M%S")
+    clip, now = (
+        os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0],
+        time.strftime("%Y%m%d-%H%M%S"),
+    )
     run = args.resume or os.path.join("runs", f"{args.exp_name}__{clip}__{args.sim}__{args.seed}__{now}-{os.getpid()}")
     if args.track:
         import wandb
@@ -1323,7 +1498,12 @@ def start_run(args: Args) -> str:
     versions = {name: getattr(sys.modules[name], "__version__", "unknown") for name in packages if name in sys.modules}
     versions.update(python=sys.version, platform=platform.platform())
     with open(os.path.join(run, f"args_resumed_{now}.json" if args.resume else "args.json"), "w") as file:
-        told = {"args": dataclasses.asdict(args), "processes": processes()[1], "versions": versions, "command": sys.argv}
+        told = {
+            "args": dataclasses.asdict(args),
+            "processes": processes()[1],
+            "versions": versions,
+            "command": sys.argv,
+        }
         json.dump(told, file, indent=1)
     for source in (__file__, ml.__file__) if not args.resume else ():
         shutil.copy(source, run)
@@ -1369,7 +1549,10 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         if rank > 0:
             return
         fit_checkpoint(args.checkpoint, checkpoint, agent, eval_env)
-        folder, source = os.path.splitext(args.checkpoint)[0] + "_rollouts", f"roll-out of {os.path.basename(args.checkpoint)}"
+        folder, source = (
+            os.path.splitext(args.checkpoint)[0] + "_rollouts",
+            f"roll-out of {os.path.basename(args.checkpoint)}",
+        )
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         print(f"simulator {args.sim}, policy on {device}, roll-outs in {folder}")
@@ -1379,7 +1562,13 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         plot = os.path.splitext(args.checkpoint)[0] + "_pose_error.png"
         plot_body_errors(plot, evaluation.body_errors, motions.character.body_names[1:], eval_env.dt)
         for n, clip in enumerate(evaluation.clips):
-            ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, motions.character.body_names, source, "as the clips it imitates")
+            ml.save_clip(
+                os.path.join(folder, f"{n:03d}.npz"),
+                clip,
+                motions.character.body_names,
+                source,
+                "as the clips it imitates",
+            )
         print(json.dumps(evaluation.metrics))
         return
 
@@ -1392,7 +1581,9 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         torch.manual_seed(seed)
     critic = {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     # fused Adam skips a step, on the device, when its found_inf says so
-    ppo_optimizer = torch.optim.Adam([{"params": agent.actor.parameters(), "lr": args.learning_rate}, critic], fused=True)
+    ppo_optimizer = torch.optim.Adam(
+        [{"params": agent.actor.parameters(), "lr": args.learning_rate}, critic], fused=True
+    )
     disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate, fused=True)
     replay = ReplayBuffer(replay_size, P, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
@@ -1416,20 +1607,34 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         progress = restore_training(args.resume, checkpoint["training"], learners, replay, env, generators)
         obs = env.obs
         if float(average(torch.tensor(float(progress["iteration"])))) != progress["iteration"]:
-            raise InputError(f"--resume {args.resume}: not the same checkpoint on all machines; they have to share the folder")
+            raise InputError(
+                f"--resume {args.resume}: not the same checkpoint on all machines; they have to share the folder"
+            )
     iterations = progress["iteration"] + (args.total_timesteps - progress["samples"]) // (B * world)
     threads, caught = torch.get_num_threads(), note_signals()
     if progress["iteration"] >= iterations:
-        raise InputError(f"--resume {args.resume}: the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
+        raise InputError(
+            f"--resume {args.resume}: the run is complete; for more of it raise --total-timesteps {args.total_timesteps}"
+        )
     run, started = start_run(args) if rank == 0 else "", time.time()
     folder = RunFolder(run, progress["samples"])
     options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(args).items())
     if rank == 0:
-        print(f"{run}: simulator {args.sim}, learning on {device}, {world} process{'es' * (world > 1)}; options: {options}")
+        print(
+            f"{run}: simulator {args.sim}, learning on {device}, {world} process{'es' * (world > 1)}; options: {options}"
+        )
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
-    smooth, told, clip_speed = {}, set(), motions.statistics()[2]  # of the log over some 200 iterations; what was said of them
+    smooth, told, clip_speed = (
+        {},
+        set(),
+        motions.statistics()[2],
+    )  # of the log over some 200 iterations; what was said of them
     shown = dict(unit=" samples", unit_scale=True, dynamic_ncols=True, disable=rank > 0)
-    bar = tqdm(total=progress["samples"] + (iterations - progress["iteration"]) * B * world, initial=progress["samples"], **shown)
+    bar = tqdm(
+        total=progress["samples"] + (iterations - progress["iteration"]) * B * world,
+        initial=progress["samples"],
+        **shown,
+    )
     for iteration in range(progress["iteration"] + 1, iterations + 1):
         clock, stats = [time.perf_counter()], defaultdict(list)  # stats: name -> tensors, whose mean is logged
 
@@ -1506,9 +1711,14 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
                 ppo_optimizer.zero_grad()
-                (policy_loss + value_loss).backward()  # of two networks, each with its own learning rate and gradient norm
+                (
+                    policy_loss + value_loss
+                ).backward()  # of two networks, each with its own learning rate and gradient norm
                 average_gradients(agent.actor, agent.critic)
-                norm = sum(nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm) for net in (agent.actor, agent.critic))
+                norm = sum(
+                    nn.utils.clip_grad_norm_(net.parameters(), args.max_grad_norm)
+                    for net in (agent.actor, agent.critic)
+                )
                 ppo_optimizer.found_inf = (~torch.isfinite(norm)).float()
                 ppo_optimizer.step()
                 stats["policy/skipped"].append(ppo_optimizer.found_inf)
@@ -1521,28 +1731,67 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
 
         # 5. Log, evaluate, save.
         samples = progress["samples"] + B * world
-        stats.update({"reward/task": [task_buf], "reward/style": [style_buf], "reward/style_weighted": [args.style_weight * style_buf]})
-        stats.update({"reward/total": [reward], "episode/speed_m_s": [speed_buf], "episode/falls_per_step": [terminated_buf.float()]})
-        stats.update({"episode/length": [length_buf * done_buf], "episode/diverged_per_step": [diverged_buf], "ended": [done_buf.float()]})
+        stats.update(
+            {
+                "reward/task": [task_buf],
+                "reward/style": [style_buf],
+                "reward/style_weighted": [args.style_weight * style_buf],
+            }
+        )
+        stats.update(
+            {
+                "reward/total": [reward],
+                "episode/speed_m_s": [speed_buf],
+                "episode/falls_per_step": [terminated_buf.float()],
+            }
+        )
+        stats.update(
+            {
+                "episode/length": [length_buf * done_buf],
+                "episode/diverged_per_step": [diverged_buf],
+                "ended": [done_buf.float()],
+            }
+        )
         stats["stop"] = [torch.full((), float(bool(caught)), device=device)]  # all processes stop together
         # the iteration's one transfer from the device
-        log = dict(zip(stats, average(torch.stack([torch.stack([x.nanmean() for x in xs]).nanmean() for xs in stats.values()])).tolist()))
+        log = dict(
+            zip(
+                stats,
+                average(
+                    torch.stack([torch.stack([x.nanmean() for x in xs]).nanmean() for xs in stats.values()])
+                ).tolist(),
+            )
+        )
         stop, ended = log.pop("stop") > 0, log.pop("ended")
         log["episode/length"] = log["episode/length"] / ended if ended else progress["episode_length"]
         skipped = round(log["policy/skipped"] * len(stats["policy/skipped"]))
-        progress.update(iteration=iteration, samples=samples, episode_length=log["episode/length"], skipped=progress["skipped"] + skipped)
+        progress.update(
+            iteration=iteration,
+            samples=samples,
+            episode_length=log["episode/length"],
+            skipped=progress["skipped"] + skipped,
+        )
         progress.update(skipped_in_a_row=(progress["skipped_in_a_row"] + skipped) * (skipped > 0))
         progress["diverged"] += round(log["episode/diverged_per_step"] * B * world)
         log.update({"policy/skipped": progress["skipped"], "episode/diverged": progress["diverged"]})
         if progress["skipped_in_a_row"] >= args.max_skipped:
             advice = "lower --learning-rate or --critic-learning-rate, or look for the cause with --detect-anomaly"
-            raise InputError(f"{skipped} updates were not finite, nor those before; {advice}; the run's last checkpoint is sound")
+            raise InputError(
+                f"{skipped} updates were not finite, nor those before; {advice}; the run's last checkpoint is sound"
+            )
         left = min((1.0 - iteration / iterations) / args.anneal, 1.0) if args.anneal else 1.0
         kl_ratio = log["policy/kl"] / (args.target_kl * max(left, 0.05))
-        learning_rate = ppo_optimizer.param_groups[0]["lr"] * (1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0)
+        learning_rate = ppo_optimizer.param_groups[0]["lr"] * (
+            1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
+        )
         ppo_optimizer.param_groups[0]["lr"] = log["policy/learning_rate"] = min(max(learning_rate, 1e-6), 1e-2)
         clock.append(time.perf_counter())  # after the transfer, so that a GPU's work is counted
-        seconds = dict(physics=env.physics_seconds, env=env.step_seconds, rollout=clock[1] - clock[0], training=clock[-1] - clock[0])
+        seconds = dict(
+            physics=env.physics_seconds,
+            env=env.step_seconds,
+            rollout=clock[1] - clock[0],
+            training=clock[-1] - clock[0],
+        )
         seconds.update(learning=clock[-1] - clock[1], disc=clock[2] - clock[1], ppo=clock[-1] - clock[2])
         env.physics_seconds = env.step_seconds = 0.0
         log.update({f"samples_per_s/{name}": B * world / x for name, x in seconds.items()})
@@ -1564,7 +1813,13 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
             for name in files:
                 folder.attempt(lambda name=name, policy=policy: write_checkpoint(os.path.join(run, name), policy))
             if evaluation.frames:
-                film = (os.path.join(run, f"episode_{samples}.mp4"), evaluation.frames, args.control_hz, folder.writer, samples)
+                film = (
+                    os.path.join(run, f"episode_{samples}.mp4"),
+                    evaluation.frames,
+                    args.control_hz,
+                    folder.writer,
+                    samples,
+                )
                 folder.attempt(lambda film=film: write_video(*film))
         folder.log(samples, log)
         trouble = training_health({**log, **smooth}, clip_speed) if iteration >= 400 else ""
@@ -1574,20 +1829,32 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]]) -> None:
         if saving:
             policy = policy_checkpoint(agent, eval_env, args, samples, progress["metrics"])
             saved = folder.save(samples, {**policy, "training": training})
-        shown = f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
-        bar.set_postfix_str(f"{shown}, pose error {progress['metrics'].get('pose_error_m', math.nan):.3f} m", refresh=False)
+        shown = (
+            f"episode {log['episode/length']:.0f} steps, task {log['reward/task']:.2f}, style {log['reward/style']:.2f}"
+        )
+        bar.set_postfix_str(
+            f"{shown}, pose error {progress['metrics'].get('pose_error_m', math.nan):.3f} m", refresh=False
+        )
         bar.update(B * world)
         if stop:
             bar.close()
-            print(f"stopped after {samples} samples; python {os.path.basename(__file__)} --resume {run}" if saved else f"{run}: not saved")
+            print(
+                f"stopped after {samples} samples; python {os.path.basename(__file__)} --resume {run}"
+                if saved
+                else f"{run}: not saved"
+            )
             sys.exit(128 + (caught or [signal.SIGTERM])[0])
     bar.close()
     if rank > 0:
         return
     folder.attempt(lambda: folder.writer and folder.writer.close())
     if not saved:
-        raise InputError(f"{run}: could not be written ({folder.fault}); free some space and --resume it, if it has a latest.pt")
-    print(f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt")
+        raise InputError(
+            f"{run}: could not be written ({folder.fault}); free some space and --resume it, if it has a latest.pt"
+        )
+    print(
+        f"{(time.time() - started) / 60:.1f} minutes; python {os.path.basename(__file__)} --evaluate --checkpoint {run}/latest.pt"
+    )
     print(json.dumps(progress["metrics"]))
 
 
@@ -1604,7 +1871,9 @@ if __name__ == "__main__":
         status = 2
     except SystemExit as end:
         status = end.code
-    if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch issue 190489)
+    if (
+        in_group()
+    ):  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch issue 190489)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -32,7 +32,24 @@ class InputError(ValueError):
 def _hamilton(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Row 4 i + j: the product of the i-th and the j-th of the basis quaternions (i, j, k, 1)."""
     table = np.zeros((16, 4))
-    table[range(16), [3, 2, 1, 0, 2, 3, 0, 1, 1, 0, 3, 2, 0, 1, 2, 3]] = [-1, 1, -1, 1, -1, -1, 1, 1, 1, -1, -1, 1, 1, 1, 1, 1]
+    table[range(16), [3, 2, 1, 0, 2, 3, 0, 1, 1, 0, 3, 2, 0, 1, 2, 3]] = [
+        -1,
+        1,
+        -1,
+        1,
+        -1,
+        -1,
+        1,
+        1,
+        1,
+        -1,
+        -1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
     return torch.as_tensor(table, device=device, dtype=dtype)
 
 
@@ -105,14 +122,18 @@ class Character(NamedTuple):
     path: str
     body_names: List[str]  # depth-first, as in the file; body 0 is the root
     parents: List[int]  # index of the parent body, -1 for the root
-    levels: List[Tuple[Tensor, Tensor]]  # each depth below the root: its bodies (n,), and where their parents stand in the depth above
+    levels: List[
+        Tuple[Tensor, Tensor]
+    ]  # each depth below the root: its bodies (n,), and where their parents stand in the depth above
     level_order: Tensor  # (J,) where each body stands in the concatenation of all depths
     balls: Tensor  # long: bodies on ball joints
     hinges: Tensor  # long: bodies on hinges
     hinge_dofs: Tensor  # long: the dofs of those hinges
     offsets: Tensor  # (J, 3) body origin in its parent's frame [m]
     dof_names: List[str]  # D names, in file order
-    dof_body: Tensor  # (D,) long: the body that each dof turns; three on one body are one ball joint (exponential map, x y z)
+    dof_body: (
+        Tensor  # (D,) long: the body that each dof turns; three on one body are one ball joint (exponential map, x y z)
+    )
     dof_axis: Tensor  # (D, 3) in the body's frame
     kp: Tensor  # (D,) [Nm/rad]
     kd: Tensor  # (D,) [Nms/rad]
@@ -143,7 +164,9 @@ def _read_character(path: str, device: str) -> Character:
     names, parents = [body.get("name") for body in bodies], [parent_of.get(body, -1) for body in bodies]
     joints = [body.findall("joint") for body in bodies]
     for body, own in zip(bodies, joints):
-        plain = not set(body.keys()) - {"name", "pos"} and all(j.get("type") == "hinge" and j.get("pos") is None for j in own)
+        plain = not set(body.keys()) - {"name", "pos"} and all(
+            j.get("type") == "hinge" and j.get("pos") is None for j in own
+        )
         axes = [_floats(joint.get("axis")) for joint in own]
         if len(own) not in (0, 1, 3) or not plain or (len(own) == 3 and axes != np.eye(3).tolist()):
             fault = "it needs no, one, or three hinges in x, y, z order, and no frame but its pos"
@@ -254,9 +277,14 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
     check(os.path.isfile(path), "no such motion file")
     try:
         with zipfile.ZipFile(path) as archive:
-            check(sum(member.file_size for member in archive.infolist()) <= 2**30, "unpacks to more than 1 GiB; that is no motion clip")
+            check(
+                sum(member.file_size for member in archive.infolist()) <= 2**30,
+                "unpacks to more than 1 GiB; that is no motion clip",
+            )
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in file.files]
+            missing = [
+                key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in file.files
+            ]
             check(not missing, f"not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
             data = {key: file[key] for key in file.files}
         fps, loop = float(data["fps"].reshape(())), str(data["loop"].reshape(()))
@@ -269,7 +297,10 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
         raise InputError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
     odd, J = sorted(set(names) ^ set(body_names)), len(body_names)
     frames = len(root) if root.ndim else 0
-    check(names == body_names, f"clip of another skeleton; body names differ: {' '.join(', '.join(odd[:5]).split()) or 'their order'}")
+    check(
+        names == body_names,
+        f"clip of another skeleton; body names differ: {' '.join(', '.join(odd[:5]).split()) or 'their order'}",
+    )
     shaped = root.shape == (frames, 3) and rotations.shape == (frames, J, 4)
     check(shaped, f"root_position {root.shape} and rotations {rotations.shape} are not (F, 3) and (F, {J}, 4)")
     check(frames >= 2, f"{frames} frame; a motion needs at least 2")
@@ -286,9 +317,13 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
 
 def save_clip(path: str, clip: Clip, body_names: List[str], source: str, license: str) -> None:
     """Write a clip atomically: a reader sees the old file or the whole new one."""
-    arrays = dict(root_position=np.asarray(clip.root_position, np.float32), rotations=np.asarray(clip.rotations, np.float32))
+    arrays = dict(
+        root_position=np.asarray(clip.root_position, np.float32), rotations=np.asarray(clip.rotations, np.float32)
+    )
     with open(f"{path}.tmp", "wb") as file:
-        np.savez(file, fps=float(clip.fps), loop=clip.loop, body_names=body_names, source=source, license=license, **arrays)
+        np.savez(
+            file, fps=float(clip.fps), loop=clip.loop, body_names=body_names, source=source, license=license, **arrays
+        )
     os.replace(f"{path}.tmp", path)
 
 
@@ -315,7 +350,9 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
     except OSError as error:
         raise InputError(f"{path}: cannot read the dataset file: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f'{path}: not a dataset file {{"clips": [{{"file": ..., "weight": ...}}]}} ({error})') from error
+        raise InputError(
+            f'{path}: not a dataset file {{"clips": [{{"file": ..., "weight": ...}}]}} ({error})'
+        ) from error
     if not files or not all(0.0 < weight < math.inf for weight in weights):
         raise InputError(f"{path}: a dataset needs at least one clip, and positive finite weights")
     return files, weights
@@ -355,8 +392,12 @@ class MotionState(NamedTuple):
 def turn_state(state: MotionState, q: Tensor) -> MotionState:
     """The state (...) seen from a world that is turned back: rotations q (..., 4) of everything about the world's origin."""
     root, others = state.rotations[..., :1, :], state.rotations[..., 1:, :]
-    position, velocity, angular = (quat_rotate(q, x) for x in (state.root_position, state.root_velocity, state.root_angular_velocity))
-    return MotionState(position, torch.cat((quat_multiply(q[..., None, :], root), others), -2), velocity, angular, state.dof_velocity)
+    position, velocity, angular = (
+        quat_rotate(q, x) for x in (state.root_position, state.root_velocity, state.root_angular_velocity)
+    )
+    return MotionState(
+        position, torch.cat((quat_multiply(q[..., None, :], root), others), -2), velocity, angular, state.dof_velocity
+    )
 
 
 def forward_speed(state: MotionState) -> Tensor:
@@ -389,11 +430,15 @@ def check_joints(path: str, clip: Clip, character: Character) -> None:
     axis = torch.zeros(len(character.parents), 3)
     axis[character.hinges.cpu()] = character.dof_axis[character.hinge_dofs].cpu()
     v = clip.rotations[..., :3]  # (F, J, 3)
-    off = np.linalg.norm(v - (v * axis.numpy()).sum(-1, keepdims=True) * axis.numpy(), axis=-1)  # sine of half the wrong angle
+    off = np.linalg.norm(
+        v - (v * axis.numpy()).sum(-1, keepdims=True) * axis.numpy(), axis=-1
+    )  # sine of half the wrong angle
     off[:, [0, *character.balls.tolist()]] = 0.0
     frame, body = np.unravel_index(off.argmax(), off.shape)
     if off[frame, body] > 1e-2:
-        raise InputError(f"{path}: {character.body_names[body]} turns off its hinge axis, or is welded and turns, in frame {frame}")
+        raise InputError(
+            f"{path}: {character.body_names[body]} turns off its hinge axis, or is welded and turns, in frame {frame}"
+        )
 
 
 def mirror_clip(clip: Clip, character: Character) -> Clip:
@@ -404,7 +449,9 @@ def mirror_clip(clip: Clip, character: Character) -> Clip:
     if -1 in order or not torch.allclose(character.offsets.cpu()[order] * flip, character.offsets.cpu(), atol=1e-4):
         raise InputError(f"{character.path}: its left and right are no mirror images; --no-mirror is there")
     # a reflection turns the axis of a rotation like a vector, and its sense around
-    return clip._replace(root_position=clip.root_position * flip.numpy(), rotations=clip.rotations[:, order] * np.array([-1, 1, -1, 1.0]))
+    return clip._replace(
+        root_position=clip.root_position * flip.numpy(), rotations=clip.rotations[:, order] * np.array([-1, 1, -1, 1.0])
+    )
 
 
 class MotionLib:
@@ -461,7 +508,9 @@ class MotionLib:
         # Cycle k starts at p_0 + sum_{i<k} R(i turn) d, turned by k turn. With e = exp(i turn) that sum is d (e^k - 1) / (e - 1),
         # a chord of length sin(k turn / 2) / sin(turn / 2) in the direction (k - 1) turn / 2.
         start, turn = self.root_position[self.first[clip]], self.turn[clip]
-        step = (self.root_position[(self.first + self.last)[clip]] - start) * torch.tensor([1.0, 1.0, 0.0], device=start.device)
+        step = (self.root_position[(self.first + self.last)[clip]] - start) * torch.tensor(
+            [1.0, 1.0, 0.0], device=start.device
+        )
         chord = torch.where(turn.abs() < 1e-4, cycle, torch.sin(0.5 * cycle * turn) / torch.sin(0.5 * turn))
         carried = quat_rotate(quat_from_yaw(0.5 * (cycle - 1) * turn), step) * chord[..., None]
         yaw = quat_from_yaw(cycle * turn)
@@ -478,7 +527,9 @@ class MotionLib:
         """Mean dof positions (D,) [rad], lowest height of each body (J,) [m], mean forward speed [m/s]; means over the clips by weight."""
         time = torch.linspace(0, 1, 200, device=self.length.device)[:, None] * self.length  # (200, C)
         state = self.state(torch.arange(len(self.files), device=time.device).expand(time.shape), time)
-        lowest = lowest_points(self.character, *forward_kinematics(self.character, state.root_position, state.rotations))
+        lowest = lowest_points(
+            self.character, *forward_kinematics(self.character, state.root_position, state.rotations)
+        )
         mean = dof_positions(self.character, state.rotations).mean(0)  # (C, D)
         speed = float((forward_speed(state).mean(0) * self.weight).sum())
         return (mean * self.weight[:, None]).sum(0), lowest.flatten(0, 1).amin(0), speed
@@ -524,7 +575,11 @@ def pose_error(
     in either or both, and ends at the simulation's last frame, anywhere in the reference. steps (E,) is how many of the T frames an
     episode lived; each of the horizon - steps control steps lost to a fall counts as 1 m.
     -> (E,) [m], and the distance of each body at each frame from where the best path to that frame ends, (E, T, J-1) [m]"""
-    error, bodies, episode = torch.zeros(len(simulated), dtype=torch.float64, device=reference.device), [], torch.arange(len(simulated))
+    error, bodies, episode = (
+        torch.zeros(len(simulated), dtype=torch.float64, device=reference.device),
+        [],
+        torch.arange(len(simulated)),
+    )
     for i, cost in enumerate(_warp(simulated, reference, any_start)):
         best, end = cost.min(1)  # (E,)
         error = torch.where(steps == i + 1, best, error)
@@ -567,7 +622,10 @@ def nearest_clips(
     and the error of each body over time (T, J-1) [m]"""
     W = max(round(window / dt), 1)
     K = -(-horizon // W)  # windows an episode, the last one shorter perhaps
-    poses, T = F.pad(poses, (0, 0, 0, 0, 0, K * W - poses.shape[1])).reshape(-1, W, *poses.shape[2:]), poses.shape[1]  # (E K, W, J-1, 3)
+    poses, T = (
+        F.pad(poses, (0, 0, 0, 0, 0, K * W - poses.shape[1])).reshape(-1, W, *poses.shape[2:]),
+        poses.shape[1],
+    )  # (E K, W, J-1, 3)
     begin = W * torch.arange(K, device=poses.device)
     length = (horizon - begin).clamp_max(W).expand(len(steps), K).flatten()  # (E K,)
     lived = (steps[:, None] - begin).clamp(0, W).flatten()

@@ -110,7 +110,11 @@ def main() -> None:
     with open(own.out, "w") as file:
         json.dump({**where, "options": options, "threads": threads, "seconds": results}, file, indent=1)
     print(f"commit {where['commit']}; {where['machine']}; {device}, {threads} torch threads; hidden {args.hidden}\n")
-    print("| part | float32 [ms] | " + " | ".join(f"{kind}, of float32" for kind in list(kinds)[1:]) + " |\n|---|---|---|---|---|")
+    print(
+        "| part | float32 [ms] | "
+        + " | ".join(f"{kind}, of float32" for kind in list(kinds)[1:])
+        + " |\n|---|---|---|---|---|"
+    )
     for part, times in results.items():
         cells = [f"{statistics.median(times['float32']) * 1e3:.2f}"]
         for kind in list(kinds)[1:]:

@@ -76,18 +76,25 @@ def main() -> None:
     if min(own.processes) < 1 or own.repeats < 1 or own.iterations < 8:
         sys.exit("error: --processes and --repeats from 1, --iterations from 8")
     probe = "import sys, amp_ppo_isaacgym as amp; args, _ = amp.parse_args(sys.argv[1:]); print(args.num_envs * args.num_steps)"
-    batch = subprocess.run([sys.executable, "-c", probe, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    batch = subprocess.run(
+        [sys.executable, "-c", probe, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
     steps = int(batch.stdout.splitlines()[-1]) * own.iterations
     options = [*options, "--total-timesteps", str(steps), "--eval-interval", "0", "--eval-seconds", "0.1"]
     options += ["--motion-file", os.path.join(ROOT, "motions/walk.npz")] if "--motion-file" not in options else []
-    options += ["--character-file", os.path.join(ROOT, "motions/humanoid.xml")] if "--character-file" not in options else []
+    options += (
+        ["--character-file", os.path.join(ROOT, "motions/humanoid.xml")] if "--character-file" not in options else []
+    )
     where = stamp()
     results: Dict[int, List[Dict[str, float]]] = {processes: [] for processes in [0, *own.processes]}  # 0: by python
     for repeat in range(own.repeats):
         for processes, runs in results.items():
             runs.append(train(processes, options, own.iterations))
             name = f"torchrun, {processes} processes" if processes else "python"
-            print(f"round {repeat + 1}: {name}: {runs[-1]['rate']:.0f} samples/s, {runs[-1]['memory']:.2f} GiB", file=sys.stderr)
+            print(
+                f"round {repeat + 1}: {name}: {runs[-1]['rate']:.0f} samples/s, {runs[-1]['memory']:.2f} GiB",
+                file=sys.stderr,
+            )
     with open(own.out, "w") as file:
         json.dump({**where, "options": options, "runs": {str(k): runs for k, runs in results.items()}}, file, indent=1)
     print(f"commit {where['commit']}; {where['machine']}; {own.repeats} rounds, medians (smallest to largest)\n")

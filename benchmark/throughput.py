@@ -114,7 +114,9 @@ def profile(amp: Any, options: List[str], iterations: int, cuda: bool) -> None:
     costs = sorted(((getattr(event, own), event.key) for event in profiler.key_averages()), reverse=True)
     total = sum(cost for cost, _ in costs)
     where = "GPU" if cuda else "CPU"
-    print(f"\nLargest of {total / 1e6:.2f} s on the {where} in {iterations} iterations:\n\n| kernel | share | s |\n|---|---|---|")
+    print(
+        f"\nLargest of {total / 1e6:.2f} s on the {where} in {iterations} iterations:\n\n| kernel | share | s |\n|---|---|---|"
+    )
     for cost, name in costs[:10]:
         print(f"| `{name[:100]}` | {cost / total:.1%} | {cost / 1e6:.2f} |")
 
@@ -135,22 +137,41 @@ def time_to_walk(options: List[str], error: float) -> None:
     print(f"commit {where['commit']}; {where['machine']}\n\n{header}")
     for event in scalars:
         minutes = (event.wall_time - started) / 60
-        training = sum(rates[0].step / rate.value for rate in rates if rate.step <= event.step) / 60  # the first step is a batch
+        training = (
+            sum(rates[0].step / rate.value for rate in rates if rate.step <= event.step) / 60
+        )  # the first step is a batch
         print(f"| {event.step} | {minutes:.1f} | {training:.1f} | {falls[event.step]:.3f} | {event.value:.4f} |")
         if falls[event.step] == 0 and event.value <= error:
-            print(f"\nA pose error of at most {error} m without falls after {event.step} samples, {minutes:.1f} minutes.")
+            print(
+                f"\nA pose error of at most {error} m without falls after {event.step} samples, {minutes:.1f} minutes."
+            )
             return
     print(f"\nNo evaluation had a pose error of at most {error} m without falls.")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--repeats", type=int, default=10, help="blocks of physics and of env steps (default 10)")
     parser.add_argument("--steps", type=int, default=32, help="control steps a block (default 32)")
-    parser.add_argument("--iterations", type=int, default=80, help="iterations of each training (default 80: the replay buffer fills)")
-    parser.add_argument("--out", default=os.path.join(ROOT, "benchmark/throughput.json"), help="raw figures (default: beside this file)")
-    parser.add_argument("--profile", action="store_true", help="the largest costs of --iterations iterations of training, and nothing else")
-    parser.add_argument("--until", type=float, metavar="ERROR", help="when a training gets down to this pose error [m], and nothing else")
+    parser.add_argument(
+        "--iterations", type=int, default=80, help="iterations of each training (default 80: the replay buffer fills)"
+    )
+    parser.add_argument(
+        "--out", default=os.path.join(ROOT, "benchmark/throughput.json"), help="raw figures (default: beside this file)"
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="the largest costs of --iterations iterations of training, and nothing else",
+    )
+    parser.add_argument(
+        "--until",
+        type=float,
+        metavar="ERROR",
+        help="when a training gets down to this pose error [m], and nothing else",
+    )
     own, options = parser.parse_known_args()
     if min(own.repeats, own.steps) < 1 or own.iterations < 8:
         parser.error("--repeats and --steps have to be at least 1, --iterations at least 8")
@@ -166,7 +187,12 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     total = own.iterations * args.num_envs * args.num_steps
-    files = ["--motion-file", os.path.abspath(args.motion_file), "--character-file", os.path.abspath(args.character_file)]
+    files = [
+        "--motion-file",
+        os.path.abspath(args.motion_file),
+        "--character-file",
+        os.path.abspath(args.character_file),
+    ]
     if own.until is not None:
         return time_to_walk([*options, *files], own.until)
     training = [*options, *files, "--total-timesteps", str(total), "--eval-interval", "0"]
@@ -178,7 +204,9 @@ def main() -> None:
     if args.task == "speed" and args.target_speed is None:
         args.target_speed = motions.statistics()[2]
     simulator = amp.WarpSim if args.sim == "warp" else amp.MujocoSim
-    env = amp.AMPEnv(args, motions, simulator(args, motions.character, args.num_envs, device), args.num_envs, args.episode_steps)
+    env = amp.AMPEnv(
+        args, motions, simulator(args, motions.character, args.num_envs, device), args.num_envs, args.episode_steps
+    )
     env.reset(args.seed)
     threads = torch.get_num_threads()
     torch.manual_seed(args.seed)
@@ -203,26 +231,46 @@ def main() -> None:
     steps_per_s.update({name: rates[name] + more[name] for name in ("training", "wall")})
     physics = statistics.median(steps_per_s["physics"])
     ratio = {name: statistics.median(values) / physics for name, values in steps_per_s.items()}
-    ratio["env"] = statistics.median([p / e for p, e in zip(seconds["physics"], seconds["env"])])  # of blocks side by side
+    ratio["env"] = statistics.median(
+        [p / e for p, e in zip(seconds["physics"], seconds["env"])]
+    )  # of blocks side by side
     where = stamp()
-    settings = dict(num_envs=args.num_envs, num_steps=args.num_steps, substeps=args.substeps, control_hz=args.control_hz)
-    settings.update(simulator=args.sim, simulator_threads=getattr(env.sim, "threads", None), torch_threads=threads, device=str(device))
+    settings = dict(
+        num_envs=args.num_envs, num_steps=args.num_steps, substeps=args.substeps, control_hz=args.control_hz
+    )
+    settings.update(
+        simulator=args.sim,
+        simulator_threads=getattr(env.sim, "threads", None),
+        torch_threads=threads,
+        device=str(device),
+    )
     if args.cuda:
         settings["gpu"] = torch.cuda.get_device_name(device)
     episode = statistics.mean(lengths) if lengths else float("nan")
     with open(own.out, "w") as file:
         raw = dict(steps_per_s=steps_per_s, ratio=ratio, peak_gib=peak_gib, episode_steps=episode)
         parts = {name: rates[name] + more[name] for name in LOGGED}
-        command = f"python benchmark/throughput.py --repeats {own.repeats} --steps {own.steps} --iterations {own.iterations}"
-        json.dump({"command": " ".join([command, *options]), **where, "settings": settings, **raw, "training_parts": parts}, file, indent=1)
+        command = (
+            f"python benchmark/throughput.py --repeats {own.repeats} --steps {own.steps} --iterations {own.iterations}"
+        )
+        json.dump(
+            {"command": " ".join([command, *options]), **where, "settings": settings, **raw, "training_parts": parts},
+            file,
+            indent=1,
+        )
         file.write("\n")
 
-    print(f"commit {where['commit']}; {where['machine']}; " + ", ".join(f"{name} {value}" for name, value in settings.items()))
+    print(
+        f"commit {where['commit']}; {where['machine']}; "
+        + ", ".join(f"{name} {value}" for name, value in settings.items())
+    )
     print("\n| | control steps/s, median | lowest | highest | ratio to physics |\n|---|---|---|---|---|")
     labels = {"physics": "physics", "env": "env step", "training": "training", "wall": "training, with logging"}
     for name, label in labels.items():
         values = steps_per_s[name]
-        print(f"| {label} | {statistics.median(values):.0f} | {min(values):.0f} | {max(values):.0f} | {ratio[name]:.2f} |")
+        print(
+            f"| {label} | {statistics.median(values):.0f} | {min(values):.0f} | {max(values):.0f} | {ratio[name]:.2f} |"
+        )
     spent = {name: sum(1.0 / rate for rate in parts[name]) for name in LOGGED}
     spent["rollout"] -= spent["physics"]
     names = {"physics": "physics", "rollout": "rest of the roll-out", "disc": "discriminator", "ppo": "rewards and PPO"}

@@ -35,7 +35,12 @@ import amp_ppo_isaacgym as amp  # noqa: E402
 import motion_lib as ml  # noqa: E402
 
 SIZES = "--num-envs 32 --num-steps 8 --hidden 32 32 --disc-batch 64 --replay-size 3000 --eval-episodes 2 --eval-seconds 1 --no-cuda"
-FILES = ["--motion-file", os.path.join(ROOT, "motions/walk.npz"), "--character-file", os.path.join(ROOT, "motions/humanoid.xml")]
+FILES = [
+    "--motion-file",
+    os.path.join(ROOT, "motions/walk.npz"),
+    "--character-file",
+    os.path.join(ROOT, "motions/humanoid.xml"),
+]
 
 
 def command(*words: str) -> List[str]:
@@ -44,7 +49,17 @@ def command(*words: str) -> List[str]:
 
 
 def training(samples: int, *words: str) -> List[str]:
-    return command(*FILES, *SIZES.split(), "--total-timesteps", str(samples), "--eval-interval", "20", "--save-interval", "7", *words)
+    return command(
+        *FILES,
+        *SIZES.split(),
+        "--total-timesteps",
+        str(samples),
+        "--eval-interval",
+        "20",
+        "--save-interval",
+        "7",
+        *words,
+    )
 
 
 def curves(run: str) -> Dict[str, List[Any]]:
@@ -107,7 +122,10 @@ def kill(count: int) -> Dict[str, Any]:
                 whole = time.perf_counter() - started
             else:
                 (run,) = (os.path.join(home, "runs", name) for name in os.listdir(os.path.join(home, "runs")))
-                identical += same(torch.load(os.path.join(run, "latest.pt"), weights_only=True), wanted) and curves(run) == points
+                identical += (
+                    same(torch.load(os.path.join(run, "latest.pt"), weights_only=True), wanted)
+                    and curves(run) == points
+                )
                 runs += 1
                 print(f"\r{runs} runs, {kills} kills, {identical} identical", end="", file=sys.stderr)
             shutil.rmtree(home)
@@ -157,7 +175,13 @@ def nan(count: int) -> Dict[str, Any]:
     amp.MujocoSim.step = step
     bad = [name for name, x in saved["agent"].items() if not x.isfinite().all()]
     counted = saved["training"]["progress"]
-    return dict(injections=broken[0], exit_code=code, not_finite=bad, counted=counted["diverged"], skipped_updates=counted["skipped"])
+    return dict(
+        injections=broken[0],
+        exit_code=code,
+        not_finite=bad,
+        counted=counted["diverged"],
+        skipped_updates=counted["skipped"],
+    )
 
 
 def files(count: int) -> Dict[str, Any]:
@@ -181,7 +205,11 @@ def files(count: int) -> Dict[str, Any]:
                 data[at : at + random_.randrange(1, 64)] = random_.randbytes(random_.randrange(64))
             else:  # the pickle and the headers, which stand at the start and at the end, are hit often
                 for _ in range(random_.randrange(1, 8)):
-                    at = int(len(data) * random_.random() ** 6) if kind == 2 else len(data) - 1 - int(len(data) * random_.random() ** 6)
+                    at = (
+                        int(len(data) * random_.random() ** 6)
+                        if kind == 2
+                        else len(data) - 1 - int(len(data) * random_.random() ** 6)
+                    )
                     data[max(at, 0)] = random_.randrange(256)
             path = os.path.join(run, name)
             with open(path, "wb") as file:
@@ -194,7 +222,9 @@ def files(count: int) -> Dict[str, Any]:
                     amp.load_checkpoint(path)
                     outcomes["accepted"] += 1
                 else:  # all the way: rebuild the program around it
-                    words = ["--evaluate", "--no-cuda", "--checkpoint", path] if name == "policy.pt" else ["--resume", run]
+                    words = (
+                        ["--evaluate", "--no-cuda", "--checkpoint", path] if name == "policy.pt" else ["--resume", run]
+                    )
                     outcomes["refused" if run_here(folder, words) == 2 else "accepted"] += 1
                     shutil.rmtree(os.path.join(run, "policy_rollouts"), ignore_errors=True)
             except ml.InputError:
@@ -211,7 +241,9 @@ def files(count: int) -> Dict[str, Any]:
 def disk(folder: str) -> Dict[str, Any]:
     """Train on a file system that is full from the third second to the tenth after the first checkpoint, then resume for more."""
     fill, env = os.path.join(folder, "fill"), {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(training(32 * 8 * 200), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        training(32 * 8 * 200), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while not any("latest.pt" in names for _, _, names in os.walk(folder)):
         time.sleep(0.1)
     with open(fill, "wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -233,7 +265,11 @@ def disk(folder: str) -> Dict[str, Any]:
     ).returncode
     shutil.rmtree(os.path.join(folder, "runs"))
     return dict(
-        exit_code=child.returncode, sound_while_full=f"{len(while_full)} of 20", lines=len(said), whole_curves=whole, resumed=code == 0
+        exit_code=child.returncode,
+        sound_while_full=f"{len(while_full)} of 20",
+        lines=len(said),
+        whole_curves=whole,
+        resumed=code == 0,
     )
 
 
@@ -258,13 +294,28 @@ def overhead() -> Dict[str, Any]:
             amp.write_checkpoint(os.path.join(folder, "latest.pt"), content, os.path.join(folder, "previous.pt"))
             seconds.append(time.perf_counter() - started)
         size = os.path.getsize(os.path.join(folder, "latest.pt"))
-        words = [*FILES, "--no-cuda", "--total-timesteps", str(args.num_envs * args.num_steps * args.save_interval), "--eval-interval", "0"]
+        words = [
+            *FILES,
+            "--no-cuda",
+            "--total-timesteps",
+            str(args.num_envs * args.num_steps * args.save_interval),
+            "--eval-interval",
+            "0",
+        ]
         started = time.perf_counter()
-        subprocess.run(command(*words, "--eval-episodes", "1", "--eval-seconds", "0.1"), cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            command(*words, "--eval-episodes", "1", "--eval-seconds", "0.1"),
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
         between = time.perf_counter() - started
     share = sorted(seconds)[1] / between
     return dict(
-        checkpoint_s=[round(x, 3) for x in seconds], mb=round(size / 1e6), training_between_s=round(between, 1), share=round(share, 4)
+        checkpoint_s=[round(x, 3) for x in seconds],
+        mb=round(size / 1e6),
+        training_between_s=round(between, 1),
+        share=round(share, 4),
     )
 
 

@@ -92,7 +92,12 @@ def stamp() -> Dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return {"date": date, "commit": commit, "machine": f"{processor}, {cores} cores, {platform.system()}", "versions": versions}
+    return {
+        "date": date,
+        "commit": commit,
+        "machine": f"{processor}, {cores} cores, {platform.system()}",
+        "versions": versions,
+    }
 
 
 def first_walk(folder: str, error: float = 0.035) -> Dict[str, float]:
@@ -131,7 +136,16 @@ def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     record.update(minutes=training.seconds / 60, peak_gib=training.peak_gib)
     record.update(first_walk(os.path.join(ROOT, folder)))
     device = [option for option in extra if option in ("--cuda", "--no-cuda")]
-    evaluation = ["--evaluate", "--checkpoint", f"{folder}/latest.pt", "--eval-episodes", "32", "--eval-seconds", "20", *device]
+    evaluation = [
+        "--evaluate",
+        "--checkpoint",
+        f"{folder}/latest.pt",
+        "--eval-episodes",
+        "32",
+        "--eval-seconds",
+        "20",
+        *device,
+    ]
     print(f"+ python {name} {' '.join(evaluation)}", flush=True)
     record.update(json.loads(run_script(evaluation, name=name).out.splitlines()[-1]))
     return record
@@ -141,7 +155,9 @@ def print_table(records: List[Dict[str, Any]]) -> None:
     """One table in Markdown for each command and commit: a row a seed, then mean and standard deviation over the seeds."""
     groups: Dict[Any, List[Dict[str, Any]]] = {}
     for r in records:
-        groups.setdefault((r["command"].replace(f"--seed {r['seed']}", "--seed S"), r["commit"], r["machine"]), []).append(r)
+        groups.setdefault(
+            (r["command"].replace(f"--seed {r['seed']}", "--seed S"), r["commit"], r["machine"]), []
+        ).append(r)
     for (command, commit, machine), rows in groups.items():
         print(f"\n{command}   (commit {commit}; {machine})\n")
         columns = [(name, form) for name, form in FORMATS.items() if all(name in r for r in rows)]

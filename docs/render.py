@@ -54,9 +54,14 @@ def poses_of(clip, character, start: float, seconds: float, count: int):
     first, last = round(start * clip.fps), round((start + seconds) * clip.fps)
     last = min(last, len(clip.root_position) - 1)
     if not 0 <= first < last:
-        raise ValueError(f"--start {start} lies outside the clip, which is {(len(clip.root_position) - 1) / clip.fps:.2f} s long")
+        raise ValueError(
+            f"--start {start} lies outside the clip, which is {(len(clip.root_position) - 1) / clip.fps:.2f} s long"
+        )
     frames = np.linspace(first, last, count).round().astype(int)
-    root, rotations = torch.as_tensor(clip.root_position[frames]).float(), torch.as_tensor(clip.rotations[frames]).float()
+    root, rotations = (
+        torch.as_tensor(clip.root_position[frames]).float(),
+        torch.as_tensor(clip.rotations[frames]).float(),
+    )
     way = torch.as_tensor(clip.root_position[last] - clip.root_position[first])
     # a character that stays where it is shows its right side in the first pose
     yaw = torch.atan2(way[1], way[0]).float() if way[:2].norm() > 0.3 else ml.heading(rotations[0, 0])
@@ -136,10 +141,16 @@ def main() -> None:
     parser.add_argument("clip", help="clip file (.npz)")
     parser.add_argument("out", help="picture to write (.png)")
     parser.add_argument("--start", type=float, default=0.0, help="first pose [s] (default 0)")
-    parser.add_argument("--seconds", type=float, default=1.2, help="time from the first to the last pose [s] (default 1.2)")
+    parser.add_argument(
+        "--seconds", type=float, default=1.2, help="time from the first to the last pose [s] (default 1.2)"
+    )
     parser.add_argument("--poses", type=int, default=7, help="how many (default 7)")
-    parser.add_argument("--size", type=int, nargs=2, default=(1200, 400), metavar=("W", "H"), help="of the picture (default 1200 400)")
-    parser.add_argument("--character-file", default=os.path.join(ROOT, "motions/humanoid.xml"), help="the character (MJCF)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(1200, 400), metavar=("W", "H"), help="of the picture (default 1200 400)"
+    )
+    parser.add_argument(
+        "--character-file", default=os.path.join(ROOT, "motions/humanoid.xml"), help="the character (MJCF)"
+    )
     args = parser.parse_args()
     try:
         if args.poses < 1 or min(args.size) < 16 or not args.seconds > 0:

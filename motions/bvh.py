@@ -67,7 +67,11 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
             elif word == "CHANNELS":
                 joints[blocks[-1]].channels[:] = [channel[:1].upper() + channel[1:].lower() for channel in rest[1:]]
                 known = [f"{axis}{kind}" for axis in AXES for kind in ("position", "rotation")]
-                if blocks[-1] < 0 or len(rest) - 1 != int(rest[0]) or not set(joints[blocks[-1]].channels) <= set(known):
+                if (
+                    blocks[-1] < 0
+                    or len(rest) - 1 != int(rest[0])
+                    or not set(joints[blocks[-1]].channels) <= set(known)
+                ):
                     raise ValueError("channels are a number and as many names like Xposition or Zrotation")
                 if len(set(rest[1:])) != len(rest) - 1:
                     raise ValueError("a channel comes twice")
@@ -84,7 +88,9 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
             raise InputError(f"{path}: line {number + 1}, {line.strip()[:40]!r}: {error}") from error
     sound = at_end and all(len(j.offset) == 3 and all(abs(x) < 1e5 for x in j.offset) for j in joints)
     if not sound or len({joint.name for joint in joints}) != len(joints):
-        raise InputError(f"{path}: not a complete BVH file; joints need three finite offsets and names of their own, then comes MOTION")
+        raise InputError(
+            f"{path}: not a complete BVH file; joints need three finite offsets and names of their own, then comes MOTION"
+        )
     return joints, number
 
 
@@ -102,11 +108,17 @@ def read_bvh(path: str, text: str) -> Recording:
         values = np.loadtxt(io.StringIO("\n".join(lines[start + 1 :])), ndmin=2, comments=None)  # (F, width)
     except (ValueError, IndexError, StopIteration) as error:
         brief = " ".join(str(error).split())[:80]
-        raise InputError(f'{path}: after MOTION come "Frames: N", "Frame Time: SECONDS" and rows of {width} numbers ({brief})') from error
+        raise InputError(
+            f'{path}: after MOTION come "Frames: N", "Frame Time: SECONDS" and rows of {width} numbers ({brief})'
+        ) from error
     if values.shape != (frames, width) or not 2 <= frames <= 200_000:
-        raise InputError(f"{path}: {values.shape[0]} rows of {values.shape[-1]} numbers; the file promises {frames} of {width}, at least 2")
+        raise InputError(
+            f"{path}: {values.shape[0]} rows of {values.shape[-1]} numbers; the file promises {frames} of {width}, at least 2"
+        )
     if not (np.abs(values) < 1e6).all() or not 1e-3 <= step <= 1.0:
-        raise InputError(f"{path}: NaN, infinity or huge numbers in a frame, or a frame time that is not between 0.001 and 1 s")
+        raise InputError(
+            f"{path}: NaN, infinity or huge numbers in a frame, or a frame time that is not between 0.001 and 1 s"
+        )
     fps = 1.0 / step
     fps = float(round(fps)) if abs(1 / round(fps) - step) < 1.1e-6 else fps  # 0.033333 s means 30 frames a second
     rotations = torch.zeros(frames, len(joints), 4, dtype=torch.float64)
@@ -156,12 +168,22 @@ def bvh_text(recording: Recording) -> str:
     def write(j: int, indent: str) -> None:
         sequence.append(j)
         place = "Xposition Yposition Zposition " if j == 0 else ""
-        lines.extend([f"{indent}{'JOINT' if j else 'ROOT'} {recording.names[j]}", indent + "{", f"{indent}  OFFSET {vector(offsets[j])}"])
+        lines.extend(
+            [
+                f"{indent}{'JOINT' if j else 'ROOT'} {recording.names[j]}",
+                indent + "{",
+                f"{indent}  OFFSET {vector(offsets[j])}",
+            ]
+        )
         lines.append(f"{indent}  CHANNELS {6 if j == 0 else 3} {place}Zrotation Xrotation Yrotation")
         for child in children[j]:
             write(child, indent + "  ")
         if not children[j]:
-            tip = (0.0, 0.0, 10.0) if "foot" in recording.names[j] else (0.0, 20.0 if "head" in recording.names[j] else -10.0, 0.0)
+            tip = (
+                (0.0, 0.0, 10.0)
+                if "foot" in recording.names[j]
+                else (0.0, 20.0 if "head" in recording.names[j] else -10.0, 0.0)
+            )
             lines.extend([f"{indent}  End Site", indent + "  {", f"{indent}    OFFSET {vector(tip)}", indent + "  }"])
         lines.append(indent + "}")
 

@@ -77,7 +77,9 @@ def change_rate(content: Content, fps: float) -> Content:
     if length * fps > safe.MAX_FRAMES:
         raise InputError(f"--fps {fps:g} makes more than {safe.MAX_FRAMES} frames; cut with --start and --end")
     new = np.linspace(0.0, length, max(round(length * fps), 1) + 1)
-    root_position, rotations = formats.resample(np.arange(frames) / content.fps, new, content.root_position, content.rotations)
+    root_position, rotations = formats.resample(
+        np.arange(frames) / content.fps, new, content.root_position, content.rotations
+    )
     return content._replace(fps=(len(new) - 1) / length, root_position=root_position, rotations=rotations)
 
 
@@ -177,7 +179,10 @@ def leaps(step: np.ndarray, least: float) -> np.ndarray:
 def report(character: Character, clip: Clip) -> List[str]:
     """Lines for a person: speed, largest joint speed, seam; and a warning for each thing that will hurt a training."""
     length = (len(clip.root_position) - 1) / clip.fps
-    turning, steps = joint_speeds(character, clip), np.linalg.norm(np.diff(clip.root_position, axis=0), axis=-1)  # (F-1, J), (F-1,)
+    turning, steps = (
+        joint_speeds(character, clip),
+        np.linalg.norm(np.diff(clip.root_position, axis=0), axis=-1),
+    )  # (F-1, J), (F-1,)
     frame, body = np.unravel_index(turning[:, 1:].argmax(), turning[:, 1:].shape)
     fastest, name = turning[frame, body + 1], character.body_names[body + 1]
     speed = np.linalg.norm((clip.root_position[-1] - clip.root_position[0])[:2]) / length
@@ -199,11 +204,15 @@ def report(character: Character, clip: Clip) -> List[str]:
             f"warning: jumps from frame {jump[0]} to the next{more}; cut it out or smooth it, or expect the pose error to peak there"
         )
     if fastest > MOTOR:
-        lines.append(f"warning: {name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}")
+        lines.append(
+            f"warning: {name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}"
+        )
     if length < SHORT:
         lines.append(f"warning: lasts {length:.2f} s only; little can be learnt from less than {SHORT} s")
     if clip.loop == "wrap" and gap > SEAM:
-        lines.append(f"warning: the pose leaps by {gap:.0f} deg a joint at the seam; --loop wrap blends it, --loop clamp does without")
+        lines.append(
+            f"warning: the pose leaps by {gap:.0f} deg a joint at the seam; --loop wrap blends it, --loop clamp does without"
+        )
     return lines
 
 
@@ -227,7 +236,9 @@ def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, str]:
             character, content, motion.content, retarget.load_joint_map(args.joint_map), not args.no_plant, ground
         )
     except InputError as error:
-        raise InputError(f"{args.input}: {error}" if not str(error).startswith(str(args.joint_map)) else str(error)) from error
+        raise InputError(
+            f"{args.input}: {error}" if not str(error).startswith(str(args.joint_map)) else str(error)
+        ) from error
     return clip, f"{understood}, {notes}"
 
 
@@ -252,7 +263,9 @@ def write(path: str, data: bytes) -> None:
 def save(path: str, clip: Clip, character: Character, args: argparse.Namespace) -> None:
     """Write the clip in the format args.format. Raises InputError."""
     if args.format != "clip":
-        writer = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}[args.format]
+        writer = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}[
+            args.format
+        ]
         return write(path, writer(clip, character))
     try:
         lib.save_clip(path, clip, character.body_names, args.source, args.license)
@@ -281,7 +294,11 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
 
 def check(path: str, clip: Clip, character: Character) -> None:
     """What load_clip and MotionLib would refuse is not written. Raises InputError."""
-    sound = np.isfinite(clip.root_position).all() and np.isfinite(clip.rotations).all() and np.abs(clip.root_position).max() < 1e4
+    sound = (
+        np.isfinite(clip.root_position).all()
+        and np.isfinite(clip.rotations).all()
+        and np.abs(clip.root_position).max() < 1e4
+    )
     if not sound or not 1.0 <= clip.fps <= 1000.0:
         raise InputError(f"{path}: comes out with NaN, beyond 10 km, or with a rate that is not 1 to 1000 /s")
     lib.check_joints(path, clip, character)
@@ -292,20 +309,32 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
         description="Convert motions of other formats to clips, and clips to other formats (motions/README.md)."
     )
     parser.add_argument(
-        "input", nargs="?", metavar="IN", help="DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH, or a clip"
+        "input",
+        nargs="?",
+        metavar="IN",
+        help="DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH, or a clip",
     )
     parser.add_argument("output", nargs="?", metavar="OUT", help="file to write; default: IN with the format's ending")
-    parser.add_argument("--format", choices=tuple(ENDINGS), default="clip", help="format of OUT; clip is our own, to train from")
+    parser.add_argument(
+        "--format", choices=tuple(ENDINGS), default="clip", help="format of OUT; clip is our own, to train from"
+    )
     parser.add_argument("--start", type=float, metavar="S", help="first moment to keep [s]")
     parser.add_argument("--end", type=float, metavar="S", help="last moment to keep [s]")
     parser.add_argument("--fps", type=float, help="resample to about this rate [1/s]")
     parser.add_argument(
-        "--loop", choices=("auto", "wrap", "clamp"), default="auto", help="auto: the file's mode; wrap: close it, seam blended"
+        "--loop",
+        choices=("auto", "wrap", "clamp"),
+        default="auto",
+        help="auto: the file's mode; wrap: close it, seam blended",
     )
     parser.add_argument("--mirror", action="store_true", help="exchange left and right")
-    parser.add_argument("--lift", action="store_true", default=None, help="put the feet on the ground (default but for our own clips)")
+    parser.add_argument(
+        "--lift", action="store_true", default=None, help="put the feet on the ground (default but for our own clips)"
+    )
     parser.add_argument("--no-lift", action="store_false", default=None, dest="lift", help="keep the file's heights")
-    parser.add_argument("--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide")
+    parser.add_argument(
+        "--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide"
+    )
     parser.add_argument("--joint-map", metavar="JSON", help="which joint is which body, where the names do not tell")
     parser.add_argument("--source", default="not stated", help="where the motion comes from; stored in the clip")
     parser.add_argument("--license", default="not stated", help="the motion's licence; stored in the clip")
@@ -333,7 +362,11 @@ def main() -> None:
         parser.error("--fps goes from 1 to 1000")
     if not all(moment is None or 0.0 <= moment < np.inf for moment in (args.start, args.end)):
         parser.error("--start and --end are seconds from the motion's beginning")
-    alone = [name for name in vars(args) if name not in ("pybullet", "table") and getattr(args, name) != parser.get_default(name)]
+    alone = [
+        name
+        for name in vars(args)
+        if name not in ("pybullet", "table") and getattr(args, name) != parser.get_default(name)
+    ]
     if args.pybullet and alone:
         parser.error("--pybullet goes alone: it knows sources, licences and loop modes")
     try:

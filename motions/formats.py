@@ -75,7 +75,9 @@ def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
     if data.get("Loop", "none") not in ("wrap", "none"):
         raise InputError(f'{path}: "Loop" is {data["Loop"]!r:.40}; expected "wrap" or "none"')
     if not 2 <= len(data["Frames"]) <= safe.MAX_FRAMES:
-        raise InputError(f"{path}: {len(data['Frames'])} frame(s); a motion needs at least 2, and {safe.MAX_FRAMES} at most")
+        raise InputError(
+            f"{path}: {len(data['Frames'])} frame(s); a motion needs at least 2, and {safe.MAX_FRAMES} at most"
+        )
     for index, row in enumerate(data["Frames"]):
         if not isinstance(row, list) or len(row) != WIDTH:
             found = f"{len(row)} columns" if isinstance(row, list) else "no list"
@@ -120,7 +122,9 @@ def read_deepmimic(path: str, text: str, character: Character) -> Motion:
     return Motion("DeepMimic text", Clip((len(root_position) - 1) / time[-1], loop, root_position, rotations), notes)
 
 
-def resample(old: np.ndarray, new: np.ndarray, root_position: np.ndarray, rotations: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def resample(
+    old: np.ndarray, new: np.ndarray, root_position: np.ndarray, rotations: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray]:
     """Frames at the times `new` (N,), all within the times `old` (F,) [s]. (F, 3), (F, J, 4) -> (N, 3), (N, J, 4)."""
     low = np.clip(np.searchsorted(old, new, side="right") - 1, 0, len(old) - 2)  # (N,)
     blend = ((new - old[low]) / (old[low + 1] - old[low]))[:, None]  # (N, 1)
@@ -167,7 +171,11 @@ def _numbers(path: str, value: Any, key: str, *shape: Optional[int]) -> np.ndarr
 def _texts(path: str, value: Any, key: str) -> List[str]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if not isinstance(value, (list, tuple)) or not 2 <= len(value) <= bvh.MAX_JOINTS or not all(type(name) is str for name in value):
+    if (
+        not isinstance(value, (list, tuple))
+        or not 2 <= len(value) <= bvh.MAX_JOINTS
+        or not all(type(name) is str for name in value)
+    ):
         raise InputError(f"{path}: {key} is not a list of 2 to {bvh.MAX_JOINTS} names")
     return list(value)
 
@@ -212,7 +220,14 @@ def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
     if not local:
         rotations = local_rotations(rotations, parents)
     content = Recording(
-        _rate(path, _field(path, tree, "fps")), _loop(tree.get("loop")), root_position, rotations, names, parents, offsets, "+z"
+        _rate(path, _field(path, tree, "fps")),
+        _loop(tree.get("loop")),
+        root_position,
+        rotations,
+        names,
+        parents,
+        offsets,
+        "+z",
     )
     return Motion("poselib", content, f"xyzw, {'parent-relative' if local else 'in the world'}")
 
@@ -228,11 +243,15 @@ def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Moti
     about z. A file of the older skeleton with hanging arms is told by its right elbow, which bends the other way. Raises InputError."""
     rows = _field(path, tree, "frames")
     if isinstance(rows, (list, tuple)):
-        good = 2 <= len(rows) <= safe.MAX_FRAMES and all(isinstance(safe.plain(row), (list, tuple, np.ndarray)) for row in rows)
+        good = 2 <= len(rows) <= safe.MAX_FRAMES and all(
+            isinstance(safe.plain(row), (list, tuple, np.ndarray)) for row in rows
+        )
         rows = [safe.plain(row) for row in rows] if good else []
         fits = lambda x: isinstance(x, (int, float, np.number)) and -1e4 < x < 1e4  # noqa: E731
         if not good or any(len(row) != 34 or not all(map(fits, row)) for row in rows):
-            raise InputError(f"{path}: frames are not at least 2 rows of 34 numbers; only MimicKit's humanoid is known here")
+            raise InputError(
+                f"{path}: frames are not at least 2 rows of 34 numbers; only MimicKit's humanoid is known here"
+            )
         rows = np.array(rows, np.float64)
     frames = _numbers(path, rows, "frames", None, 34)
     mode = float(_numbers(path, tree.get("loop_mode", 0), "loop_mode"))
@@ -252,7 +271,9 @@ def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Moti
     rotvec.index_add_(1, character.dof_body, torch.from_numpy(dofs)[..., None] * axis)
     rotations = _unit(path, lib.quat_from_rotvec(rotvec).numpy(), "frames")
     skeleton = (character.body_names, character.parents, offsets.numpy(), "+z")
-    content = Recording(_rate(path, _field(path, tree, "fps")), "wrap" if mode == 1 else "clamp", frames[:, :3], rotations, *skeleton)
+    content = Recording(
+        _rate(path, _field(path, tree, "fps")), "wrap" if mode == 1 else "clamp", frames[:, :3], rotations, *skeleton
+    )
     return Motion("MimicKit", content, "exponential maps")
 
 
@@ -265,9 +286,13 @@ def read_isaaclab(path: str, arrays: Dict[str, np.ndarray], character: Character
     names = _texts(path, _field(path, arrays, "body_names"), "body_names")
     missing = [name for name in character.body_names if name not in names]
     if missing:
-        raise InputError(f"{path}: a motion of another robot, it lacks the body {missing[0]}; only the humanoid can be read")
+        raise InputError(
+            f"{path}: a motion of another robot, it lacks the body {missing[0]}; only the humanoid can be read"
+        )
     order, B = [names.index(name) for name in character.body_names], len(names)
-    position = _numbers(path, _field(path, arrays, "body_positions"), "body_positions", None, B, 3)[:, order]  # (F, J, 3)
+    position = _numbers(path, _field(path, arrays, "body_positions"), "body_positions", None, B, 3)[
+        :, order
+    ]  # (F, J, 3)
     wxyz = _numbers(path, _field(path, arrays, "body_rotations"), "body_rotations", len(position), B, 4)[:, order]
     world = _unit(path, wxyz[..., [1, 2, 3, 0]], "body_rotations")  # (F, J, 4)
     q, p, parents = torch.from_numpy(world), torch.from_numpy(position), character.parents
@@ -297,14 +322,18 @@ def poselib_bytes(clip: Clip, character: Character) -> bytes:
     array = lambda x, kind=np.float32: OrderedDict(arr=np.asarray(x, kind), context={"dtype": np.dtype(kind).name})  # noqa: E731
     skeleton = OrderedDict(node_names=list(character.body_names), parent_indices=array(character.parents, np.int64))
     skeleton["local_translation"] = array(character.offsets)
-    tree = OrderedDict(rotation=array(clip.rotations), root_translation=array(clip.root_position), global_velocity=array(velocity))
+    tree = OrderedDict(
+        rotation=array(clip.rotations), root_translation=array(clip.root_position), global_velocity=array(velocity)
+    )
     tree.update(global_angular_velocity=array(angular), skeleton_tree=skeleton, is_local=True, fps=clip.fps)
     tree.update({"__name__": "SkeletonMotion", "loop": clip.loop})  # the last one is ours; poselib takes what it knows
     holder, file = np.empty((), object), io.BytesIO()
     holder[()] = tree
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
     # NumPy 2 calls its module numpy._core; under the old name, which it knows as well, NumPy 1 can read the file, too
-    return file.getvalue() + pickle.dumps(holder, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    return file.getvalue() + pickle.dumps(holder, protocol=3).replace(
+        b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+    )
 
 
 def isaaclab_bytes(clip: Clip, character: Character) -> bytes:

@@ -67,8 +67,12 @@ def targets(position: np.ndarray, stands: np.ndarray, fps: float) -> np.ndarray:
     for point in range(position.shape[1]):
         for first, last in runs(stands[:, point]):
             spot = position[first : last + 1, point].mean(0) * [1.0, 1.0, 0.0]
-            shift = spot - position[np.clip(np.arange(len(position)), first, last), point]  # (F, 3), held before and after
-            away = np.maximum(time[first] - time, time - time[last]).clip(0.0, FADE) / FADE  # (F,) 0 while it stands, 1 far away
+            shift = (
+                spot - position[np.clip(np.arange(len(position)), first, last), point]
+            )  # (F, 3), held before and after
+            away = (
+                np.maximum(time[first] - time, time - time[last]).clip(0.0, FADE) / FADE
+            )  # (F,) 0 while it stands, 1 far away
             fade = 0.5 + 0.5 * np.cos(np.pi * away)
             take = fade > weight[:, point]
             correction[take, point], weight[take, point] = (fade[:, None] * shift)[take], fade[take]
@@ -111,7 +115,9 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
     pelvis = mink.FrameTask(character.body_names[0], "body", position_cost=1.0, orientation_cost=1.0)
     posture = mink.PostureTask(model, cost=0.3)
     limits = [mink.ConfigurationLimit(model)]  # of elbows and knees; the balls have none
-    start = model.jnt_qposadr[model.body_jntadr[1:].clip(0)]  # (B,) of each body's joint in qpos; the root's rotation follows its position
+    start = model.jnt_qposadr[
+        model.body_jntadr[1:].clip(0)
+    ]  # (B,) of each body's joint in qpos; the root's rotation follows its position
     balls, hinges = [0, *character.balls.tolist()], character.hinges.tolist()
     columns = [start[b] + (3 if b == 0 else 0) + np.arange(4) for b in balls]
     angles = lib.dof_positions(character, torch.from_numpy(clip.rotations))[:, character.hinge_dofs].numpy()  # (F, H)
@@ -142,5 +148,9 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
 
 def slide(position: np.ndarray, stands: np.ndarray) -> float:
     """The largest distance [m] on the ground of a point (F, P, 3) from where a run of standing (F, P) has begun."""
-    ways = [position[a : b + 1, point, :2] - position[a, point, :2] for point in range(stands.shape[1]) for a, b in runs(stands[:, point])]
+    ways = [
+        position[a : b + 1, point, :2] - position[a, point, :2]
+        for point in range(stands.shape[1])
+        for a, b in runs(stands[:, point])
+    ]
     return max((float(np.linalg.norm(way, axis=-1).max()) for way in ways), default=0.0)

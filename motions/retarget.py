@@ -88,7 +88,9 @@ def load_joint_map(path: Optional[str]) -> JointMap:
     if not isinstance(data, dict) or not all(
         isinstance(joint, str) or (joint is None and body in OPTIONAL) for body, joint in data.items()
     ):
-        raise InputError(f'{path}: not a joint map {{"left_thigh": "LeftUpLeg", ...}}; only {", ".join(OPTIONAL)} may be null')
+        raise InputError(
+            f'{path}: not a joint map {{"left_thigh": "LeftUpLeg", ...}}; only {", ".join(OPTIONAL)} may be null'
+        )
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise InputError(f"{path}: {unknown[0]!r:.40} is no body of the character; known are {', '.join(known)}")
@@ -101,18 +103,24 @@ def find_joints(recording: Recording, joint_map: JointMap) -> Dict[str, int]:
     joints = {body: name for body, name in joints.items() if name is not None}
     absent = sorted(set(joints.values()) - set(recording.names))
     if absent:
-        raise InputError(f"--joint-map: the file has no joint {absent[0]!r:.60}; it has {', '.join(recording.names)[:300]}")
+        raise InputError(
+            f"--joint-map: the file has no joint {absent[0]!r:.60}; it has {', '.join(recording.names)[:300]}"
+        )
     needed = ["pelvis", "torso", *(f"{side}_{limb}" for side in SIDES for limb in LIMBS if limb not in ("hand", "toe"))]
     missing = [body for body in needed if body not in joints]
     if missing:
         names = ", ".join(recording.names)[:300]
-        raise InputError(f"no joint found for {', '.join(missing)}; give a --joint-map (motions/README.md). The file has {names}")
+        raise InputError(
+            f"no joint found for {', '.join(missing)}; give a --joint-map (motions/README.md). The file has {names}"
+        )
     index = {body: recording.names.index(name) for body, name in joints.items()}
     for side in SIDES:
         for chain in (("upper_arm", "lower_arm", "hand"), ("thigh", "shin", "foot", "toe")):
             found = [index[f"{side}_{limb}"] for limb in chain if f"{side}_{limb}" in index]
             if any(a == b or a not in _ancestors(b, recording.parents) for a, b in zip(found, found[1:])):
-                raise InputError(f"the joints of the {side} {chain[0]} do not hang on one another; correct them with a --joint-map")
+                raise InputError(
+                    f"the joints of the {side} {chain[0]} do not hang on one another; correct them with a --joint-map"
+                )
     return index
 
 
@@ -172,11 +180,17 @@ def align(character: Character, recording: Recording, index: Dict[str, int]) -> 
         raise InputError("the legs have no length; correct the joints with a --joint-map")
     where = "zero pose"
     if float(_uprightness(p, index)) < 0.85:
-        p, q = skeleton_poses(recording, torch.from_numpy(recording.root_position), torch.from_numpy(recording.rotations))
+        p, q = skeleton_poses(
+            recording, torch.from_numpy(recording.root_position), torch.from_numpy(recording.rotations)
+        )
         standing = _uprightness(p, index)
         best = standing.topk(min(30, len(p))).indices
         best = best[standing[best] > standing.max() - 0.01]
-        p, q, where = p[best], q[best], f"{len(best)} frames that stand best (no rest pose: angles may be off by several degrees)"
+        p, q, where = (
+            p[best],
+            q[best],
+            f"{len(best)} frames that stand best (no rest pose: angles may be off by several degrees)",
+        )
     at = lambda body: p[:, index[body]]  # (N, 3)  # noqa: E731
     # the up axis: of the rest pose, as a person who crawls through a whole clip has it, too
     trunk = (at("left_upper_arm") + at("right_upper_arm") - at("left_foot") - at("right_foot")).sum(0)
@@ -184,16 +198,22 @@ def align(character: Character, recording: Recording, index: Dict[str, int]) -> 
     up = recording.up or ("+" if trunk[axis] > 0 else "-") + "xyz"[axis]
     world = torch.tensor(UP["+" + up[1]], dtype=torch.float64)
     world = lib.quat_multiply(HALF_TURN, world) if up[0] == "-" else world
-    left = lib.quat_rotate(world, at("left_thigh") - at("right_thigh") + at("left_upper_arm") - at("right_upper_arm"))  # our world, Z up
+    left = lib.quat_rotate(
+        world, at("left_thigh") - at("right_thigh") + at("left_upper_arm") - at("right_upper_arm")
+    )  # our world, Z up
     if float(left[:, :2].norm(dim=-1).min()) < 1e-6 * leg:
         raise InputError("left and right are at the same place in the rest pose; correct the joints with a --joint-map")
     # our frame at rest, X forward, Y left, Z up -> the recording's world
-    stand = lib.quat_multiply(lib.quat_conjugate(world), lib.quat_from_yaw(torch.atan2(-left[:, 0], left[:, 1])))  # (N, 4)
+    stand = lib.quat_multiply(
+        lib.quat_conjugate(world), lib.quat_from_yaw(torch.atan2(-left[:, 0], left[:, 1]))
+    )  # (N, 4)
     frames, drops = zip(*[_body_frames(character, index, *pose) for pose in zip(p, q, stand)])
     drop = sum(drops) / len(drops)
     arms = "arms hanging" if drop > 0.94 else "T-pose" if drop < 0.35 else "A-pose"
     notes = f"{up[1].upper()} up{' (downwards)' if up[0] == '-' else ''}, {arms} in the {where}"
-    return Alignment([index.get(name, -1) for name in character.body_names], world, _mean_rotation(torch.stack(frames)), leg, notes)
+    return Alignment(
+        [index.get(name, -1) for name in character.body_names], world, _mean_rotation(torch.stack(frames)), leg, notes
+    )
 
 
 def _mean_rotation(q: Tensor) -> Tensor:
@@ -201,10 +221,17 @@ def _mean_rotation(q: Tensor) -> Tensor:
     return torch.linalg.eigh((q[..., :, None] * q[..., None, :]).sum(0)).eigenvectors[..., -1] if len(q) > 1 else q[0]
 
 
-def _body_frames(character: Character, index: Dict[str, int], p: Tensor, q: Tensor, stand: Tensor) -> Tuple[Tensor, float]:
+def _body_frames(
+    character: Character, index: Dict[str, int], p: Tensor, q: Tensor, stand: Tensor
+) -> Tuple[Tensor, float]:
     """From our bodies' frames to their joints' (B, 4), and the sine by which an arm drops, given joints p (J, 3), q (J, 4) at rest."""
-    names, toward = character.body_names, {"upper_arm": "lower_arm", "lower_arm": "hand", "thigh": "shin", "shin": "foot"}
-    pose = UPRIGHT.repeat(len(names), 1)  # (B, 4) of our character when it stands as the skeleton does at rest, facing +X
+    names, toward = (
+        character.body_names,
+        {"upper_arm": "lower_arm", "lower_arm": "hand", "thigh": "shin", "shin": "foot"},
+    )
+    pose = UPRIGHT.repeat(
+        len(names), 1
+    )  # (B, 4) of our character when it stands as the skeleton does at rest, facing +X
     direction = lambda a, b: _unit(lib.quat_rotate(lib.quat_conjugate(stand), p[index[b]] - p[index[a]]))  # noqa: E731
     for b, name in enumerate(names[1:], 1):
         side, _, limb = name.partition("_")
@@ -238,7 +265,9 @@ def hinged(character: Character, world: Tensor) -> Tensor:
         # Rz(turn) Ry(bend) (0, 0, -1) = (-sin bend cos turn, -sin bend sin turn, -cos bend)
         sine = v[:, :2].norm(dim=-1)
         turn = torch.atan2(-sense * v[:, 1], -sense * v[:, 0])
-        over = (turn.abs() > math.pi / 2) & ((turn.abs() > 2.6) | (sine < 0.26))  # bent the wrong way, by a little or squarely: leave it so
+        over = (turn.abs() > math.pi / 2) & (
+            (turn.abs() > 2.6) | (sine < 0.26)
+        )  # bent the wrong way, by a little or squarely: leave it so
         turn = torch.where(over, turn - math.pi * turn.sign(), turn)
         bend = torch.atan2(sine, -v[:, 2]) * torch.where(over, -sense, sense)
         turn = turn * (sine / 0.26).clamp_max(1.0) ** 2  # a straight limb does not tell how it would bend
@@ -289,11 +318,17 @@ def retarget(
     file's. Raises InputError."""
     index = find_joints(recording, joint_map)
     found = align(character, whole, index)
-    limbs = [character.offsets[character.body_names.index(f"{side}_{limb}")] for side in SIDES for limb in ("shin", "foot")]
+    limbs = [
+        character.offsets[character.body_names.index(f"{side}_{limb}")] for side in SIDES for limb in ("shin", "foot")
+    ]
     scale = sum(float(limb.double().norm()) for limb in limbs) / 2 / found.leg
     exact = [(name, unit) for name, unit in UNITS.items() if abs(scale / unit - 1) < 1e-3]
     # a person's leg, hip to ankle, is .6 to 1.1 m long
-    likely = exact or [(name, unit) for name, unit in UNITS.items() if 0.6 < found.leg * unit < 1.1] or [("of an unknown kind", math.nan)]
+    likely = (
+        exact
+        or [(name, unit) for name, unit in UNITS.items() if 0.6 < found.leg * unit < 1.1]
+        or [("of an unknown kind", math.nan)]
+    )
     same = same_proportions(character, recording, found, scale)
     scale = exact[0][1] if same and exact else scale
     clip = transfer(character, recording, found, index, scale)

@@ -14,7 +14,9 @@ import numpy as np
 
 from motion_lib import InputError
 
-MAX_BYTES = 64 * 2**20  # of a file, and of what an archive unpacks to: an hour of motion at 30 frames a second takes about 30 MiB
+MAX_BYTES = (
+    64 * 2**20
+)  # of a file, and of what an archive unpacks to: an hour of motion at 30 frames a second takes about 30 MiB
 MAX_FRAMES = 200_000  # almost two hours at 30 frames a second
 
 
@@ -49,13 +51,17 @@ def read_npz(path: str, raw: bytes) -> Dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-                raise InputError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MiB; cut the motion into shorter files")
+                raise InputError(
+                    f"{path}: unpacks to more than {MAX_BYTES >> 20} MiB; cut the motion into shorter files"
+                )
             for member in archive.infolist():
                 file = io.BytesIO(archive.read(member))
                 shape, fortran, dtype = _header(file)
                 data = file.read()
                 if dtype.hasobject:
-                    raise InputError(f"{path}: {member.filename} holds objects, which only a pickle can; no .npz motion needs them")
+                    raise InputError(
+                        f"{path}: {member.filename} holds objects, which only a pickle can; no .npz motion needs them"
+                    )
                 if math.prod(shape) * dtype.itemsize != len(data):
                     raise ValueError(f"the header of {member.filename} promises {shape}, but {len(data)} bytes follow")
                 name = member.filename[:-4] if member.filename.endswith(".npy") else member.filename
@@ -140,7 +146,9 @@ ALLOWED = (*RECONSTRUCT, "numpy ndarray", "numpy dtype", "collections OrderedDic
 
 def _global(name: str) -> _Name:
     if name not in ALLOWED:
-        raise InputError(f"it asks for {name.replace(' ', '.')[:60]!r}, which no motion needs; refused, nothing was executed")
+        raise InputError(
+            f"it asks for {name.replace(' ', '.')[:60]!r}, which no motion needs; refused, nothing was executed"
+        )
     return _Name(name)
 
 

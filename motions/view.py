@@ -38,8 +38,18 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
 RED = (214, 69, 65)
-COLOURS = [(74, 122, 178), (231, 150, 62), (98, 155, 98), (140, 105, 170), (150, 150, 155), (178, 132, 84)]  # of the characters, in turn
-LIVE_RATE, FILE_RATE = 120.0, 60.0  # frames per second: sampled for the page, so that slow motion is smooth; at most, in a file
+COLOURS = [
+    (74, 122, 178),
+    (231, 150, 62),
+    (98, 155, 98),
+    (140, 105, 170),
+    (150, 150, 155),
+    (178, 132, 84),
+]  # of the characters, in turn
+LIVE_RATE, FILE_RATE = (
+    120.0,
+    60.0,
+)  # frames per second: sampled for the page, so that slow motion is smooth; at most, in a file
 LAYOUTS = {
     "side": "side by side, each file as it begins",
     "overlay": "all start at the place and with the heading of the first file, loops in the phase that fits it best",
@@ -66,7 +76,9 @@ def best_start(motions: ml.MotionLib, pose: Tensor) -> float:
     return float(times[(poses - pose).norm(dim=-1).mean(-1).argmin()])
 
 
-def place(root: Tensor, rotations: Tensor, root0: Tensor, rotations0: Tensor, layout: str, index: int) -> Tuple[Tensor, Tensor]:
+def place(
+    root: Tensor, rotations: Tensor, root0: Tensor, rotations0: Tensor, layout: str, index: int
+) -> Tuple[Tensor, Tensor]:
     """Move a character relative to the first one: root (T, 3) [m], rotations (T, J, 4), both of both -> the same of the character.
 
     A rigid motion on the ground, one for all frames or (pinned) one for each; "side" adds a step to the left. Heights stay."""
@@ -90,7 +102,9 @@ def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple
     return rate, 1 + max(round(seconds * rate), 1)
 
 
-def load_takes(character: Character, files: List[str], layout: str, seconds: float = 0.0, live: bool = False) -> Tuple[float, List[Take]]:
+def load_takes(
+    character: Character, files: List[str], layout: str, seconds: float = 0.0, live: bool = False
+) -> Tuple[float, List[Take]]:
     """Load clips, folders and dataset files, and sample them all on one clock -> its rate [1/s], and a Take for each clip.
 
     The first clip stays where it is. Loops go on, other clips hold their end. Raises InputError."""
@@ -169,7 +183,9 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     scene = server.scene
     world = scene.add_frame("/world", show_axes=False)
     centre = scene.add_frame("/world/centre", show_axes=False)
-    look = dict(cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246), plane_opacity=1.0)
+    look = dict(
+        cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246), plane_opacity=1.0
+    )
     scene.add_grid("/world/ground", 400, 400, fade_distance=30, shadow_opacity=0.35, position=(0, 0, -0.001), **look)
     bodies, paths = [], []
     for i, take in enumerate(takes):
@@ -184,13 +200,19 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
         line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
-        paths.append(scene.add_line_segments(f"{folder} path", line, colour_of(i, "", False), thickness=3, thickness_units="screen"))
+        paths.append(
+            scene.add_line_segments(
+                f"{folder} path", line, colour_of(i, "", False), thickness=3, thickness_units="screen"
+            )
+        )
         bodies.append(nodes)
     focus = centre_of(takes, 0)
     size = 3.2 + 0.8 * SPACING * (len(takes) - 1 if layout == "side" else 0)  # distance of the camera [m]
     server.initial_camera.fov = math.radians(40)
     server.initial_camera.look_at = focus + [0, 0, 0.75]
-    view = torch.tensor([0.85, -0.5, 0.0] if layout == "side" else [0.4, -0.9, 0.0])  # from the front right, or from the right
+    view = torch.tensor(
+        [0.85, -0.5, 0.0] if layout == "side" else [0.4, -0.9, 0.0]
+    )  # from the front right, or from the right
     view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
     server.initial_camera.position = focus + size * view + [0, 0, 0.75 + 0.2 * size]
     return Scene(world, centre, bodies, paths)
@@ -245,7 +267,9 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
 def check_writable(path: str) -> None:
     """Raise InputError when no file can be written there: known before the work, not after it."""
     folder = os.path.dirname(os.path.abspath(path))
-    fault = "it is a folder" if os.path.isdir(path) else f"there is no folder {folder}" if not os.path.isdir(folder) else ""
+    fault = (
+        "it is a folder" if os.path.isdir(path) else f"there is no folder {folder}" if not os.path.isdir(folder) else ""
+    )
     if not fault and not os.access(folder, os.W_OK):
         fault = f"the folder {folder} is write-protected"
     if fault:
@@ -264,12 +288,16 @@ def start_server(host: str, port: int) -> Any:
             pass
     except (OSError, OverflowError) as error:
         fault = getattr(error, "strerror", None) or error
-        raise InputError(f"--host {host} --port {port}: {fault}; try another --port, or 0 for any that is free") from error
+        raise InputError(
+            f"--host {host} --port {port}: {fault}; try another --port, or 0 for any that is free"
+        ) from error
     with contextlib.redirect_stdout(io.StringIO()):  # its banner
         return viser.ViserServer(host=host, port=port, verbose=False)
 
 
-def serve(server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event) -> None:
+def serve(
+    server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event
+) -> None:
     """Move the scene on the server's page, with controls, until `stop` is set."""
     gui, length = server.gui, (len(takes[0].root) - 1) / rate
     gui.configure_theme(show_logo=False, show_share_button=False)
@@ -311,11 +339,21 @@ def serve(server: Any, scene: Scene, character: Character, takes: List[Take], ra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file")
-    parser.add_argument("--layout", choices=LAYOUTS, default="side", help="; ".join(f"{k}: {v}" for k, v in LAYOUTS.items()))
-    parser.add_argument("--seconds", type=float, default=0.0, help="how long (default: the longest clip that ends; 10 s if all loop)")
-    parser.add_argument("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
-    parser.add_argument("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file"
+    )
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="side", help="; ".join(f"{k}: {v}" for k, v in LAYOUTS.items())
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="how long (default: the longest clip that ends; 10 s if all loop)"
+    )
+    parser.add_argument(
+        "--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)"
+    )
     parser.add_argument("--port", type=int, default=8080, help="its port (default 8080)")
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     parser.add_argument("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
@@ -333,7 +371,9 @@ def main() -> None:
             with open(f"{args.html}.tmp", "w", encoding="utf-8") as file:
                 file.write(page)
             os.replace(f"{args.html}.tmp", args.html)
-            print(f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {os.path.getsize(args.html) / 1e6:.1f} MB")
+            print(
+                f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {os.path.getsize(args.html) / 1e6:.1f} MB"
+            )
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)

@@ -17,7 +17,9 @@ import motion_lib as ml
 
 ROOT = Path(__file__).resolve().parent.parent
 # the same examples every time, and nothing that depends on how fast the machine is
-settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tensors here are small; more threads only wait for one another
 

@@ -25,7 +25,12 @@ def equality(amp):
 
     def losses(model, part):
         loss, penalty, _, _ = amp.disc_losses(model.disc, demo[part], rows[part], "bce")
-        (loss + 5.0 * penalty + model.actor(rows[part, :11]).square().mean() + model.critic(rows[part, :11]).square().mean()).backward()
+        (
+            loss
+            + 5.0 * penalty
+            + model.actor(rows[part, :11]).square().mean()
+            + model.critic(rows[part, :11]).square().mean()
+        ).backward()
 
     losses(agent, share)
     unmixed = agent.disc[0].weight.grad.clone()
@@ -34,7 +39,9 @@ def equality(amp):
     losses(one, slice(None))
     pairs = [(x.grad, y.grad) for x, y in zip(agent.parameters(), one.parameters())]
     errors["gradient"] = max(float((x - y).norm() / y.norm()) for x, y in pairs)
-    errors["own gradient"] = float((unmixed - one.disc[0].weight.grad).norm())  # which differs, or this compares nothing
+    errors["own gradient"] = float(
+        (unmixed - one.disc[0].weight.grad).norm()
+    )  # which differs, or this compares nothing
 
     # all rows at once, by hand: Chan's formula on 20 rows before and these 64
     before = torch.randn(20 * world, 22)
@@ -45,7 +52,9 @@ def equality(amp):
     errors["var"] = float((agent.disc_norm.var / every.var(0, unbiased=False) - 1).abs().max())
     errors["count"] = abs(float(agent.disc_norm.count) - len(every))
     mean, var = amp.moments(rows[share])
-    errors["moments"] = float(max((mean - rows.mean(0)).abs().max(), (var / rows.var(0, unbiased=False) - 1).abs().max()))
+    errors["moments"] = float(
+        max((mean - rows.mean(0)).abs().max(), (var / rows.var(0, unbiased=False) - 1).abs().max())
+    )
     errors["average"] = float(amp.average(torch.tensor(float(rank)))) - (world - 1) / 2
     errors["gather"] = [int(part["x"]) for part in amp.gather({"x": torch.tensor(7 + rank)})]
     return errors
@@ -64,7 +73,10 @@ def main(kind, out, *rest):
         def training_state(progress, learners, *others):
             numbers = [x for o in learners.values() for group in o.param_groups for x in group["params"]]
             digest = hashlib.sha256(b"".join(x.detach().numpy().tobytes() for x in numbers)).hexdigest()
-            digests, own = [None] * world, (os.getpid(), digest, learners["ppo"].param_groups[0]["lr"], torch.initial_seed())
+            digests, own = (
+                [None] * world,
+                (os.getpid(), digest, learners["ppo"].param_groups[0]["lr"], torch.initial_seed()),
+            )
             dist.all_gather_object(digests, own)
             results.append(digests)
             return saved(progress, learners, *others)

@@ -10,7 +10,10 @@ import torch
 
 import motion_lib as ml
 
-SIXTH = (math.cos(math.pi / 12), math.sin(math.pi / 12))  # half of a turn by 30 degrees: w and the length of the axis part
+SIXTH = (
+    math.cos(math.pi / 12),
+    math.sin(math.pi / 12),
+)  # half of a turn by 30 degrees: w and the length of the axis part
 NO_TURN = [1, 0, 0, 0]
 
 
@@ -18,7 +21,9 @@ def row(duration=0.1, position=(0.0, 0.9, 0.0), **rotations):
     """A frame of a DeepMimic file: quaternions wxyz and hinge angles in the order of its documentation."""
     quaternion = {"root": 4, "chest": 4, "neck": 4}
     for side in ("right", "left"):
-        quaternion.update({f"{side}_hip": 4, f"{side}_knee": 1, f"{side}_ankle": 4, f"{side}_shoulder": 4, f"{side}_elbow": 1})
+        quaternion.update(
+            {f"{side}_hip": 4, f"{side}_knee": 1, f"{side}_ankle": 4, f"{side}_shoulder": 4, f"{side}_elbow": 1}
+        )
     values = [duration, *position]
     for name, width in quaternion.items():
         values += list(rotations.pop(name, NO_TURN)) if width == 4 else [rotations.pop(name, 0.0)]
@@ -88,7 +93,9 @@ def test_every_column_moves_its_own_body(write_text, convert, character):
     turn = (w, s, 0, 0)
     bodies = dict(root="pelvis", chest="torso", neck="head")
     for side in ("right", "left"):
-        bodies.update({f"{side}_hip": f"{side}_thigh", f"{side}_ankle": f"{side}_foot", f"{side}_shoulder": f"{side}_upper_arm"})
+        bodies.update(
+            {f"{side}_hip": f"{side}_thigh", f"{side}_ankle": f"{side}_foot", f"{side}_shoulder": f"{side}_upper_arm"}
+        )
         bodies.update({f"{side}_knee": f"{side}_shin", f"{side}_elbow": f"{side}_lower_arm"})
     frames = [row(**{joint: 0.7 if joint.endswith(("knee", "elbow")) else turn}) for joint in bodies]
     clip = convert(write_text(frames), "--no-lift")
@@ -129,7 +136,9 @@ def test_uneven_durations_are_resampled(write_text, convert):
     assert clip.fps == pytest.approx(5.0)
     np.testing.assert_allclose(clip.root_position[:, 0], [0.0, 2.0, 4.0], atol=1e-6)
     ten_degrees = math.pi / 18  # a third of the way of the second interval, which turns by 30 degrees
-    np.testing.assert_allclose(clip.rotations[1, 0], [0, 0, math.sin(ten_degrees / 2), math.cos(ten_degrees / 2)], atol=1e-6)
+    np.testing.assert_allclose(
+        clip.rotations[1, 0], [0, 0, math.sin(ten_degrees / 2), math.cos(ten_degrees / 2)], atol=1e-6
+    )
 
 
 def test_loop_modes(write_text, convert):
@@ -178,14 +187,32 @@ def test_bad_input(run_script, tmp_path, text):
 
 def test_files_that_cannot_be_read_or_written(run_script, write_text, tmp_path):
     path = write_text([row(), row()])
-    for arguments, name in (((tmp_path / "none.txt",), "none.txt"), ((tmp_path,), ""), ((path, tmp_path / "no" / "out.npz"), "out.npz")):
+    for arguments, name in (
+        ((tmp_path / "none.txt",), "none.txt"),
+        ((tmp_path,), ""),
+        ((path, tmp_path / "no" / "out.npz"), "out.npz"),
+    ):
         result = run_script("motions/convert.py", *arguments)
         assert result.code == 2 and result.err.count("\n") == 1 and name in result.err
     for arguments in ((), (path, "out.txt"), (path, "--pybullet", tmp_path)):
         assert run_script("motions/convert.py", *arguments).code == 2
 
 
-NAMES = ["walk", "run", "spinkick", "cartwheel", "crawl", "dance_a", "dance_b", "jump", "roll", "spin", "backflip", "kick", "punch"]
+NAMES = [
+    "walk",
+    "run",
+    "spinkick",
+    "cartwheel",
+    "crawl",
+    "dance_a",
+    "dance_b",
+    "jump",
+    "roll",
+    "spin",
+    "backflip",
+    "kick",
+    "punch",
+]
 NAMES += ["getup_facedown", "getup_faceup", "walk_forward", "turn_left0", "turn_left1", "turn_right0", "turn_right1"]
 
 
@@ -198,7 +225,12 @@ def test_the_committed_clips(root, character):
             assert "convert.py" in str(file["source"]) and "zlib" in str(file["license"])
             assert not any(file[key].dtype.hasobject for key in file.files)
         # hands are welded, elbows and knees turn about Y only
-        assert np.abs(clip.rotations[:, [character.body_names.index(f"{side}_hand") for side in ("left", "right")], :3]).max() == 0
+        assert (
+            np.abs(
+                clip.rotations[:, [character.body_names.index(f"{side}_hand") for side in ("left", "right")], :3]
+            ).max()
+            == 0
+        )
         hinges = [j for j in range(15) if character.dof_body.tolist().count(j) == 1]
         assert np.abs(clip.rotations[:, hinges][..., [0, 2]]).max() < 1e-6
         # a quarter of the frames reach the ground or less

@@ -41,7 +41,9 @@ def random_actions(steps, num_envs, seed=0):
 def standing(character, n=1, height=0.9):
     """n states at rest, upright, at the origin."""
     zero = torch.zeros(n, 3)
-    return ml.MotionState(zero + torch.tensor([0, 0, height]), UPRIGHT.repeat(n, 15, 1), zero.clone(), zero.clone(), torch.zeros(n, 28))
+    return ml.MotionState(
+        zero + torch.tensor([0, 0, height]), UPRIGHT.repeat(n, 15, 1), zero.clone(), zero.clone(), torch.zeros(n, 28)
+    )
 
 
 def look(state, character):
@@ -79,14 +81,20 @@ def test_observation_entries_by_hand(character):
     state.root_angular_velocity[0] = torch.tensor([1.0, 3.0, 7.0])
     state.rotations[0, names.index("head")] = ml.quat_from_yaw(torch.tensor(math.pi / 2))
     state.rotations[0, names.index("right_lower_arm")] = ml.quat_from_rotvec(torch.tensor([0.0, -2.5, 0.0]))
-    state.rotations[0, names.index("left_shin")] = -ml.quat_from_rotvec(torch.tensor([0.0, 0.75, 0.0]))  # the other sign of it
+    state.rotations[0, names.index("left_shin")] = -ml.quat_from_rotvec(
+        torch.tensor([0.0, 0.75, 0.0])
+    )  # the other sign of it
     state.dof_velocity[0] = torch.arange(28.0)
     obs = look(state, character)[0]
     cos, sin = math.sqrt(0.75), 0.5
-    torch.testing.assert_close(obs[ROTATION:LINEAR], torch.tensor([cos, 0, -sin, sin, 0, cos]))  # where its X and Z axes point
+    torch.testing.assert_close(
+        obs[ROTATION:LINEAR], torch.tensor([cos, 0, -sin, sin, 0, cos])
+    )  # where its X and Z axes point
     torch.testing.assert_close(obs[LINEAR:ANGULAR], torch.tensor([2.0, -0.5, -0.25]))
     torch.testing.assert_close(obs[ANGULAR:BALLS], torch.tensor([3.0, -1.0, 7.0]))
-    torch.testing.assert_close(obs[BALLS + 6 : BALLS + 12], torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0]))  # the head looks left
+    torch.testing.assert_close(
+        obs[BALLS + 6 : BALLS + 12], torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+    )  # the head looks left
     hinges = [name for name in dofs if name.endswith(("elbow", "knee"))]
     bent = dict(zip(hinges, obs[HINGES:DOFS].tolist()))
     assert bent == pytest.approx(dict(right_elbow=-2.5, left_elbow=0.0, right_knee=0.0, left_knee=0.75), abs=1e-5)
@@ -108,12 +116,20 @@ def test_observation_does_not_depend_on_place_and_heading(all_motions, yaw, x, y
         ml.quat_rotate(turn, state.root_angular_velocity),
         state.dof_velocity,
     )
-    torch.testing.assert_close(look(moved, all_motions.character), look(state, all_motions.character), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        look(moved, all_motions.character), look(state, all_motions.character), atol=1e-4, rtol=1e-5
+    )
     torch.testing.assert_close(amp.forward_speed(moved), amp.forward_speed(state), atol=1e-4, rtol=1e-5)
 
 
 def test_tangent_normal_by_hand():
-    q = torch.stack((UPRIGHT, ml.quat_from_rotvec(torch.tensor([math.pi / 2, 0.0, 0.0])), ml.quat_from_yaw(torch.tensor(math.pi / 2))))
+    q = torch.stack(
+        (
+            UPRIGHT,
+            ml.quat_from_rotvec(torch.tensor([math.pi / 2, 0.0, 0.0])),
+            ml.quat_from_yaw(torch.tensor(math.pi / 2)),
+        )
+    )
     expected = torch.tensor([[1.0, 0, 0, 0, 0, 1], [1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, 1]])
     torch.testing.assert_close(amp.tangent_normal(q), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(amp.tangent_normal(-q), expected, atol=1e-6, rtol=0)
@@ -130,8 +146,12 @@ def test_demo_transitions_span_one_control_step(write_clip, character):
         assert first.min() >= 0.9 - 1e-6 and first.max() < 0.9 + 0.1 * latest
         step = second - first
         over_the_seam = step < 0  # where a loop's height starts afresh
-        torch.testing.assert_close(step[~over_the_seam], torch.full((int((~over_the_seam).sum()),), 0.005), atol=1e-6, rtol=0)
-        torch.testing.assert_close(step[over_the_seam], torch.full((int(over_the_seam.sum()),), 0.005 - 0.1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            step[~over_the_seam], torch.full((int((~over_the_seam).sum()),), 0.005), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            step[over_the_seam], torch.full((int(over_the_seam.sum()),), 0.005 - 0.1), atol=1e-6, rtol=0
+        )
         assert over_the_seam.any() == (loop == "wrap")
 
 
@@ -178,10 +198,14 @@ def test_free_fall(character):
     state.root_velocity[0] = torch.tensor([1.0, -0.5, 2.0])
     state.root_angular_velocity[0] = torch.tensor([0.0, 0.0, 1.0])
     put(sim, torch.tensor([0]), state)
-    for _ in range(15):  # half a second; the centre of mass lies above the root, which circles around it by a few millimetres
+    for _ in range(
+        15
+    ):  # half a second; the centre of mass lies above the root, which circles around it by a few millimetres
         state, diverged = sim.step(torch.zeros(1, 28))
     assert not diverged.any()
-    torch.testing.assert_close(state.root_position[0], torch.tensor([0.5, -0.25, 5 + 1.0 - 9.81 / 8]), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        state.root_position[0], torch.tensor([0.5, -0.25, 5 + 1.0 - 9.81 / 8]), atol=0.03, rtol=0
+    )
     assert float(ml.heading(state.rotations[0, 0])) == pytest.approx(0.5, abs=0.03)
 
 
@@ -189,11 +213,15 @@ def test_targets_are_held_and_reached(character):
     """In free fall, so that no contact interferes: exponential-map targets on the ball joints, angles on the hinges."""
     generator = torch.Generator().manual_seed(5)
     target = (torch.rand(28, generator=generator) * 0.6 - 0.3).repeat(2, 1)
-    for d, name in enumerate(character.dof_names):  # arms and legs apart, so that they do not touch; hinges in their range
+    for d, name in enumerate(
+        character.dof_names
+    ):  # arms and legs apart, so that they do not touch; hinges in their range
         if name.endswith(("shoulder_x", "hip_x", "knee", "elbow")):
             target[:, d] = 0.4 if name in ("left_shoulder_x", "left_hip_x", "left_knee", "right_knee") else -0.4
     state = standing(character, 2, height=100.0)
-    for body in set(character.dof_body.tolist()):  # the first character starts in the target pose, the second one upright
+    for body in set(
+        character.dof_body.tolist()
+    ):  # the first character starts in the target pose, the second one upright
         dofs = [d for d, b in enumerate(character.dof_body.tolist()) if b == body]
         state.rotations[0, body] = ml.quat_from_rotvec((target[0, dofs, None] * character.dof_axis[dofs]).sum(0))
     sim = amp.MujocoSim(amp.Args(substeps=3), character, 2, CPU)
@@ -290,9 +318,21 @@ def roll_out(env, actions, seed=3):
     for action in actions:
         before = obs.clone()
         obs, reward, terminated, truncated, info = env.step(action)
-        tensors = {key: value.clone() for key, value in {**info, **info["scores"]}.items() if isinstance(value, torch.Tensor)}
+        tensors = {
+            key: value.clone() for key, value in {**info, **info["scores"]}.items() if isinstance(value, torch.Tensor)
+        }
         state = {f"state_{name}": value.clone() for name, value in info["state"]._asdict().items()}
-        steps.append(dict(before=before, obs=obs.clone(), reward=reward, terminated=terminated, truncated=truncated, **tensors, **state))
+        steps.append(
+            dict(
+                before=before,
+                obs=obs.clone(),
+                reward=reward,
+                terminated=terminated,
+                truncated=truncated,
+                **tensors,
+                **state,
+            )
+        )
     return {key: torch.stack([step[key] for step in steps]) for key in steps[0]}
 
 
@@ -302,7 +342,9 @@ def test_steps_hang_together_across_resets(walk):
     done = log["terminated"] | log["truncated"]
     assert log["terminated"].any() and log["truncated"].any()  # falls and time-outs, both
     # a transition starts where the step before has left the character, and ends before the reset
-    assert torch.equal(log["disc_obs"][..., :105], log["before"]) and torch.equal(log["disc_obs"][..., 105:], log["final_obs"])
+    assert torch.equal(log["disc_obs"][..., :105], log["before"]) and torch.equal(
+        log["disc_obs"][..., 105:], log["final_obs"]
+    )
     assert torch.equal(log["obs"][~done], log["final_obs"][~done])
     assert ((log["obs"] - log["final_obs"])[done].abs().amax(-1) > 0.1).all()
     # whoever has fallen lies low in the last observation and stands in the next one
@@ -363,7 +405,9 @@ def test_bodies_that_the_clip_puts_on_the_ground_may_touch_it(walk, character, r
     """On all fours an episode of crawling goes on and one of walking ends; on its back, with the head on the ground, both end."""
     crawl = ml.MotionLib(str(root / "motions/crawl.npz"), character)
     on_all_fours = crawl.state(torch.zeros(20, dtype=torch.long), torch.linspace(0, 2.9, 20))
-    low = ml.lowest_points(character, *ml.forward_kinematics(character, on_all_fours.root_position, on_all_fours.rotations))
+    low = ml.lowest_points(
+        character, *ml.forward_kinematics(character, on_all_fours.root_position, on_all_fours.rotations)
+    )
     on_all_fours.root_position[:, 2] -= low.amin(-1) + 0.02  # pressed into the ground
     on_its_back = standing(character, 20, height=0.1)
     on_its_back.rotations[:, 0] = ml.quat_from_rotvec(torch.tensor([0.0, -math.pi / 2, 0.0]))
@@ -389,7 +433,12 @@ def test_a_broken_simulation_is_contained(walk, what):
     if what == "NaN position":
         row[3] = np.nan
     else:
-        row[velocity + (2 if what == "fast fall" else 9)] = {"NaN": np.nan, "infinite": np.inf, "huge": 1e12, "fast": -1e3}[what.split()[0]]
+        row[velocity + (2 if what == "fast fall" else 9)] = {
+            "NaN": np.nan,
+            "infinite": np.inf,
+            "huge": 1e12,
+            "fast": -1e3,
+        }[what.split()[0]]
     others = [0, 2, 3]
     obs, reward, terminated, truncated, info = env.step(actions[1])
     expected = healthy.step(actions[1])
@@ -398,7 +447,9 @@ def test_a_broken_simulation_is_contained(walk, what):
     assert torch.isfinite(obs).all()
     assert np.isfinite(env.sim.state).all()
     # what goes into buffers and normalisers is sane as well
-    assert torch.isfinite(reward).all() and torch.isfinite(info["disc_obs"]).all() and info["final_obs"].abs().max() < 100
+    assert (
+        torch.isfinite(reward).all() and torch.isfinite(info["disc_obs"]).all() and info["final_obs"].abs().max() < 100
+    )
     for action in actions[2:]:
         assert torch.equal(obs[others], expected[0][others])
         obs, reward, terminated, _, info = env.step(action)
@@ -440,7 +491,15 @@ def test_reset_with_a_seed_can_be_repeated(walk):
 # Evaluation
 # ----------------------------------------------------------------------------------------------------------------------------------
 
-KEYS_OF_METRICS = {"episodes", "mean_episode_s", "fall_rate", "speed_m_s", "pose_error_m", "task_reward", "style_reward"}
+KEYS_OF_METRICS = {
+    "episodes",
+    "mean_episode_s",
+    "fall_rate",
+    "speed_m_s",
+    "pose_error_m",
+    "task_reward",
+    "style_reward",
+}
 
 
 @pytest.fixture
@@ -470,7 +529,9 @@ def test_evaluation_of_short_episodes(agent, walk):
     assert evaluate(agent, walk, 3)[0] == metrics
     assert len(clips) == 6
     for clip in clips:
-        assert (clip.fps, clip.loop) == (30.0, "clamp") and len(clip.root_position) == len(clip.rotations) == 4  # the start and three steps
+        assert (clip.fps, clip.loop) == (30.0, "clamp") and len(clip.root_position) == len(
+            clip.rotations
+        ) == 4  # the start and three steps
         # no leap from one frame to the next, the last one included: the character walks at 1 m/s
         assert np.abs(np.diff(clip.root_position, axis=0)).max() < 0.15
         assert np.abs((clip.rotations[1:] * clip.rotations[:-1]).sum(-1)).min() > 0.9
@@ -489,7 +550,9 @@ def test_evaluation_of_falls(agent, walk, character):
     assert 0 < metrics["mean_episode_s"] < 1.5
     lost = 1 - metrics["mean_episode_s"] / (100 / 30)
     assert lost < metrics["pose_error_m"] < 1  # a metre for every lost step, and something for the others
-    assert sum(len(clip.root_position) - 1 for clip in clips) / 6 / 30 == pytest.approx(metrics["mean_episode_s"], abs=0.01)
+    assert sum(len(clip.root_position) - 1 for clip in clips) / 6 / 30 == pytest.approx(
+        metrics["mean_episode_s"], abs=0.01
+    )
 
 
 def test_evaluation_ends_with_a_clip_that_does_not_loop(agent, write_clip, character):

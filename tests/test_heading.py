@@ -51,7 +51,9 @@ DIFFERENT = {
 def definitions(root, name):
     text = (root / name).read_text(encoding="utf-8")
     return {
-        node.name: ast.get_source_segment(text, node) for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        node.name: ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }
 
 
@@ -108,7 +110,9 @@ def test_sharp_turns_go_anywhere():
     goals.update(torch.zeros(4000, dtype=torch.long))
     goals.update(torch.ones(4000, dtype=torch.long))
     assert goals.heading.ne(0).float().mean() == pytest.approx(0.5, abs=0.05)
-    assert goals.heading.abs().max() <= math.pi and goals.heading.std() == pytest.approx(math.pi / math.sqrt(6), rel=0.1)
+    assert goals.heading.abs().max() <= math.pi and goals.heading.std() == pytest.approx(
+        math.pi / math.sqrt(6), rel=0.1
+    )
 
 
 def test_the_goal_in_the_characters_frame():
@@ -132,7 +136,17 @@ def test_commands(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    "text", ["", "0, 1", "0, 0, fast", "0.5, 0, 1", "0, 0, 1\n0, 0, 1", "0, 0, nan", "0, 0, -1", "time, heading, speed\n0, 0, 1"]
+    "text",
+    [
+        "",
+        "0, 1",
+        "0, 0, fast",
+        "0.5, 0, 1",
+        "0, 0, 1\n0, 0, 1",
+        "0, 0, nan",
+        "0, 0, -1",
+        "time, heading, speed\n0, 0, 1",
+    ],
 )
 def test_bad_commands(tmp_path, text):
     path = tmp_path / "commands.csv"
@@ -165,7 +179,12 @@ def test_any_yaw_and_the_same_view_of_it(env, locomotion):
     """The discriminator sees what it would see of the unturned clip; the policy also sees the way to world X."""
     obs, info = env.reset(3)
     yaw = ml.heading(info["state"].rotations[:, 0])
-    assert yaw.std() > 1.3 and obs.shape == (64, 108) and env.single_observation_space.shape == (108,) and env.disc_obs_size == 210
+    assert (
+        yaw.std() > 1.3
+        and obs.shape == (64, 108)
+        and env.single_observation_space.shape == (108,)
+        and env.disc_obs_size == 210
+    )
     torch.testing.assert_close(obs[:, 105:107], torch.stack((torch.cos(yaw), -torch.sin(yaw)), -1), atol=1e-5, rtol=0)
     clip = locomotion.state(env.clip, env.time)
     body, _ = ml.forward_kinematics(locomotion.character, clip.root_position, clip.rotations)
@@ -187,7 +206,9 @@ def test_steps_hang_together(env):
         target, speed = env.goals.heading.clone(), env.goals.speed.clone()
         before = obs
         obs, reward, terminated, truncated, info = env.step(0.5 * torch.randn(64, 28, generator=generator))
-        assert info["disc_obs"][:, :105].equal(before[:, :105]) and info["disc_obs"][:, 105:].equal(info["final_obs"][:, :105])
+        assert info["disc_obs"][:, :105].equal(before[:, :105]) and info["disc_obs"][:, 105:].equal(
+            info["final_obs"][:, :105]
+        )
         velocity = info["state"].root_velocity
         progress = velocity[:, 0] * torch.cos(target) + velocity[:, 1] * torch.sin(target)
         expected = torch.exp(-0.25 * (speed - progress) ** 2) * (progress > 0) * ~terminated
@@ -210,7 +231,10 @@ def test_a_mirror_image(character, root):
     twice = ml.mirror_clip(other, character)
     np.testing.assert_allclose(twice.rotations, clip.rotations)
     np.testing.assert_allclose(twice.root_position, clip.root_position)
-    body = [ml.forward_kinematics(character, torch.tensor(c.root_position), torch.tensor(c.rotations))[0] for c in (clip, other)]
+    body = [
+        ml.forward_kinematics(character, torch.tensor(c.root_position), torch.tensor(c.rotations))[0]
+        for c in (clip, other)
+    ]
     names = [name.replace("left", "?").replace("right", "left").replace("?", "right") for name in character.body_names]
     swapped = body[1][:, [character.body_names.index(name) for name in names]]
     torch.testing.assert_close(swapped, body[0] * torch.tensor([1.0, -1, 1], dtype=torch.float64), atol=1e-5, rtol=0)
@@ -259,12 +283,34 @@ def test_nearest_clips(locomotion):
 
 # ---- Whole runs -----------------------------------------------------------------------------------------------------------------
 
-METRICS = {"episodes", "mean_episode_s", "task_return", "heading_error_deg", "speed_error_m_s", "fall_rate", "style_reward", "pose_error_m"}
+METRICS = {
+    "episodes",
+    "mean_episode_s",
+    "task_return",
+    "heading_error_deg",
+    "speed_error_m_s",
+    "fall_rate",
+    "style_reward",
+    "pose_error_m",
+}
 
 
 def options(root, **changes):
-    chosen = dict(motion_file=root / "motions/locomotion.json", character_file=root / "motions/humanoid.xml", num_envs=8, num_steps=8)
-    chosen.update(total_timesteps=256, num_minibatches=2, hidden=(16, 16), disc_batch=32, replay_size=128, eval_episodes=8, eval_seconds=1)
+    chosen = dict(
+        motion_file=root / "motions/locomotion.json",
+        character_file=root / "motions/humanoid.xml",
+        num_envs=8,
+        num_steps=8,
+    )
+    chosen.update(
+        total_timesteps=256,
+        num_minibatches=2,
+        hidden=(16, 16),
+        disc_batch=32,
+        replay_size=128,
+        eval_episodes=8,
+        eval_seconds=1,
+    )
     chosen.update(changes)
     flags = ["--no-cuda", "--eval-interval", "2"]
     for name, value in chosen.items():
@@ -283,7 +329,9 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     visits = [value for name, value in trained.items() if name.startswith("visits_")]
     assert len(visits) == 12 and sum(visits) == pytest.approx(1)
     (tmp_path / "steer.csv").write_text("0, 0, 1\n0.5, 30, 2\n")
-    again = run_script(SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", "--eval-commands", tmp_path / "steer.csv")
+    again = run_script(
+        SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", "--eval-commands", tmp_path / "steer.csv"
+    )
     assert again.code == 0, again.err
     assert "task return" in again.out and METRICS <= set(json.loads(again.out.splitlines()[-1]))
     assert len(list((run / "latest_rollouts").glob("*.npz"))) == 8 and (run / "latest_rollouts/grid.png").exists()

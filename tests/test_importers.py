@@ -109,7 +109,9 @@ def mimickit_file(path, rows, loop_mode=1, fps=30):
         frames.append(list(row.get("root", [0, 0, 0.9, 0, 0, 0])))
         for joint in MIMICKIT:
             frames[-1] += list(np.atleast_1d(row.get(joint[:-1], [0.0] * int(joint[-1]))))
-    path.write_bytes(pickle.dumps({"loop_mode": loop_mode, "fps": fps, "frames": [[float(x) for x in frame] for frame in frames]}))
+    path.write_bytes(
+        pickle.dumps({"loop_mode": loop_mode, "fps": fps, "frames": [[float(x) for x in frame] for frame in frames]})
+    )
     return path
 
 
@@ -152,10 +154,16 @@ def deepmimic_file(path, character, clip):
 
 
 def test_poselib_is_xyzw(tmp_path, character, convert):
-    rotations, right_thigh, torso = upright(), character.body_names.index("right_thigh"), character.body_names.index("torso")
+    rotations, right_thigh, torso = (
+        upright(),
+        character.body_names.index("right_thigh"),
+        character.body_names.index("torso"),
+    )
     rotations[1, right_thigh] = [S, 0, 0, W]
     rotations[1, torso] = [0, 0.6 * S, 0.8 * S, W]
-    clip, out = convert(poselib_file(tmp_path / "a.npy", character, rotations, [[1, 2, 3]] * 3, fps=np.array(24.0)), "--no-lift")
+    clip, out = convert(
+        poselib_file(tmp_path / "a.npy", character, rotations, [[1, 2, 3]] * 3, fps=np.array(24.0)), "--no-lift"
+    )
     np.testing.assert_allclose(clip.rotations[1, right_thigh], [S, 0, 0, W], atol=1e-6)
     np.testing.assert_allclose(clip.rotations[1, torso], [0, 0.6 * S, 0.8 * S, W], atol=1e-6)
     np.testing.assert_allclose(clip.root_position, [[1, 2, 3]] * 3, atol=1e-5)
@@ -167,7 +175,9 @@ def test_poselib_in_the_world(tmp_path, character, convert, protocol):
     # all bodies turned by 30 degrees about z in the world: only the root turns relative to its parent
     rotations, expected = upright(), upright()
     rotations[:] = expected[:, 0] = [0, 0, S, W]
-    clip, _ = convert(poselib_file(tmp_path / "a.npy", character, rotations, np.zeros((3, 3)), local=False, protocol=protocol))
+    clip, _ = convert(
+        poselib_file(tmp_path / "a.npy", character, rotations, np.zeros((3, 3)), local=False, protocol=protocol)
+    )
     np.testing.assert_allclose(clip.rotations, expected, atol=1e-6)
 
 
@@ -182,7 +192,9 @@ def test_poselib_with_a_t_pose_skeleton(tmp_path, character, convert):
     expected = upright()
     for side, x in (("right", -HALF), ("left", HALF)):
         expected[:, character.body_names.index(f"{side}_upper_arm")] = [x, 0, 0, HALF]
-    assert angle(clip.rotations, expected).max() < 1e-6 and "T-pose in the zero pose" in out and "our proportions" in out
+    assert (
+        angle(clip.rotations, expected).max() < 1e-6 and "T-pose in the zero pose" in out and "our proportions" in out
+    )
 
 
 def test_mimickit(tmp_path, character, convert):
@@ -237,10 +249,16 @@ def test_isaac_lab_is_wxyz_and_in_any_order(tmp_path, character, convert):
     position, _ = ml.forward_kinematics(character, torch.tensor([1.0, 2.0, 0.9]), torch.cat((turn[None], identity[1:])))
     position = np.concatenate(([[9, 9, 9]], position.numpy()[::-1]))
     wxyz = np.tile([W, 0, 0, S], (16, 1))
-    clip, out = convert(isaaclab_file(tmp_path / "a.npz", names, np.stack([position] * 3), np.stack([wxyz] * 3)), "--no-lift")
+    clip, out = convert(
+        isaaclab_file(tmp_path / "a.npz", names, np.stack([position] * 3), np.stack([wxyz] * 3)), "--no-lift"
+    )
     expected = upright()
     expected[:, 0] = [0, 0, S, W]
-    assert angle(clip.rotations, expected).max() < 1e-5 and "Isaac Lab: 3 frames at 30.00 /s, wxyz" in out and "our proportions" in out
+    assert (
+        angle(clip.rotations, expected).max() < 1e-5
+        and "Isaac Lab: 3 frames at 30.00 /s, wxyz" in out
+        and "our proportions" in out
+    )
     np.testing.assert_allclose(clip.root_position, [[1, 2, 0.9]] * 3, atol=1e-6)
 
 
@@ -248,9 +266,16 @@ def test_the_same_motion_in_two_formats(tmp_path, character, convert, load):
     """The back-flip as DeepMimic text and as poselib, both written by hand from the formats' descriptions; and as MimicKit."""
     flip = load("backflip")
     text, _ = convert(deepmimic_file(tmp_path / "a.txt", character, flip))
-    pose, _ = convert(poselib_file(tmp_path / "a.npy", character, flip.rotations, flip.root_position, fps=flip.fps), "--loop", "auto")
-    assert angle(text.rotations, pose.rotations).max() < 1e-3 and np.abs(text.root_position - pose.root_position).max() < 1e-3
-    assert angle(text.rotations, flip.rotations).max() < 1e-4 and text.fps == pytest.approx(pose.fps) == pytest.approx(flip.fps)
+    pose, _ = convert(
+        poselib_file(tmp_path / "a.npy", character, flip.rotations, flip.root_position, fps=flip.fps), "--loop", "auto"
+    )
+    assert (
+        angle(text.rotations, pose.rotations).max() < 1e-3
+        and np.abs(text.root_position - pose.root_position).max() < 1e-3
+    )
+    assert angle(text.rotations, flip.rotations).max() < 1e-4 and text.fps == pytest.approx(pose.fps) == pytest.approx(
+        flip.fps
+    )
     # MimicKit's shoulders start from a T, so that R = R_ours Rx(-+90 degrees) brings its arm to where ours is; elbows turn about z
     dofs = ml.dof_positions(character, torch.from_numpy(flip.rotations)).numpy()
     root = ml.rotvec_from_quat(torch.from_numpy(flip.rotations[:, 0])).numpy()
@@ -266,7 +291,10 @@ def test_the_same_motion_in_two_formats(tmp_path, character, convert, load):
             row[f"{side}_elbow"] = -sign * at(f"{side}_elbow")
         rows.append(row)
     kit, _ = convert(mimickit_file(tmp_path / "a.pkl", rows, fps=flip.fps))
-    assert angle(text.rotations, kit.rotations).max() < 1e-3 and np.abs(text.root_position - kit.root_position).max() < 1e-3
+    assert (
+        angle(text.rotations, kit.rotations).max() < 1e-3
+        and np.abs(text.root_position - kit.root_position).max() < 1e-3
+    )
 
 
 def test_content_tells_the_format_not_the_ending(tmp_path, character, convert, load, run_script):
@@ -304,7 +332,14 @@ def test_exports_are_what_others_read(root, tmp_path, character, load, run_scrip
         assert array.shape == shape and tree[key]["context"]["dtype"] == array.dtype.name == "float32"
     assert b"numpy._core" not in (tmp_path / "a.npy").read_bytes()  # which NumPy 1 does not know
     with np.load(tmp_path / "a.npz", allow_pickle=False) as lab:
-        assert set(lab.files) > {"fps", "dof_names", "body_names", "dof_positions", "dof_velocities", "body_linear_velocities"}
+        assert set(lab.files) > {
+            "fps",
+            "dof_names",
+            "body_names",
+            "dof_positions",
+            "dof_velocities",
+            "body_linear_velocities",
+        }
         np.testing.assert_allclose(lab["body_rotations"][:, 0], clip.rotations[:, 0][:, [3, 0, 1, 2]], atol=1e-6)
         # velocities are what the positions do
         step = (lab["body_positions"][2:] - lab["body_positions"][:-2]) * clip.fps / 2
@@ -341,7 +376,12 @@ Frame Time: 0.033333
 
 def test_bvh_values():
     found = bvh.read_bvh("a.bvh", SMALL)
-    assert found.names == ["Hips", "Spine of Steel"] and found.parents == [-1, 0] and found.fps == 30.0 and found.loop == ""
+    assert (
+        found.names == ["Hips", "Spine of Steel"]
+        and found.parents == [-1, 0]
+        and found.fps == 30.0
+        and found.loop == ""
+    )
     np.testing.assert_allclose(found.root_position, [[1, 2, 3]] * 2)
     np.testing.assert_allclose(found.offsets[1], [0, 12, 0])  # a position channel stands for the offset
     np.testing.assert_allclose(found.rotations[:, 1], [[0, 0, S, W]] * 2, atol=1e-12)
@@ -364,10 +404,13 @@ BAD_BVH = {
     "a brace too many": SMALL.replace("MOTION", "}\nMOTION"),
     "unknown channel": SMALL.replace("Zrotation Yrotation Xrotation", "Zrotation Yrotation Wrotation"),
     "channel twice": SMALL.replace("Zrotation Yrotation Xrotation", "Zrotation Zrotation Xrotation"),
-    "channels miscounted": SMALL.replace("CHANNELS 6 Xposition Yposition Zposition Z", "CHANNELS 5 Xposition Yposition Zposition Z"),
+    "channels miscounted": SMALL.replace(
+        "CHANNELS 6 Xposition Yposition Zposition Z", "CHANNELS 5 Xposition Yposition Zposition Z"
+    ),
     "infinite offset": SMALL.replace("OFFSET 0 10 0", "OFFSET 0 inf 0"),
     "same name twice": SMALL.replace("Spine of Steel", "Hips"),
-    "too deep": "HIERARCHY\nROOT a\n{\nOFFSET 0 0 0\n" + "".join(f"JOINT j{i}\n{{\nOFFSET 0 1 0\n" for i in range(100_000)),
+    "too deep": "HIERARCHY\nROOT a\n{\nOFFSET 0 0 0\n"
+    + "".join(f"JOINT j{i}\n{{\nOFFSET 0 1 0\n" for i in range(100_000)),
     "no limbs": SMALL,
 }
 
@@ -384,7 +427,9 @@ def test_an_independent_reader_agrees_on_our_bvh(root, tmp_path, character, load
     assert run_script(CONVERT, root / "motions/cartwheel.npz", tmp_path / "a.bvh", "--format", "bvh").code == 0
     theirs = pybvh.read_bvh_file(str(tmp_path / "a.bvh"), world_up="+y")
     position, _, _, _ = formats.body_states(clip, character)
-    found = theirs.joint_positions()[:, [theirs.joint_names.index(name) for name in character.body_names]]  # (F, J, 3) in cm, Y up
+    found = theirs.joint_positions()[
+        :, [theirs.joint_names.index(name) for name in character.body_names]
+    ]  # (F, J, 3) in cm, Y up
     np.testing.assert_allclose(0.01 * found[..., [2, 0, 1]], position.numpy(), atol=1e-6)
 
 
@@ -440,7 +485,9 @@ def at_rest(character, drop):
     for side, sign in (("right", -1), ("left", 1)):
         half = 0.5 * (math.pi / 2 - drop)
         for limb in ("upper_arm", "lower_arm", "hand"):
-            pose[character.body_names.index(f"{side}_{limb}")] = torch.tensor([sign * math.sin(half), 0, 0, math.cos(half)])
+            pose[character.body_names.index(f"{side}_{limb}")] = torch.tensor(
+                [sign * math.sin(half), 0, 0, math.cos(half)]
+            )
     return pose
 
 
@@ -456,7 +503,13 @@ def text_of(recording):
 
     def write(j):
         order.append(j)
-        lines.extend([f"{'JOINT' if j else 'ROOT'} {recording.names[j]}", "{", "OFFSET " + " ".join(map(str, recording.offsets[j]))])
+        lines.extend(
+            [
+                f"{'JOINT' if j else 'ROOT'} {recording.names[j]}",
+                "{",
+                "OFFSET " + " ".join(map(str, recording.offsets[j])),
+            ]
+        )
         lines.append("CHANNELS 6 Xposition Yposition Zposition Xrotation Yrotation Zrotation")
         children = [child for child, parent in enumerate(recording.parents) if parent == j]
         for child in children:
@@ -476,7 +529,9 @@ def test_rest_poses_and_up_axes(tmp_path, character, convert, load, drop, said, 
     """Joint angles come out the same, whatever the arms do in the zero pose and whichever way is up."""
     clip = load("walk")
     world = torch.tensor(retarget.UP[up]).double()
-    frames = ml.quat_multiply(ml.quat_conjugate(world), at_rest(character, drop))  # the joints' frames are the world's in the zero pose
+    frames = ml.quat_multiply(
+        ml.quat_conjugate(world), at_rest(character, drop)
+    )  # the joints' frames are the world's in the zero pose
     path = tmp_path / "a.bvh"
     path.write_text(text_of(foreign(character, clip, frames, LAFAN, retarget.UP[up])))
     back, out = convert(path, "--no-plant", "--no-lift")
@@ -503,7 +558,12 @@ def test_the_rest_pose_may_lie_outside_the_cut(tmp_path, character, convert, loa
     run, rest = load("run"), upright(5)
     for side, x in (("right", -HALF), ("left", HALF)):
         rest[:, character.body_names.index(f"{side}_upper_arm")] = [x, 0, 0, HALF]
-    both = ml.Clip(10.0, "", np.concatenate((np.tile([0, 0, 0.9], (5, 1)), run.root_position)), np.concatenate((rest, run.rotations)))
+    both = ml.Clip(
+        10.0,
+        "",
+        np.concatenate((np.tile([0, 0, 0.9], (5, 1)), run.root_position)),
+        np.concatenate((rest, run.rotations)),
+    )
     numbers = torch.randn(15, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     path = tmp_path / "a.bvh"
     path.write_text(text_of(foreign(character, both, numbers / numbers.norm(dim=-1, keepdim=True), LAFAN)))
@@ -521,7 +581,9 @@ def test_other_proportions(tmp_path, character, convert, load, name):
     for side in ("right", "left"):
         for body in ("shin", "foot"):
             offsets[character.body_names.index(f"{side}_{body}")] *= 1.1
-    taller = bvh.Recording(clip.fps, "", 1.32 * clip.root_position, clip.rotations, character.body_names, character.parents, offsets, "+z")
+    taller = bvh.Recording(
+        clip.fps, "", 1.32 * clip.root_position, clip.rotations, character.body_names, character.parents, offsets, "+z"
+    )
     (tmp_path / "a.bvh").write_text(bvh.bvh_text(taller))
     back, out = convert(tmp_path / "a.bvh")
     assert f"scale {0.01 / 1.32:.4g}, other proportions, feet planted" in out
@@ -551,7 +613,9 @@ def test_slide_and_contacts():
 def test_without_mink(tmp_path, character, refuse, load, monkeypatch):
     clip = load("walk")
     offsets = character.offsets.double().numpy() * np.where(np.arange(15) < 9, 1.0, 1.2)[:, None]
-    other = bvh.Recording(clip.fps, "", clip.root_position, clip.rotations, character.body_names, character.parents, offsets, "+z")
+    other = bvh.Recording(
+        clip.fps, "", clip.root_position, clip.rotations, character.body_names, character.parents, offsets, "+z"
+    )
     (tmp_path / "a.bvh").write_text(bvh.bvh_text(other))
     monkeypatch.setitem(sys.modules, "mink", None)
     assert "requirements-motions.txt" in refuse(tmp_path / "a.bvh")
@@ -573,7 +637,9 @@ def test_joint_names_of_common_skeletons():
             theirs = ["Arm", "ForeArm", "Hand", "UpLeg", "Leg", "Foot", "ToeBase"]
             assert [plain[f"{side}_{limb}"] for limb in limbs] == [side.capitalize() + name for name in theirs]
     other = ["pelvis", "spine", "thigh.L", "shin.L", "foot.L", "upper_arm.L", "forearm.L", "hand.L"]  # Blender
-    found = retarget.guess_joints(other + [name.replace(".L", ".R") for name in other[2:]], [-1, 0, 0, 2, 3, 1, 5, 6, 0, 8, 9, 1, 11, 12])
+    found = retarget.guess_joints(
+        other + [name.replace(".L", ".R") for name in other[2:]], [-1, 0, 0, 2, 3, 1, 5, 6, 0, 8, 9, 1, 11, 12]
+    )
     assert found["left_thigh"] == "thigh.L" and found["right_lower_arm"] == "forearm.R" and found["torso"] == "spine"
 
 
@@ -591,7 +657,10 @@ def test_joint_map(tmp_path, character, convert, refuse, load):
         ("no body of the character", {**strange, "tail": "Bone00"}),
         ("no joint 'Tail'", {**strange, "head": "Tail"}),
         ("may be null", {**strange, "torso": None}),
-        ("do not hang on one another", {**strange, "left_shin": strange["left_foot"], "left_foot": strange["left_shin"]}),
+        (
+            "do not hang on one another",
+            {**strange, "left_shin": strange["left_foot"], "left_foot": strange["left_shin"]},
+        ),
         ("not a joint map", ["a"]),
     ]
     for said, wrong in faults:
@@ -608,7 +677,11 @@ def test_joint_map(tmp_path, character, convert, refuse, load):
 
 
 def test_start_end_fps(write_clip, convert):
-    path = write_clip(frames=11, root_position=np.stack((np.arange(11.0), 0 * np.arange(11.0), 0.9 + 0 * np.arange(11.0)), -1), loop="wrap")
+    path = write_clip(
+        frames=11,
+        root_position=np.stack((np.arange(11.0), 0 * np.arange(11.0), 0.9 + 0 * np.arange(11.0)), -1),
+        loop="wrap",
+    )
     clip, _ = convert(path, "--start", "0.2", "--end", "0.65")  # 10 frames a second: frames 2 to 6
     np.testing.assert_allclose(clip.root_position[:, 0], [2, 3, 4, 5, 6])
     clip, _ = convert(path, "--start", "0.2", "--end", "0.6", "--fps", "20")
@@ -621,7 +694,15 @@ def test_start_end_fps(write_clip, convert):
 
 @pytest.mark.parametrize(
     "options",
-    [("--start", "2"), ("--end", "0.05"), ("--start", "-1"), ("--start", "nan"), ("--fps", "0"), ("--fps", "nan"), ("--loop", "round")],
+    [
+        ("--start", "2"),
+        ("--end", "0.05"),
+        ("--start", "-1"),
+        ("--start", "nan"),
+        ("--fps", "0"),
+        ("--fps", "nan"),
+        ("--loop", "round"),
+    ],
 )
 def test_bad_options(write_clip, run_script, tmp_path, options):
     result = run_script(CONVERT, write_clip(), tmp_path / "out.npz", *options)
@@ -662,14 +743,28 @@ def test_warnings(character, convert, write_clip):
     still = write_clip("still.npz", frames=50, root_position=np.tile([0, 0, 0.881416], (50, 1)))
     assert "warning:" not in convert(still)[1]
     rotations = upright(50)
-    rotations[25:, 2] = [math.sin(0.9), 0, 0, math.cos(0.9)]  # the head leaps by 1.8 rad, at 10 frames a second 18 rad/s
+    rotations[25:, 2] = [
+        math.sin(0.9),
+        0,
+        0,
+        math.cos(0.9),
+    ]  # the head leaps by 1.8 rad, at 10 frames a second 18 rad/s
     out = convert(write_clip("leap.npz", rotations=rotations, root_position=np.tile([0, 0, 0.8], (50, 1))))[1]
-    assert "jumps from frame 24 to the next" in out and "reaches 8 cm into the ground" in out and "50 of 50 frames" in out
+    assert (
+        "jumps from frame 24 to the next" in out and "reaches 8 cm into the ground" in out and "50 of 50 frames" in out
+    )
     assert "largest joint speed 18.0 rad/s (head, frame 24)" in out and "motor" not in out
-    out = convert(write_clip("fast.npz", rotations=rotations, root_position=np.tile([0, 0, 0.881416], (50, 1)), fps=120.0))[1]
+    out = convert(
+        write_clip("fast.npz", rotations=rotations, root_position=np.tile([0, 0, 0.881416], (50, 1)), fps=120.0)
+    )[1]
     assert "head turns at 216 rad/s" in out and "lasts 0.41 s only" in out
     knees = upright(50)
-    knees[25:, [character.body_names.index(body) for body in ("right_thigh", "left_thigh", "torso", "head")]] = [0, HALF, 0, HALF]
+    knees[25:, [character.body_names.index(body) for body in ("right_thigh", "left_thigh", "torso", "head")]] = [
+        0,
+        HALF,
+        0,
+        HALF,
+    ]
     out = convert(write_clip("seam.npz", rotations=knees, root_position=np.tile([0, 0, 0.9], (50, 1)), loop="wrap"))[1]
     assert "leaps by 28 deg a joint at the seam" in out  # 4 quarter turns over root and 12 joints
 
@@ -678,7 +773,12 @@ def test_nothing_is_lost(tmp_path, root, run_script, load):
     source, out = tmp_path / "in.npz", tmp_path / "out.npz"
     shutil.copy(root / "motions/walk.npz", source)
     kept = source.read_bytes()
-    for arguments in ((source,), (source, source), (source, tmp_path / "." / "in.npz"), (source, "--format", "isaaclab")):
+    for arguments in (
+        (source,),
+        (source, source),
+        (source, tmp_path / "." / "in.npz"),
+        (source, "--format", "isaaclab"),
+    ):
         result = run_script(CONVERT, *arguments)
         assert result.code == 2 and "this is the input" in result.err and source.read_bytes() == kept
     first = run_script(CONVERT, source, out)
@@ -689,7 +789,9 @@ def test_nothing_is_lost(tmp_path, root, run_script, load):
     wrong = ml.load_clip(str(source), load("walk") and list(np.load(source)["body_names"]))
     rotations = wrong.rotations.copy()
     rotations[:, 4] = [S, 0, 0, W]  # an elbow that turns about x
-    ml.save_clip(str(tmp_path / "bad.npz"), wrong._replace(rotations=rotations), list(np.load(source)["body_names"]), "", "")
+    ml.save_clip(
+        str(tmp_path / "bad.npz"), wrong._replace(rotations=rotations), list(np.load(source)["body_names"]), "", ""
+    )
     result = run_script(CONVERT, tmp_path / "bad.npz", out)
     assert result.code == 2 and "hinge" in result.err and out.read_bytes() == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.npz", "in.npz", "out.npz"]
@@ -745,7 +847,12 @@ def test_other_globals_are_refused():
         ):
             with pytest.raises(ml.InputError, match="refused"):
                 safe.read_pickle("a", raw)
-    for raw in (b"\x80\x02(i os\nsystem\n.", b"\x80\x02\x82\x01.", b"\x80\x04Pabc\n.", b"\x80\x04\x8f."):  # INST, EXT1, PERSID, a set
+    for raw in (
+        b"\x80\x02(i os\nsystem\n.",
+        b"\x80\x02\x82\x01.",
+        b"\x80\x04Pabc\n.",
+        b"\x80\x04\x8f.",
+    ):  # INST, EXT1, PERSID, a set
         with pytest.raises(ml.InputError):
             safe.read_pickle("a", raw)
 
@@ -762,8 +869,22 @@ def bombs(character):
         "a text of 2^40 bytes": b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"abc.",
         "bytes of 2^62": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.",
         "a number of 2^31 bytes": b"\x80\x04\x8b" + struct.pack("<i", 2**31 - 1) + b"abc.",
-        "an array of 2^40": b"\x80\x02}" + frames + array + b"(K\x01" + huge + b"\x85" + kind + b"\x89C\x08abcdefghtbs.",
-        "an array of 2^40 by 0": b"\x80\x02}" + frames + array + b"(K\x01" + huge + b"K\x00\x86" + kind + b"\x89C\x00tbs.",
+        "an array of 2^40": b"\x80\x02}"
+        + frames
+        + array
+        + b"(K\x01"
+        + huge
+        + b"\x85"
+        + kind
+        + b"\x89C\x08abcdefghtbs.",
+        "an array of 2^40 by 0": b"\x80\x02}"
+        + frames
+        + array
+        + b"(K\x01"
+        + huge
+        + b"K\x00\x86"
+        + kind
+        + b"\x89C\x00tbs.",
         "2^100 texts as a key": b"\x80\x02}q\x00)q\x00" + doubled + b"hdK\x01s.",
         "2^100 rows": b"\x80\x02}" + frames + b"]q\x00" + doubled + b"hdsX\x03\x00\x00\x00fpsK\x1es.",
         "a list in itself": b"\x80\x02}" + frames + b"]q\x00h\x00asX\x03\x00\x00\x00fpsK\x1es.",
@@ -774,10 +895,23 @@ def bombs(character):
         f"an .npy of {shape}": b"\x93NUMPY\x01\x00v\x00"
         + f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode()
         + b"\n"
-        for kind, shape in (("|O", "(1099511627776,)"), ("<f8", "(1099511627776,)"), ("|O", "()"), ("<U99999999999", "()"))
+        for kind, shape in (
+            ("|O", "(1099511627776,)"),
+            ("<f8", "(1099511627776,)"),
+            ("|O", "()"),
+            ("<U99999999999", "()"),
+        )
     }
-    files = {**pickles, **npy, "brackets": b"[" * 1_000_000, "numbers": b'{"Frames": [' + b"1e999999999," * 1000 + b"1]}"}
-    for name, member in (("npz that promises much", list(npy.values())[1]), ("npz of zeros", b"\0" * (safe.MAX_BYTES + 1))):
+    files = {
+        **pickles,
+        **npy,
+        "brackets": b"[" * 1_000_000,
+        "numbers": b'{"Frames": [' + b"1e999999999," * 1000 + b"1]}",
+    }
+    for name, member in (
+        ("npz that promises much", list(npy.values())[1]),
+        ("npz of zeros", b"\0" * (safe.MAX_BYTES + 1)),
+    ):
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("body_rotations.npy", member)
@@ -808,14 +942,19 @@ def samples(root, tmp_path_factory):
     walk = ml.load_clip(str(root / "motions/walk.npz"), character.body_names)
     clip = walk._replace(root_position=walk.root_position[:6], rotations=walk.rotations[:6])
     folder = tmp_path_factory.mktemp("samples")
-    files = {"poselib export": formats.poselib_bytes(clip, character), "isaaclab": formats.isaaclab_bytes(clip, character)}
+    files = {
+        "poselib export": formats.poselib_bytes(clip, character),
+        "isaaclab": formats.isaaclab_bytes(clip, character),
+    }
     files["poselib"] = poselib_file(folder / "a", character, clip.rotations, clip.root_position).read_bytes()
     files["mimickit"] = mimickit_file(folder / "b", [{"right_knee": 0.1 * i} for i in range(6)]).read_bytes()
     files["deepmimic"] = deepmimic_file(folder / "c", character, clip).read_bytes()
     taller = character.offsets.double().numpy() * np.where(np.arange(15) < 9, 1.0, 1.3)[:, None]
     frames = ml.quat_multiply(ml.quat_conjugate(torch.tensor(retarget.UP["+y"]).double()), at_rest(character, 0.0))
     files["bvh"] = text_of(foreign(character, clip, frames, LAFAN)).encode()
-    other = bvh.Recording(30.0, "", clip.root_position, clip.rotations, character.body_names, character.parents, taller, "+z")
+    other = bvh.Recording(
+        30.0, "", clip.root_position, clip.rotations, character.body_names, character.parents, taller, "+z"
+    )
     files["bvh, other proportions"] = bvh.bvh_text(other).encode()
     ml.save_clip(str(folder / "d"), clip, character.body_names, "a", "b")
     files["clip"] = (folder / "d").read_bytes()
@@ -863,7 +1002,10 @@ FORMATS = ["poselib export", "isaaclab", "poselib", "mimickit", "deepmimic", "bv
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(data=st.data())
 def test_mutated_files(samples, run_in, name, data):
     """Only our own error, or a clip that the loader takes; and nothing else appears on the disk."""
@@ -894,7 +1036,15 @@ def run_in(samples, root, monkeypatch, capsys):
 
     def run(path):
         options = dict(
-            input=str(path), start=None, end=None, fps=None, lift=None, no_plant=False, joint_map=None, loop="auto", mirror=False
+            input=str(path),
+            start=None,
+            end=None,
+            fps=None,
+            lift=None,
+            no_plant=False,
+            joint_map=None,
+            loop="auto",
+            mirror=False,
         )
         args = argparse.Namespace(**options, format="clip", source="", license="")
         try:
@@ -907,7 +1057,24 @@ def run_in(samples, root, monkeypatch, capsys):
     return run
 
 
-STRANGE = [None, True, -1, 0, 2, 1e300, math.nan, 10**400, "", "Hips", b"abc", [], {}, [1.0], (0.0, 1.0), [[1.0] * 34] * 2]
+STRANGE = [
+    None,
+    True,
+    -1,
+    0,
+    2,
+    1e300,
+    math.nan,
+    10**400,
+    "",
+    "Hips",
+    b"abc",
+    [],
+    {},
+    [1.0],
+    (0.0, 1.0),
+    [[1.0] * 34] * 2,
+]
 STRANGE += [
     np.zeros(0),
     np.zeros(3),
@@ -944,7 +1111,9 @@ def test_strange_values(samples, run_in, name, data):
     if name == "poselib":
         tree = pickle.loads(raw[raw.index(b"\x80\x04") :]).item()  # made by this test
     else:
-        tree = dict(np.load(io.BytesIO(raw))) if numpy else json.loads(raw) if name == "deepmimic" else pickle.loads(raw)
+        tree = (
+            dict(np.load(io.BytesIO(raw))) if numpy else json.loads(raw) if name == "deepmimic" else pickle.loads(raw)
+        )
     for _ in range(data.draw(st.integers(1, 2))):
         found = places(tree)
         where, key = found[data.draw(st.integers(0, len(found) - 1))]
@@ -952,7 +1121,9 @@ def test_strange_values(samples, run_in, name, data):
         if data.draw(st.integers(0, 4)) == 0:
             del where[key]
         elif name != "deepmimic" or not isinstance(value, (bytes, np.ndarray)):
-            where[key] = np.asarray(value if not numpy or not isinstance(value, (bytes, dict)) else 0.0) if numpy else value
+            where[key] = (
+                np.asarray(value if not numpy or not isinstance(value, (bytes, dict)) else 0.0) if numpy else value
+            )
     if name == "poselib":
         holder = np.empty((), object)
         holder[()] = tree
@@ -1027,12 +1198,15 @@ def test_training_from_an_imported_clip(tmp_path, root, character, load, run_scr
     (tmp_path / "mocap.bvh").write_text(text_of(foreign(character, clip, frames, LAFAN, stretch=1.1, leg=1.05)))
     result = run_script(CONVERT, "mocap.bvh")
     assert result.code == 0 and "mocap.npz" in result.out and "T-pose" in result.out
-    options = (
-        "--no-cuda --num-envs 8 --num-steps 8 --total-timesteps 384 --num-minibatches 4 --hidden 16 16 --disc-batch 64 --replay-size 256"
-    )
+    options = "--no-cuda --num-envs 8 --num-steps 8 --total-timesteps 384 --num-minibatches 4 --hidden 16 16 --disc-batch 64 --replay-size 256"
     options += " --replay-keep 16 --eval-interval 4 --eval-episodes 2 --eval-seconds 1"
     result = run_script(
-        "amp_ppo_isaacgym.py", "--motion-file", tmp_path / "mocap.npz", "--character-file", root / "motions/humanoid.xml", *options.split()
+        "amp_ppo_isaacgym.py",
+        "--motion-file",
+        tmp_path / "mocap.npz",
+        "--character-file",
+        root / "motions/humanoid.xml",
+        *options.split(),
     )
     assert result.code == 0, result.err
     metrics = json.loads(result.out.strip().splitlines()[-1])

@@ -30,11 +30,16 @@ class World:
     def params(self, gpu=True, dt=1 / 30, substeps=4, gravity=-9.81):
         params = self.gymapi.SimParams()
         params.dt, params.substeps, params.up_axis = dt, substeps, self.gymapi.UP_AXIS_Z
-        params.gravity, params.physx.contact_collection = self.gymapi.Vec3(0, 0, gravity), self.gymapi.ContactCollection(1)
+        params.gravity, params.physx.contact_collection = (
+            self.gymapi.Vec3(0, 0, gravity),
+            self.gymapi.ContactCollection(1),
+        )
         params.use_gpu_pipeline = params.physx.use_gpu = gpu
         return params
 
-    def build(self, envs=1, actors=1, mjcf=None, until="ready", graphics=-1, height=0.9, drive=True, ground=True, **params):
+    def build(
+        self, envs=1, actors=1, mjcf=None, until="ready", graphics=-1, height=0.9, drive=True, ground=True, **params
+    ):
         gymapi, gym = self.gymapi, self.gym
         self.sim = gym.create_sim(0, graphics, gymapi.SIM_PHYSX, self.params(**params))
         if ground:
@@ -53,9 +58,16 @@ class World:
         return self
 
     def ready(self):
-        kinds = {"root": "actor_root_state", "dof": "dof_state", "body": "rigid_body_state", "contact": "net_contact_force"}
+        kinds = {
+            "root": "actor_root_state",
+            "dof": "dof_state",
+            "body": "rigid_body_state",
+            "contact": "net_contact_force",
+        }
         acquired = {name: getattr(self.gym, f"acquire_{kind}_tensor")(self.sim) for name, kind in kinds.items()}
-        self.states, self.dofs, self.bodies, self.contacts = (self.gymtorch.wrap_tensor(acquired[name]) for name in kinds)
+        self.states, self.dofs, self.bodies, self.contacts = (
+            self.gymtorch.wrap_tensor(acquired[name]) for name in kinds
+        )
         self.refresh()
         self.targets = torch.zeros(len(self.dofs))
 
@@ -117,7 +129,10 @@ def world(double, root, tmp_path, monkeypatch):
 def test_the_import_order():
     environment = {**os.environ, "PYTHONPATH": DOUBLE}
     run = lambda code: subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)  # noqa: E731
-    assert "PyTorch was imported before isaacgym modules" in run("import sys; sys.modules['torch'] = None; import isaacgym").stderr
+    assert (
+        "PyTorch was imported before isaacgym modules"
+        in run("import sys; sys.modules['torch'] = None; import isaacgym").stderr
+    )
     right = "from isaacgym import gymapi; import sys; assert 'torch' not in sys.modules; from isaacgym import gymtorch; import torch"
     assert run(right).returncode == 0
 
@@ -285,7 +300,10 @@ RULES = {
     "group": (lambda w: actor(w, group=0), "collision group must be the env's index"),
     "filter": (lambda w: actor(w, filter=1), "collision filter must be 0"),
     "pose": (lambda w: actor(w, rotation=w.gymapi.Quat(0, 0, 0, 2)), "non-unit"),
-    "dof properties' length": (lambda w: w.build(until="b").gym.set_actor_dof_properties(w.envs[0], 0, w.drives()[:27]), "wrong length"),
+    "dof properties' length": (
+        lambda w: w.build(until="b").gym.set_actor_dof_properties(w.envs[0], 0, w.drives()[:27]),
+        "wrong length",
+    ),
     "dof properties' type": (
         lambda w: w.build(until="b").gym.set_actor_dof_properties(w.envs[0], 0, np.zeros((28, 10))),
         "must have the dtype",
@@ -379,7 +397,11 @@ def test_the_call_order(world, stage):
     pose, shapes = gymapi.Transform(), gym.get_asset_rigid_shape_properties(world.asset)
     tensors = ("actor_root_state", "dof_state", "rigid_body_state", "net_contact_force")
     running = [lambda k=k, v=v: getattr(gym, f"{v}_{k}_tensor")(sim) for k in tensors for v in ("acquire", "refresh")]
-    running += [lambda: gym.simulate(sim), lambda: gym.fetch_results(sim, True), lambda: gym.set_dof_position_target_tensor(sim, targets)]
+    running += [
+        lambda: gym.simulate(sim),
+        lambda: gym.fetch_results(sim, True),
+        lambda: gym.set_dof_position_target_tensor(sim, targets),
+    ]
     for kind in ("actor_root_state", "dof_state", "dof_position_target"):
         running.append(lambda kind=kind: getattr(gym, f"set_{kind}_tensor_indexed")(sim, targets, targets, 1))
     building = [
@@ -392,10 +414,18 @@ def test_the_call_order(world, stage):
         lambda: gym.create_camera_sensor(env, gymapi.CameraProperties()),
         lambda: gym.prepare_sim(sim),
     ]
-    anytime = [lambda: gym.get_actor_dof_properties(env, 0), lambda: gym.get_sim_actor_count(sim), lambda: gym.destroy_sim(sim)]
+    anytime = [
+        lambda: gym.get_actor_dof_properties(env, 0),
+        lambda: gym.get_sim_actor_count(sim),
+        lambda: gym.destroy_sim(sim),
+    ]
     if stage == "after destroy_sim":
         gym.destroy_sim(sim)
-    wrong = {"before prepare_sim": running, "after prepare_sim": building, "after destroy_sim": running + building + anytime}[stage]
+    wrong = {
+        "before prepare_sim": running,
+        "after prepare_sim": building,
+        "after destroy_sim": running + building + anytime,
+    }[stage]
     for call in wrong:
         with pytest.raises(gymapi.GymViolation, match=stage):
             call()
@@ -420,15 +450,26 @@ def test_names_limits_and_masses(world, character):
     assert gym.get_actor_dof_names(env, 1) == character.dof_names
     props = gym.get_actor_dof_properties(env, 0)
     knee = character.dof_names.index("right_knee")
-    assert props["upper"][knee] == pytest.approx(math.radians(160)) and props["lower"][knee] == 0 and props["hasLimits"].all()
-    assert props["stiffness"][knee] == 500 and props["damping"][knee] == 50 and props["armature"][knee] == np.float32(0.02)
+    assert (
+        props["upper"][knee] == pytest.approx(math.radians(160))
+        and props["lower"][knee] == 0
+        and props["hasLimits"].all()
+    )
+    assert (
+        props["stiffness"][knee] == 500 and props["damping"][knee] == 50 and props["armature"][knee] == np.float32(0.02)
+    )
     assert (props["driveMode"] == world.gymapi.DOF_MODE_NONE).all()
     bodies = gym.get_actor_rigid_body_properties(env, 0)
     hand = bodies[character.body_names.index("left_hand")]  # a sphere: m = 4/3 pi r^3 rho, I = 2/5 m r^2
     assert hand.mass == pytest.approx(4 / 3 * math.pi * 0.04**3 * 1865)
-    assert hand.inertia.y.y == pytest.approx(0.4 * hand.mass * 0.04**2) and hand.inertia.y.z == pytest.approx(0, abs=1e-9)
+    assert hand.inertia.y.y == pytest.approx(0.4 * hand.mass * 0.04**2) and hand.inertia.y.z == pytest.approx(
+        0, abs=1e-9
+    )
     assert bodies[2].com.z == pytest.approx(0.175)  # the head's one sphere
-    assert gym.find_actor_rigid_body_handle(env, 1, "head") == 17 and gym.find_actor_rigid_body_handle(env, 1, "tail") == -1
+    assert (
+        gym.find_actor_rigid_body_handle(env, 1, "head") == 17
+        and gym.find_actor_rigid_body_handle(env, 1, "tail") == -1
+    )
     assert (gym.get_sim_dof_count(world.sim), gym.get_sim_rigid_body_count(world.sim)) == (56, 30)
 
 
@@ -437,7 +478,10 @@ def test_inverted_limits_can_be_swapped_back(world, character):
     world.build(until="built", drive=False)
     knee, props = character.dof_names.index("right_knee"), world.drives()
     assert props["lower"][knee] == np.float32(math.radians(160)) and props["upper"][knee] == 0
-    props["lower"], props["upper"] = np.minimum(props["lower"], props["upper"]), np.maximum(props["lower"], props["upper"])
+    props["lower"], props["upper"] = (
+        np.minimum(props["lower"], props["upper"]),
+        np.maximum(props["lower"], props["upper"]),
+    )
     assert world.gym.set_actor_dof_properties(world.envs[0], 0, props) and world.gym.prepare_sim(world.sim)
 
 
@@ -588,7 +632,9 @@ def test_the_same_physics_as_mujoco(world, character, walk, gpu):
         q, angular = state.rotations[:, 0], state.root_angular_velocity
         expected = torch.cat((state.root_position, q, state.root_velocity + arm(q, angular), angular), -1)
         assert torch.allclose(world.states, expected, atol=1e-4)
-        assert torch.allclose(world.dofs.view(n, 28, 2)[..., 0], ml.dof_positions(character, state.rotations), atol=1e-4)
+        assert torch.allclose(
+            world.dofs.view(n, 28, 2)[..., 0], ml.dof_positions(character, state.rotations), atol=1e-4
+        )
         assert torch.allclose(world.dofs.view(n, 28, 2)[..., 1], state.dof_velocity, atol=1e-3)
         position, rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
         bodies = world.bodies.view(n, 15, 13)
@@ -610,11 +656,15 @@ def test_a_camera_follows_a_body(world):
 
     red = lambda image: (image[..., 0] == 200).sum()  # noqa: E731
     gym.set_camera_location(world.camera, env, gymapi.Vec3(3, 0, 1), gymapi.Vec3(0, 0, 0.9))
-    assert red(picture()) > 20 and picture()[0, 0, 2] == 230 and picture()[-1, 0, 0] in (90, 140)  # sky above, ground below
+    assert (
+        red(picture()) > 20 and picture()[0, 0, 2] == 230 and picture()[-1, 0, 0] in (90, 140)
+    )  # sky above, ground below
     gym.set_camera_location(world.camera, env, gymapi.Vec3(3, 0, 1), gymapi.Vec3(6, 0, 0.9))
     assert red(picture()) == 0
     pelvis = gym.find_actor_rigid_body_handle(env, 0, "pelvis")
-    gym.attach_camera_to_body(world.camera, env, pelvis, gymapi.Transform(gymapi.Vec3(-3, 0, 0)), gymapi.FOLLOW_POSITION)
+    gym.attach_camera_to_body(
+        world.camera, env, pelvis, gymapi.Transform(gymapi.Vec3(-3, 0, 0)), gymapi.FOLLOW_POSITION
+    )
     assert red(picture()) > 20
     gym.start_access_image_tensors(sim)
     gym.end_access_image_tensors(sim)

@@ -88,10 +88,15 @@ def test_contract_drop_under_gravity_without_contact(any_sim, character):
         state, _ = sim.step(torch.zeros(2, 28))
     # v = g t; semi-implicit Euler of step h falls g t (t + h) / 2
     t, h = 12 / 30, 1 / 120
-    torch.testing.assert_close(state.root_velocity, torch.tensor([[0.0, 0.0, -9.81 * t]]).repeat(2, 1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        state.root_velocity, torch.tensor([[0.0, 0.0, -9.81 * t]]).repeat(2, 1), atol=1e-3, rtol=0
+    )
     assert state.root_position[0, 2] == pytest.approx(3.0 - 0.5 * 9.81 * t * (t + h), abs=1e-3)
     body = ml.forward_kinematics(character, state.root_position, state.rotations)
-    assert ml.lowest_points(character, *body).min() > 1.0 and ml.dof_positions(character, state.rotations).abs().max() < 1e-3
+    assert (
+        ml.lowest_points(character, *body).min() > 1.0
+        and ml.dof_positions(character, state.rotations).abs().max() < 1e-3
+    )
 
 
 def test_contract_targets_are_held_and_reached(any_sim, character):
@@ -192,7 +197,9 @@ def test_two_resets_before_a_step_are_one_call(make_sim, walk):
         put(sim, torch.tensor(ids), walk.state(torch.zeros(len(ids), dtype=torch.long), torch.full((len(ids),), time)))
     state, _ = sim.step(torch.zeros(4, 28))  # the double raises on a second indexed call
     assert calls.count("set_actor_root_state_tensor_indexed") == calls.count("set_dof_state_tensor_indexed") == 1
-    assert state.root_position[0, 2] != state.root_position[1, 2] and state.root_position[1, 2] == pytest.approx(state.root_position[3, 2])
+    assert state.root_position[0, 2] != state.root_position[1, 2] and state.root_position[1, 2] == pytest.approx(
+        state.root_position[3, 2]
+    )
     sim.step(torch.zeros(4, 28))
     assert calls.count("set_dof_state_tensor_indexed") == 1  # nothing was reset
 
@@ -298,7 +305,10 @@ def test_the_self_check_prints_what_a_bug_report_needs(make_sim, capsys, charact
     make_sim(1)
     out = capsys.readouterr().out
     assert all(name in out for name in [*character.body_names, *character.dof_names])
-    assert re.search(r"pelvis 10\.\d+ kg", out) and "right_knee: lower 0, upper 2.793, stiffness 500, damping 50, effort 150" in out
+    assert (
+        re.search(r"pelvis 10\.\d+ kg", out)
+        and "right_knee: lower 0, upper 2.793, stiffness 500, damping 50, effort 150" in out
+    )
     ((read, was_set),) = re.findall(r"forward kinematics: ([\d.]+) rad \(read back\), ([\d.]+) rad", out)
     assert float(read) < 1e-4 and float(was_set) < 0.15
     assert float(re.search(r"in the air: ([\d.]+) N", out).group(1)) < 0.01
@@ -308,7 +318,9 @@ def test_the_self_check_refuses_contact_in_the_air(make_sim, double, monkeypatch
     gym = type(double[0].acquire_gym())
     refresh = gym.refresh_net_contact_force_tensor
     wrapped = []
-    monkeypatch.setattr(amp.gymtorch, "wrap_tensor", lambda x, real=amp.gymtorch.wrap_tensor: wrapped.append(real(x)) or wrapped[-1])
+    monkeypatch.setattr(
+        amp.gymtorch, "wrap_tensor", lambda x, real=amp.gymtorch.wrap_tensor: wrapped.append(real(x)) or wrapped[-1]
+    )
 
     def touching(self, sim):
         refresh(self, sim)
@@ -366,7 +378,9 @@ def test_a_run_on_the_cpu_pipeline(root, tmp_path):
         shown = run(root, tmp_path, "--evaluate", "--checkpoint", str(folder / "latest.pt"), "--sim", sim, "--no-cuda")
         assert shown.returncode == 0, shown.stderr
         assert f"simulator {sim}" in shown.stdout
-        assert json.loads(shown.stdout.splitlines()[-1])["pose_error_m"] == pytest.approx(trained["pose_error_m"], abs=0.02)
+        assert json.loads(shown.stdout.splitlines()[-1])["pose_error_m"] == pytest.approx(
+            trained["pose_error_m"], abs=0.02
+        )
 
 
 def test_a_run_on_the_gpu_pipeline(root, tmp_path):
@@ -396,7 +410,10 @@ def test_without_isaac_gym_it_says_what_to_do(root, tmp_path):
     done = run(root, tmp_path, "--sim", "isaacgym", *SMALL, double=False)
     assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "runs").exists()
     (line,) = done.stderr.splitlines()
-    assert all(word in line for word in ("No module named 'isaacgym'", "developer.nvidia.com/isaac-gym", "Python 3.8", "--sim mujoco"))
+    assert all(
+        word in line
+        for word in ("No module named 'isaacgym'", "developer.nvidia.com/isaac-gym", "Python 3.8", "--sim mujoco")
+    )
 
 
 def test_an_isaac_gym_that_fails_to_import_is_named(root, tmp_path):
@@ -432,11 +449,19 @@ def test_every_call_exists_with_these_arguments(root, tmp_path):
         "def wrap_tensor(x: gymapi.Tensor) -> Tensor: ...\ndef unwrap_tensor(x: Tensor) -> gymapi.Tensor: ...\n"
     )
     script = (root / SCRIPT).read_text(encoding="utf-8")
-    wrong = script.replace("gym.simulate(sim)", "gym.simulate(sim, 1)").replace("gym.fetch_results(", "gym.fetch_result(")
+    wrong = script.replace("gym.simulate(sim)", "gym.simulate(sim, 1)").replace(
+        "gym.fetch_results(", "gym.fetch_result("
+    )
     found = []
     for number, source in enumerate((script, wrong)):
         (tmp_path / f"script{number}.py").write_text(source, encoding="utf-8")
-        flags = ["--cache-dir", str(tmp_path / "cache"), "--ignore-missing-imports", "--follow-imports=skip", "--explicit-package-bases"]
+        flags = [
+            "--cache-dir",
+            str(tmp_path / "cache"),
+            "--ignore-missing-imports",
+            "--follow-imports=skip",
+            "--explicit-package-bases",
+        ]
         files = [f"script{number}.py", *(f"isaacgym/{name}.pyi" for name in ("__init__", "gymapi", "gymtorch"))]
         command = [sys.executable, "-m", "mypy", *flags, *files]
         out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout

@@ -57,9 +57,13 @@ def test_forward_speed(yaw, velocity, speed):
     assert amp.forward_speed(moving(yaw, velocity)).tolist() == pytest.approx([speed], abs=1e-6)
 
 
-@pytest.mark.parametrize("speed, reward", [(1.5, 1.0), (2.5, math.exp(-2)), (0.5, math.exp(-2)), (1.0, math.exp(-0.5)), (-8.5, 0.0)])
+@pytest.mark.parametrize(
+    "speed, reward", [(1.5, 1.0), (2.5, math.exp(-2)), (0.5, math.exp(-2)), (1.0, math.exp(-0.5)), (-8.5, 0.0)]
+)
 def test_task_reward(speed, reward):
-    assert amp.task_reward(amp.forward_speed(moving(math.pi / 2, (0.3, speed, 0.0))), 1.5).tolist() == pytest.approx([reward], abs=1e-6)
+    assert amp.task_reward(amp.forward_speed(moving(math.pi / 2, (0.3, speed, 0.0))), 1.5).tolist() == pytest.approx(
+        [reward], abs=1e-6
+    )
     assert amp.task_reward(amp.forward_speed(moving(math.pi / 2, (0.3, speed, 0.0))), None).tolist() == [0.0]
 
 
@@ -94,7 +98,9 @@ def with_logits(*logits):
     ],
 )
 def test_discriminator_loss(kind, demo, agent, loss):
-    value, penalty, demo_logit, agent_logit = amp.disc_losses(identity_disc(), with_logits(*demo), with_logits(*agent), kind)
+    value, penalty, demo_logit, agent_logit = amp.disc_losses(
+        identity_disc(), with_logits(*demo), with_logits(*agent), kind
+    )
     assert value.item() == pytest.approx(loss, abs=1e-5)
     assert penalty.item() == pytest.approx(1.0)  # the gradient of the logit is (1, 0), whatever the loss
     assert demo_logit.tolist() == pytest.approx(demo) and agent_logit.tolist() == pytest.approx(agent)
@@ -117,7 +123,9 @@ def test_gradient_penalty_against_finite_differences(kind):
     h = 1e-6
 
     def slopes():
-        ahead, back = (disc(demo[:, None] + step * torch.eye(6, dtype=torch.float64))[..., 0] for step in (h, -h))  # (7, 6)
+        ahead, back = (
+            disc(demo[:, None] + step * torch.eye(6, dtype=torch.float64))[..., 0] for step in (h, -h)
+        )  # (7, 6)
         return (ahead - back) / (2 * h)
 
     loss, penalty, demo_logit, _ = amp.disc_losses(disc, demo, agent, kind)
@@ -178,7 +186,10 @@ def test_gae_with_lambda_one_is_the_return_minus_the_value(steps, gamma, seed):
 # ----------------------------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.floats(-10, 10), st.floats(0.1, 5)), min_size=1, max_size=6), st.integers(0, 2**31))
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.floats(-10, 10), st.floats(0.1, 5)), min_size=1, max_size=6),
+    st.integers(0, 2**31),
+)
 def test_moments_are_those_of_all_rows(batches, seed):
     rng = np.random.default_rng(seed)
     rows = [rng.normal(mean, std, (n, 3)) for n, mean, std in batches]
@@ -226,11 +237,17 @@ def test_moments_are_saved():
 
 def test_mlp_layers():
     net = amp.mlp(7, (5, 3), 2, 0.01)
-    assert [tuple(layer.weight.shape) for layer in net if isinstance(layer, torch.nn.Linear)] == [(5, 7), (3, 5), (2, 3)]
+    assert [tuple(layer.weight.shape) for layer in net if isinstance(layer, torch.nn.Linear)] == [
+        (5, 7),
+        (3, 5),
+        (2, 3),
+    ]
     assert net(torch.randn(4, 6, 7)).shape == (4, 6, 2)
     # orthogonal rows: of length sqrt(2) in the hidden layers and as long as asked for in the last one
     for layer, gain in ((net[0], 2**0.5), (net[2], 2**0.5), (net[4], 0.01)):
-        torch.testing.assert_close(layer.weight @ layer.weight.T, gain**2 * torch.eye(len(layer.weight)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            layer.weight @ layer.weight.T, gain**2 * torch.eye(len(layer.weight)), atol=1e-5, rtol=1e-4
+        )
         assert layer.bias.abs().max() == 0
     x = torch.randn(10, 7)
     assert (net(2 * x) - 2 * net(x)).abs().max() < 1e-6  # ReLU without biases scales ...

@@ -58,7 +58,9 @@ def test_rotate_by_hand():
 
 @given(rotations, rotations, vectors)
 def test_product_is_composition(a, b, v):
-    torch.testing.assert_close(ml.quat_rotate(ml.quat_multiply(a, b), v), ml.quat_rotate(a, ml.quat_rotate(b, v)), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        ml.quat_rotate(ml.quat_multiply(a, b), v), ml.quat_rotate(a, ml.quat_rotate(b, v)), atol=1e-9, rtol=0
+    )
     torch.testing.assert_close(ml.quat_rotate(ml.quat_conjugate(a), ml.quat_rotate(a, v)), v, atol=1e-9, rtol=0)
 
 
@@ -168,7 +170,11 @@ def test_bodies_of_the_humanoid(character):
     assert character.body_names == ["pelvis", "torso", "head"] + limbs
     parent = dict(zip(character.body_names, (character.body_names[p] if p >= 0 else None for p in character.parents)))
     assert parent["pelvis"] is None and parent["head"] == "torso" and parent["left_hand"] == "left_lower_arm"
-    assert parent["right_upper_arm"] == "torso" and parent["left_thigh"] == "pelvis" and parent["right_foot"] == "right_shin"
+    assert (
+        parent["right_upper_arm"] == "torso"
+        and parent["left_thigh"] == "pelvis"
+        and parent["right_foot"] == "right_shin"
+    )
     assert character.offsets[0].tolist() == [0, 0, 0]  # where the root stands is not its offset
     torch.testing.assert_close(character.offsets[13], torch.tensor([0.0, 0.0, -0.421546]))
     torch.testing.assert_close(character.offsets[3], torch.tensor([-0.02405, -0.18311, 0.24350]))
@@ -186,8 +192,14 @@ def test_dofs_of_the_humanoid(character):
         "left_shoulder_x",
     ]
     bodies = {name: character.body_names[character.dof_body[d]] for name, d in dofs.items()}
-    assert bodies["abdomen_z"] == "torso" and bodies["left_elbow"] == "left_lower_arm" and bodies["right_ankle_x"] == "right_foot"
-    assert character.dof_axis[dofs["left_hip_z"]].tolist() == [0, 0, 1] and character.dof_axis[dofs["right_knee"]].tolist() == [
+    assert (
+        bodies["abdomen_z"] == "torso"
+        and bodies["left_elbow"] == "left_lower_arm"
+        and bodies["right_ankle_x"] == "right_foot"
+    )
+    assert character.dof_axis[dofs["left_hip_z"]].tolist() == [0, 0, 1] and character.dof_axis[
+        dofs["right_knee"]
+    ].tolist() == [
         0,
         1,
         0,
@@ -205,7 +217,11 @@ def test_dofs_of_the_humanoid(character):
 
 def test_collision_points_of_the_humanoid(character):
     # 6 spheres of one point, 10 capsules of two, 2 boxes of eight corners
-    assert character.hull_body.shape == (42,) and character.hull_point.shape == (42, 3) and character.hull_radius.shape == (42,)
+    assert (
+        character.hull_body.shape == (42,)
+        and character.hull_point.shape == (42, 3)
+        and character.hull_radius.shape == (42,)
+    )
     foot = character.hull_point[character.hull_body == character.body_names.index("left_foot")]
     assert foot.shape == (8, 3)
     torch.testing.assert_close(foot.amin(0), torch.tensor([-0.0435, -0.045, -0.05]))
@@ -350,7 +366,9 @@ def test_body_velocities_against_mujoco(character, write_clip):
     mujoco = pytest.importorskip("mujoco")
     rate, velocity = steady_motion()
     poses = [steady_pose(character, rate, velocity, i / 5) for i in range(6)]
-    path = write_clip(fps=5.0, root_position=torch.stack([p for p, _ in poses]), rotations=torch.stack([q for _, q in poses]))
+    path = write_clip(
+        fps=5.0, root_position=torch.stack([p for p, _ in poses]), rotations=torch.stack([q for _, q in poses])
+    )
     motions = ml.MotionLib(path, character)
     sim = amp.MujocoSim(amp.Args(substeps=3), character, 1, CPU)
     for time in (0.4, 0.53):  # at a frame and between two
@@ -402,7 +420,9 @@ def test_dof_positions_by_hand(character):
     rotations = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(15, 1)
     names = character.body_names
     rotations[names.index("torso")] = ml.quat_from_rotvec(torch.tensor([0.3, -0.2, 0.5]))
-    rotations[names.index("left_lower_arm")] = torch.tensor([0.0, -0.5, 0.0, math.sqrt(0.75)])  # the elbow bent by 60 degrees
+    rotations[names.index("left_lower_arm")] = torch.tensor(
+        [0.0, -0.5, 0.0, math.sqrt(0.75)]
+    )  # the elbow bent by 60 degrees
     position = ml.dof_positions(character, rotations)
     expected = torch.zeros(28)
     expected[:3] = torch.tensor([0.3, -0.2, 0.5])
@@ -476,7 +496,9 @@ def test_a_clip_of_another_skeleton(write_clip, character):
     with pytest.raises(ml.InputError, match=r"skeleton.*order"):
         ml.load_clip(write_clip(body_names=swapped), character.body_names)
     with pytest.raises(ml.InputError, match="skeleton"):
-        ml.load_clip(write_clip(body_names=np.array(character.body_names[:14]), rotations=IDENTITY[:, :14]), character.body_names)
+        ml.load_clip(
+            write_clip(body_names=np.array(character.body_names[:14]), rotations=IDENTITY[:, :14]), character.body_names
+        )
 
 
 def test_files_that_are_no_clips(tmp_path, write_clip, character, payload):
@@ -569,10 +591,16 @@ def same_rotation(a, b, atol):
 
 def test_frames_are_reproduced(all_motions):
     for number, clip in enumerate(all_motions.clips):
-        frames = np.arange(len(clip.root_position) - (clip.loop == "wrap"))  # a loop's last frame is the next cycle's first
-        state = all_motions.state(torch.full((len(frames),), number), torch.tensor(frames / clip.fps, dtype=torch.float32))
+        frames = np.arange(
+            len(clip.root_position) - (clip.loop == "wrap")
+        )  # a loop's last frame is the next cycle's first
+        state = all_motions.state(
+            torch.full((len(frames),), number), torch.tensor(frames / clip.fps, dtype=torch.float32)
+        )
         # a time in single precision is off by up to 1e-7 of itself: 1e-5 of a frame
-        torch.testing.assert_close(state.root_position, torch.tensor(clip.root_position[frames], dtype=torch.float32), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            state.root_position, torch.tensor(clip.root_position[frames], dtype=torch.float32), atol=1e-5, rtol=0
+        )
         same_rotation(state.rotations, torch.tensor(clip.rotations[frames], dtype=torch.float32), 2e-5)
 
 
@@ -583,7 +611,9 @@ def test_halfway_between_frames(write_clip, character):
     motions = ml.MotionLib(write_clip(root_position=position, rotations=rotations, fps=2.0), character)
     state = motions.state(torch.tensor([0]), torch.tensor([0.25]))
     torch.testing.assert_close(state.root_position, torch.tensor([[0.5, 0.0, 1.0]]))
-    torch.testing.assert_close(state.rotations[0, 0], torch.tensor([0.0, 0.0, math.sin(math.pi / 8), math.cos(math.pi / 8)]))
+    torch.testing.assert_close(
+        state.rotations[0, 0], torch.tensor([0.0, 0.0, math.sin(math.pi / 8), math.cos(math.pi / 8)])
+    )
     torch.testing.assert_close(state.root_velocity, torch.tensor([[2.0, 0.0, 0.4]]))
     torch.testing.assert_close(state.root_angular_velocity, torch.tensor([[0.0, 0.0, math.pi]]))
     assert state.dof_velocity.abs().max() == 0
@@ -620,9 +650,13 @@ def test_a_turning_loop_walks_a_square(write_clip, character):
 def test_mean_forward_speed(write_clip, character, tmp_path):
     sideways = np.stack((np.zeros(5), np.linspace(0, 1.0, 5), np.full(5, 0.9)), -1)  # the character faces +x
     write_clip("sideways.npz", root_position=sideways)
-    write_clip("fast.npz", root_position=np.stack((np.linspace(0, 2.0, 5), np.zeros(5), np.full(5, 0.9)), -1))  # 2 m in 0.4 s
+    write_clip(
+        "fast.npz", root_position=np.stack((np.linspace(0, 2.0, 5), np.zeros(5), np.full(5, 0.9)), -1)
+    )  # 2 m in 0.4 s
     path = tmp_path / "set.json"
-    path.write_text(json.dumps({"clips": [{"file": "sideways.npz", "weight": 3.0}, {"file": "fast.npz", "weight": 1.0}]}))
+    path.write_text(
+        json.dumps({"clips": [{"file": "sideways.npz", "weight": 3.0}, {"file": "fast.npz", "weight": 1.0}]})
+    )
     assert ml.MotionLib(str(path), character).statistics()[2] == pytest.approx(0.25 * 5.0, abs=1e-5)
 
 
@@ -646,7 +680,9 @@ def test_a_cycle_later_the_pose_is_the_same(all_motions, cycle, phase):
     now = in_first_heading(all_motions, clip, 0, all_motions.state(clip, phase * length))
     later = in_first_heading(all_motions, clip, cycle, all_motions.state(clip, (phase + cycle) * length))
     for name in ("height", "velocity", "angular_velocity", "dof_velocity"):
-        torch.testing.assert_close(now[name], later[name], atol=0.02, rtol=1e-3)  # t + k L is exact to 1e-6 s, accelerations reach 1e3
+        torch.testing.assert_close(
+            now[name], later[name], atol=0.02, rtol=1e-3
+        )  # t + k L is exact to 1e-6 s, accelerations reach 1e3
     for name in ("root", "joints"):
         same_rotation(now[name], later[name], 1e-3)
 
@@ -658,7 +694,9 @@ def test_the_seam_is_continuous(all_motions):
         seam = cycle * all_motions.length[clip]
         before, after = all_motions.state(clip, seam - 1e-5), all_motions.state(clip, seam + 1e-5)
         torch.testing.assert_close(before.root_position[:, :2], after.root_position[:, :2], atol=1e-3, rtol=0)
-        torch.testing.assert_close(ml.heading(before.rotations[:, 0]), ml.heading(after.rotations[:, 0]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            ml.heading(before.rotations[:, 0]), ml.heading(after.rotations[:, 0]), atol=1e-3, rtol=0
+        )
         for name in ("root_velocity", "root_angular_velocity", "dof_velocity"):
             torch.testing.assert_close(getattr(before, name), getattr(after, name), atol=0.05, rtol=0)
 
@@ -691,7 +729,11 @@ def test_sampling_follows_the_weights(write_clip, character, tmp_path):
     for name in ("a", "b", "c"):
         write_clip(f"{name}.npz", frames=3 if name == "c" else 30)  # the length does not matter
     path = tmp_path / "set.json"
-    path.write_text(json.dumps({"clips": [{"file": "a.npz", "weight": 1}, {"file": "b.npz", "weight": 2}, {"file": "c.npz", "weight": 5}]}))
+    path.write_text(
+        json.dumps(
+            {"clips": [{"file": "a.npz", "weight": 1}, {"file": "b.npz", "weight": 2}, {"file": "c.npz", "weight": 5}]}
+        )
+    )
     motions = ml.MotionLib(str(path), character)
     clip, time = motions.sample(8000, 0.1, torch.Generator().manual_seed(0))
     count = torch.bincount(clip, minlength=3)
@@ -717,7 +759,9 @@ def test_any_batch_shape(all_motions):
 
 def track(*x):
     """One episode of two bodies; both are x metres from the origin: (1, T, 2, 3)."""
-    return torch.tensor([float(v) for v in x])[None, :, None, None].expand(1, len(x), 2, 1) * torch.tensor([1.0, 0.0, 0.0])
+    return torch.tensor([float(v) for v in x])[None, :, None, None].expand(1, len(x), 2, 1) * torch.tensor(
+        [1.0, 0.0, 0.0]
+    )
 
 
 def error(simulated, reference, steps=None, horizon=None):
@@ -743,7 +787,9 @@ def test_pose_error_of_a_constant_offset():
 
 def test_pose_error_ignores_the_pace():
     assert error(track(0, 0, 1, 1, 2, 2, 3, 3), track(0, 1, 2, 3, 4)) == 0  # at half the speed
-    assert error(track(0, 2, 4), track(0, 1, 2, 3, 4, 5)) == pytest.approx(0.4)  # at double: three of five steps hit, two miss by 1 m
+    assert error(track(0, 2, 4), track(0, 1, 2, 3, 4, 5)) == pytest.approx(
+        0.4
+    )  # at double: three of five steps hit, two miss by 1 m
 
 
 def test_pose_error_starts_at_the_episodes_own_phase():
@@ -779,11 +825,17 @@ def best_path_by_enumeration(cost):
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**31))
 def test_pose_error_against_all_paths(rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
-    simulated, reference = torch.rand(3, 4, 2, 3, generator=generator), torch.rand(3, columns, 2, 3, generator=generator)
+    simulated, reference = (
+        torch.rand(3, 4, 2, 3, generator=generator),
+        torch.rand(3, columns, 2, 3, generator=generator),
+    )
     steps = torch.tensor([rows, 1, 4])
     errors, _ = ml.pose_error(simulated, reference, steps, 4)
     for e, alive in enumerate(steps.tolist()):
-        cost = [[(simulated[e, i] - reference[e, j]).norm(dim=-1).mean().item() for j in range(columns)] for i in range(alive)]
+        cost = [
+            [(simulated[e, i] - reference[e, j]).norm(dim=-1).mean().item() for j in range(columns)]
+            for i in range(alive)
+        ]
         expected = (best_path_by_enumeration(cost) * alive + (4 - alive)) / 4
         assert float(errors[e]) == pytest.approx(expected, abs=1e-5)
 
@@ -825,7 +877,9 @@ def test_relative_positions_do_not_depend_on_place_and_heading(walk, yaw, x, y):
     state = walk.state(torch.zeros(3, dtype=torch.long), times)
     here, _ = ml.forward_kinematics(walk.character, state.root_position, state.rotations)
     turn = ml.quat_from_yaw(torch.tensor(yaw))
-    rotations = torch.cat((ml.quat_multiply(turn.expand(3, 4), state.rotations[:, 0])[:, None], state.rotations[:, 1:]), 1)
+    rotations = torch.cat(
+        (ml.quat_multiply(turn.expand(3, 4), state.rotations[:, 0])[:, None], state.rotations[:, 1:]), 1
+    )
     root_position = ml.quat_rotate(turn, state.root_position) + torch.tensor([x, y, 0.0])
     there, _ = ml.forward_kinematics(walk.character, root_position, rotations)
     mine, theirs = ml.relative_positions(here, state.rotations[:, 0]), ml.relative_positions(there, rotations[:, 0])

@@ -25,7 +25,9 @@ def launch(folder, command, processes=2, restarts=0, rendezvous=("--standalone",
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     flags = (*rendezvous, f"--nproc_per_node={processes}", f"--max-restarts={restarts}")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    return subprocess.Popen([*TORCHRUN, *flags, *map(str, command)], cwd=str(folder), env=env, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        [*TORCHRUN, *flags, *map(str, command)], cwd=str(folder), env=env, start_new_session=True, **pipes
+    )
 
 
 def launch_machines(folders, command, restarts):
@@ -259,7 +261,10 @@ def test_a_run_goes_on_with_another_number_of_processes(root, tmp_path, pair):
     _, err = start(root, tmp_path, *command, "--num-envs", 6).communicate()  # which may differ as the processes do
     assert f"{run}: number of processes 2 before, 1 now: the replay buffer is dealt out anew" in err
     (part,) = load(run / "latest.pt")["training"]["processes"]
-    assert len(part["replay"]) == min(sum(rows) + 2 * 6 * 8, 256) and load(run / "latest.pt")["samples"] == BATCH * 24 + 2 * 6 * 8
+    assert (
+        len(part["replay"]) == min(sum(rows) + 2 * 6 * 8, 256)
+        and load(run / "latest.pt")["samples"] == BATCH * 24 + 2 * 6 * 8
+    )
     assert [samples for samples, _ in scalars(run)["reward/total"]] == [BATCH * 24 + 48, BATCH * 24 + 96]
     _, err = start(root, tmp_path, *command, "--num-envs", 8).communicate()  # as many processes: this it may not
     assert "the run has num_envs 6" in err

@@ -58,9 +58,13 @@ def differences(one, two, path=""):
         return [] if torch.equal(one, two) else [path]
     if isinstance(one, dict) and isinstance(two, dict):
         keys = [f"{path}/{key}" for key in one.keys() ^ two.keys()]
-        return keys + [found for key in one.keys() & two.keys() for found in differences(one[key], two[key], f"{path}/{key}")]
+        return keys + [
+            found for key in one.keys() & two.keys() for found in differences(one[key], two[key], f"{path}/{key}")
+        ]
     if isinstance(one, (list, tuple)):
-        return [path] * (len(one) != len(two)) + [x for i, pair in enumerate(zip(one, two)) for x in differences(*pair, f"{path}/{i}")]
+        return [path] * (len(one) != len(two)) + [
+            x for i, pair in enumerate(zip(one, two)) for x in differences(*pair, f"{path}/{i}")
+        ]
     return [] if one == two else [path]
 
 
@@ -193,9 +197,15 @@ def test_the_field_in_which_a_checkpoint_differs_is_named(root, tmp_path, alone,
         "format 4": dict(content, format=4),
         "amp_ppo_walrus": dict(content, script="amp_ppo_walrus"),
         "an option tail": dict(content, args=dict(content["args"], tail=1)),
-        "bodies differ: tail": dict(content, character=dict(content["character"], bodies=content["character"]["bodies"] + ["tail"])),
-        "dofs differ: their order": dict(content, character=dict(content["character"], dofs=content["character"]["dofs"][::-1])),
-        "actor.0.weight holds NaN": dict(content, agent={k: x / 0 if k == "actor.0.weight" else x for k, x in content["agent"].items()}),
+        "bodies differ: tail": dict(
+            content, character=dict(content["character"], bodies=content["character"]["bodies"] + ["tail"])
+        ),
+        "dofs differ: their order": dict(
+            content, character=dict(content["character"], dofs=content["character"]["dofs"][::-1])
+        ),
+        "actor.0.weight holds NaN": dict(
+            content, agent={k: x / 0 if k == "actor.0.weight" else x for k, x in content["agent"].items()}
+        ),
     }
     for words, changed in cases.items():
         torch.save(changed, tmp_path / "other.pt")
@@ -307,8 +317,15 @@ def test_broken_physics_costs_an_episode_and_nothing_else(root, tmp_path, monkey
     saved, log = train(module, root, tmp_path, monkeypatch, eval_interval=0)
     assert saved["training"]["progress"]["diverged"] == 60 == log["episode/diverged"][-1][1]
     assert all(x.isfinite().all() for x in saved["agent"].values())
-    assert saved["training"]["processes"][0]["replay"].isfinite().all() and saved["training"]["progress"]["skipped"] == 0
-    assert all(math.isfinite(value) for name, points in log.items() if name != "policy/explained_variance" for _, value in points)
+    assert (
+        saved["training"]["processes"][0]["replay"].isfinite().all() and saved["training"]["progress"]["skipped"] == 0
+    )
+    assert all(
+        math.isfinite(value)
+        for name, points in log.items()
+        if name != "policy/explained_variance"
+        for _, value in points
+    )
     assert saved["agent"]["obs_norm.var"].max() < 1e4
 
 
@@ -366,7 +383,9 @@ def test_a_run_that_learns_nothing_any_more_gives_up(root, tmp_path, monkeypatch
 def test_detect_anomaly_shows_where_a_gradient_becomes_nan(root, tmp_path, monkeypatch):
     """Without the option the same update is skipped."""
     loss = amp.F.mse_loss
-    monkeypatch.setattr(amp.F, "mse_loss", lambda x, y: loss(x, y) + 0.0 * (x - x).sum().sqrt())  # the root's slope at 0 is infinite
+    monkeypatch.setattr(
+        amp.F, "mse_loss", lambda x, y: loss(x, y) + 0.0 * (x - x).sum().sqrt()
+    )  # the root's slope at 0 is infinite
     saved, _ = train(amp, root, tmp_path, monkeypatch, total_timesteps=BATCH)
     assert saved["training"]["progress"]["skipped"] == 8
     (tmp_path / "runs").rename(tmp_path / "first")
@@ -410,6 +429,14 @@ def test_a_character_that_keeps_to_one_clip_is_told_of():
 def test_trouble_is_told_once(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(amp, "training_health", lambda log, speed: "it hiccups")
     train(
-        amp, root, tmp_path, monkeypatch, total_timesteps=BATCH * 403, eval_interval=0, num_minibatches=1, update_epochs=1, disc_updates=1
+        amp,
+        root,
+        tmp_path,
+        monkeypatch,
+        total_timesteps=BATCH * 403,
+        eval_interval=0,
+        num_minibatches=1,
+        update_epochs=1,
+        disc_updates=1,
     )
     assert capsys.readouterr().err.count("it hiccups") == 1

@@ -55,7 +55,9 @@ def start(root, folder, *flags, threads=2):
     # threads that wait asleep: with others at work on the machine, waiting in a loop takes ten times as long
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen([sys.executable, str(root / SCRIPT), *flags], cwd=str(folder), env=env, universal_newlines=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, str(root / SCRIPT), *flags], cwd=str(folder), env=env, universal_newlines=True, **pipes
+    )
 
 
 def scalars(run):
@@ -118,7 +120,11 @@ def commands(text, script):
     """Flags of every command in a text that runs the script."""
     for line in text.replace("\\\n", " ").splitlines():
         for command in line.split("&&"):
-            words = shlex.split(command, comments=True) if script in command and "python" in command and "`" not in command else []
+            words = (
+                shlex.split(command, comments=True)
+                if script in command and "python" in command and "`" not in command
+                else []
+            )
             if script in words and words[words.index(script) - 1].startswith("python"):
                 yield words[words.index(script) + 1 :]
 
@@ -146,7 +152,9 @@ def test_the_code_grows_no_longer(root, name, limit):
     """The house style asks for 750 lines a script and 350 in motion_lib.py, which are over it and may only shrink; 45 a function."""
     text = (root / name).read_text(encoding="utf-8")
     assert len(text.splitlines()) <= limit
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.name != "main"]
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.name != "main"
+    ]
     assert [node.name for node in functions if node.end_lineno - node.lineno >= 45] == []
 
 
@@ -223,14 +231,25 @@ def test_what_a_training_writes(trained, root):
 @needs_mujoco
 def test_what_a_training_logs(trained):
     log = scalars(trained[0][0])
-    wanted = ["episode/length", "reward/task", "reward/style", "reward/style_weighted", "disc/loss", "disc/grad_penalty", "policy/kl"]
+    wanted = [
+        "episode/length",
+        "reward/task",
+        "reward/style",
+        "reward/style_weighted",
+        "disc/loss",
+        "disc/grad_penalty",
+        "policy/kl",
+    ]
     wanted += [f"disc/{what}_{side}" for what in ("logit", "accuracy") for side in ("demo", "fresh", "replay")]
     wanted += ["policy/clip_fraction", "policy/explained_variance", "episode/speed_m_s"]
     wanted += [f"eval/{name}" for name in METRICS]
     assert [name for name in wanted if name not in log] == []
     assert all(np.isfinite(value) for values in log.values() for _, value in values)
     assert [samples for samples, _ in log["reward/style"]] == [256, 512, 768, 1024, 1280]
-    assert [samples for samples, _ in log["eval/pose_error_m"]] == [1024, 1280]  # every fourth iteration, and the last one
+    assert [samples for samples, _ in log["eval/pose_error_m"]] == [
+        1024,
+        1280,
+    ]  # every fourth iteration, and the last one
     for (_, style), (_, weighted) in zip(log["reward/style"], log["reward/style_weighted"]):
         assert weighted == pytest.approx(2 * style, rel=1e-5)  # the default weight
 
@@ -250,10 +269,14 @@ def test_the_same_seed_gives_the_same_run(trained, root, run_script, tmp_path):
     for name, value in one["agent"].items():
         assert torch.equal(value, two["agent"][name]), name
     # another seed, another run
-    result = run_script(SCRIPT, *options(root, num_envs=32, total_timesteps=32 * 8 * 5, hidden=(64, 64), disc_batch=512, seed=4))
+    result = run_script(
+        SCRIPT, *options(root, num_envs=32, total_timesteps=32 * 8 * 5, hidden=(64, 64), disc_batch=512, seed=4)
+    )
     assert result.code == 0 and result.out.splitlines()[-1] != out_one.splitlines()[-1]
     (run,) = (tmp_path / "runs").iterdir()
-    assert not torch.equal(torch.load(run / "latest.pt", weights_only=True)["agent"]["actor.0.weight"], one["agent"]["actor.0.weight"])
+    assert not torch.equal(
+        torch.load(run / "latest.pt", weights_only=True)["agent"]["actor.0.weight"], one["agent"]["actor.0.weight"]
+    )
 
 
 @needs_mujoco
@@ -294,7 +317,9 @@ def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpo
     mine, theirs = json.loads(result.out.splitlines()[-1]), json.loads(trained[0][1].splitlines()[-1])
     assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
     # options of the command line win over those of the training
-    result = run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-seconds", "0.2", "--eval-episodes", "4")
+    result = run_script(
+        SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-seconds", "0.2", "--eval-episodes", "4"
+    )
     metrics = json.loads(result.out.splitlines()[-1])
     assert metrics["episodes"] == 4 and metrics["mean_episode_s"] <= 0.2 + 1e-6
 
@@ -304,7 +329,10 @@ def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpo
     "changes", [dict(task="none", disc_loss="lsgan", reset_mode="hybrid"), dict(motion_file="set.json", style_weight=0)]
 )
 def test_other_ways_to_train(run_script, root, tmp_path, changes):
-    clips = [dict(file=str(root / f"motions/{name}.npz"), weight=weight) for name, weight in (("run", 1), ("kick", 2), ("crawl", 0.5))]
+    clips = [
+        dict(file=str(root / f"motions/{name}.npz"), weight=weight)
+        for name, weight in (("run", 1), ("kick", 2), ("crawl", 0.5))
+    ]
     (tmp_path / "set.json").write_text(json.dumps({"clips": clips}))
     result = run_script(SCRIPT, *options(root, total_timesteps=128, **changes))
     assert result.code == 0, result.err
@@ -337,7 +365,9 @@ def test_filmed_episodes(root, tmp_path):
     process = start(root, tmp_path, *flags, "--capture-video")
     _, err = process.communicate()
     if process.returncode:
-        assert process.returncode == 2 and err.splitlines()[-1].startswith("error: --capture-video") and "libegl1" in err
+        assert (
+            process.returncode == 2 and err.splitlines()[-1].startswith("error: --capture-video") and "libegl1" in err
+        )
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -347,7 +377,10 @@ def test_filmed_episodes(root, tmp_path):
     events.Reload()
     pictures = events.Images("eval/episode")
     assert [picture.step for picture in pictures] == [64, 128]
-    assert all(picture.encoded_image_string[:6] == b"GIF89a" and len(picture.encoded_image_string) > 10_000 for picture in pictures)
+    assert all(
+        picture.encoded_image_string[:6] == b"GIF89a" and len(picture.encoded_image_string) > 10_000
+        for picture in pictures
+    )
 
 
 @needs_mujoco
@@ -355,7 +388,9 @@ def test_filmed_episodes(root, tmp_path):
 def test_filming_without_opengl(root, tmp_path, monkeypatch, display, word):
     """One line, whether the bindings cannot be imported (a library that is not there) or no picture can be made (a dead display)."""
     (tmp_path / "OpenGL").mkdir()
-    (tmp_path / "OpenGL/__init__.py").write_text("raise AttributeError(\"'NoneType' object has no attribute 'eglQueryString'\")")
+    (tmp_path / "OpenGL/__init__.py").write_text(
+        "raise AttributeError(\"'NoneType' object has no attribute 'eglQueryString'\")"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
@@ -421,7 +456,9 @@ def watched(monkeypatch, root, tmp_path):
             truncated=torch.stack([truncated for *_, truncated, _ in steps]),
             transitions=agent.disc_norm(transitions).flatten(0, 1),
         )
-        given = dict(reward=reward, value=value, next_value=next_value, terminated=terminated, done=done, gamma=gamma, lam=lam)
+        given = dict(
+            reward=reward, value=value, next_value=next_value, terminated=terminated, done=done, gamma=gamma, lam=lam
+        )
         iterations.append((expected, given, list(batches)))
         steps.clear()
         batches.clear()
@@ -629,7 +666,9 @@ def test_bad_checkpoints(run_script, root, tmp_path, checkpoint, payload):
             refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", name), name)
     refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", tmp_path), tmp_path)
     # options that contradict a good one
-    refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--hidden", "32", "32"), "policy.pt")
+    refused(
+        run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--hidden", "32", "32"), "policy.pt"
+    )
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -653,7 +692,15 @@ def test_bad_input_of_the_process(root, tmp_path, payload):
 
 def learn(root, folder, **changes):
     """Train on one core for about half a minute -> name of a scalar -> its means over the five fifths of the training."""
-    chosen = dict(num_envs=128, hidden=(64, 64), gamma=0.95, action_std_log=-2.3, update_epochs=4, learning_rate=1e-3, target_kl=0.08)
+    chosen = dict(
+        num_envs=128,
+        hidden=(64, 64),
+        gamma=0.95,
+        action_std_log=-2.3,
+        update_epochs=4,
+        learning_rate=1e-3,
+        target_kl=0.08,
+    )
     chosen.update(disc_updates=1, disc_batch=512, replay_size=100_000, replay_keep=64, eval_interval=0, seed=1)
     chosen.update(changes)
     process = start(root, folder, *options(root, **chosen), threads=1)

@@ -91,7 +91,9 @@ def test_clock(write_clip, character):
 
 def test_only_feet_touch_the_ground(write_clip, character):
     """The soles of the standing character are 0.881416 m below its root: 0.421546 + 0.409870 + 0.05."""
-    heights = np.array([[0, 0, 0.8815], [0, 0, 0.8913], [0, 0, 0.8916], [0, 0, 0.85]])  # 0.1, 9.9, 10.2 mm above the ground; 3 cm below
+    heights = np.array(
+        [[0, 0, 0.8815], [0, 0, 0.8913], [0, 0, 0.8916], [0, 0, 0.85]]
+    )  # 0.1, 9.9, 10.2 mm above the ground; 3 cm below
     rate, (take,) = view.load_takes(character, [write_clip(frames=4, root_position=heights.astype(np.float32))], "side")
     feet = torch.tensor([name.endswith("foot") for name in character.body_names])
     assert rate == 10.0
@@ -136,8 +138,14 @@ def test_overlay_of_a_loop_starts_in_phase(character, root, tmp_path):
 def test_body_meshes_are_the_files_geoms(character):
     meshes = dict(zip(character.body_names, view.body_meshes(character.path)))
     bounds = lambda name: (meshes[name][0].min(0).tolist(), meshes[name][0].max(0).tolist())  # noqa: E731
-    assert bounds("right_foot") == (pytest.approx([-0.0435, -0.045, -0.05]), pytest.approx([0.1335, 0.045, 0.005]))  # box
-    assert bounds("head") == (pytest.approx([-0.095, -0.095, 0.08], abs=1e-3), pytest.approx([0.095, 0.095, 0.27], abs=1e-3))  # sphere
+    assert bounds("right_foot") == (
+        pytest.approx([-0.0435, -0.045, -0.05]),
+        pytest.approx([0.1335, 0.045, 0.005]),
+    )  # box
+    assert bounds("head") == (
+        pytest.approx([-0.095, -0.095, 0.08], abs=1e-3),
+        pytest.approx([0.095, 0.095, 0.27], abs=1e-3),
+    )  # sphere
     low, high = bounds("left_thigh")  # capsule
     assert (low[2], high[2]) == (pytest.approx(-0.415, abs=1e-3), pytest.approx(-0.005, abs=1e-3))
     assert all(faces.max() < len(vertices) and np.isfinite(vertices).all() for vertices, faces in meshes.values())
@@ -160,7 +168,9 @@ def page(root, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(sys, "argv", ["view.py", str(root / "motions/kick.npz"), "--html", str(path)])
         view.main()
-    assert out.getvalue() == f"{path}: 1 characters, 47 frames, {path.stat().st_size / 1e6:.1f} MB\n"  # and nothing from viser
+    assert (
+        out.getvalue() == f"{path}: 1 characters, 47 frames, {path.stat().st_size / 1e6:.1f} MB\n"
+    )  # and nothing from viser
     return path, path.read_text(encoding="utf-8")
 
 
@@ -226,7 +236,9 @@ class Links(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.loads += [
-            value for key, value in attributes if key in ("src", "href", "data") and tag != "a" and not value.startswith("data:")
+            value
+            for key, value in attributes
+            if key in ("src", "href", "data") and tag != "a" and not value.startswith("data:")
         ]
 
 
@@ -278,13 +290,19 @@ def test_the_server_answers_and_stops(character, root):
     "arguments, fault",
     [
         (["nothing.npz"], "nothing.npz: no such motion file"),
-        (["humanoid.xml"], "humanoid.xml: not a readable .npz motion clip (BadZipFile); convert it with motions/convert.py"),
+        (
+            ["humanoid.xml"],
+            "humanoid.xml: not a readable .npz motion clip (BadZipFile); convert it with motions/convert.py",
+        ),
         (["walk.npz", "nothing"], "nothing: no such motion file"),
         (["walk.npz", "--html", "no/such/folder/out.html"], "--html no/such/folder/out.html: there is no folder "),
         (["walk.npz", "--html", "."], "--html .: it is a folder"),
         (["walk.npz", "--seconds", "nan"], "--seconds nan: expected 0 to 600"),
         (["walk.npz", "--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),
-        (["walk.npz", "--character-file", "walk.npz"], "walk.npz: not a character file written like motions/humanoid.xml"),
+        (
+            ["walk.npz", "--character-file", "walk.npz"],
+            "walk.npz: not a character file written like motions/humanoid.xml",
+        ),
     ],
 )
 def test_bad_input_is_one_line(run_script, root, tmp_path, arguments, fault):
@@ -322,7 +340,9 @@ def browser():
     """Headless Chromium, the machine's own, with an empty profile."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements-test.txt")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -r requirements-test.txt"
+    )
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
         yield running

@@ -60,7 +60,11 @@ def contacts_in_warp(sim):
     for _ in range(4):
         mujoco_warp.step(sim.model, sim.data)
         n = int(sim.data.nacon.numpy()[0])
-        pairs, world, rows = sim.data.contact.geom.numpy()[:n], sim.data.contact.worldid.numpy()[:n], sim.data.nefc.numpy()
+        pairs, world, rows = (
+            sim.data.contact.geom.numpy()[:n],
+            sim.data.contact.worldid.numpy()[:n],
+            sim.data.nefc.numpy(),
+        )
         for i, steps in enumerate(found):
             steps.append((sorted(map(tuple, pairs[world == i].tolist())), int(rows[i])))
     end = [x.clone() for x in sim.kept[:2]]
@@ -96,7 +100,8 @@ def test_thirty_control_steps_as_in_c_until_a_contact_differs(walk):
 
 
 @pytest.mark.parametrize(
-    "what", ["NaN position", "infinite position", "NaN velocity", "huge velocity", "fast flight", "NaN in the solver's start"]
+    "what",
+    ["NaN position", "infinite position", "NaN velocity", "huge velocity", "fast flight", "NaN in the solver's start"],
 )
 def test_a_broken_world_is_put_to_rest(walk, what):
     """Corrupt one world: it ends as diverged, starts anew, nothing keeps a NaN, and the others never notice, bit for bit."""
@@ -105,7 +110,9 @@ def test_a_broken_world_is_put_to_rest(walk, what):
     for e in (env, healthy):
         e.step(actions[0])
     qpos, qvel, start, *_ = env.sim.kept
-    broken = {"position": qpos[1, 2:], "velocity": qvel[1, 9:], "flight": qvel[1, 2:], "start": start[1]}[what.split()[-1]]
+    broken = {"position": qpos[1, 2:], "velocity": qvel[1, 9:], "flight": qvel[1, 2:], "start": start[1]}[
+        what.split()[-1]
+    ]
     broken[0] = {"NaN": math.nan, "infinite": math.inf, "huge": 1e12, "fast": 1e3}[what.split()[0]]
     others = [0, 2, 3]
     for step, action in enumerate(actions[1:]):
@@ -116,14 +123,18 @@ def test_a_broken_world_is_put_to_rest(walk, what):
         assert all(torch.isfinite(x).all() for x in (obs, reward, info["final_obs"], info["disc_obs"], *env.sim.kept))
 
 
-@pytest.mark.parametrize("capacity, lost", [({"nconmax": 1}, [True, True]), ({"njmax": 4}, [True, False]), ({}, [False, False])])
+@pytest.mark.parametrize(
+    "capacity, lost", [({"nconmax": 1}, [True, True]), ({"njmax": 4}, [True, False]), ({}, [False, False])]
+)
 def test_a_full_store_counts_as_divergence(character, monkeypatch, capacity, lost):
     """One lies in the ground; the other is in the air, four joints at their limits. The store of contacts is one for all worlds."""
     real = mujoco_warp.make_data
     monkeypatch.setattr(mujoco_warp, "make_data", lambda model, **sizes: real(model, **{**sizes, **capacity}))
     sim = amp.WarpSim(amp.Args(cuda=False), character, 2, CPU)
     zero, height = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 3.0]])
-    lying = ml.rotations_from_dofs(character, ml.quat_from_rotvec(torch.tensor([[0.0, 1.57, 0.0]] * 2)), torch.zeros(2, 28))
+    lying = ml.rotations_from_dofs(
+        character, ml.quat_from_rotvec(torch.tensor([[0.0, 1.57, 0.0]] * 2)), torch.zeros(2, 28)
+    )
     put(sim, torch.arange(2), ml.MotionState(height, lying, zero, zero, torch.zeros(2, 28)))
     state, diverged = sim.step(torch.zeros(2, 28))
     assert diverged.tolist() == lost and (state.root_position[:, 2] == 0.9).tolist() == lost  # the pose of rest
@@ -187,11 +198,17 @@ class Waits(TorchDispatchMode):
         self.names, self.waits = [], Counter()
         for name in self.READERS:
             real = getattr(torch.Tensor, name)
-            patch.setattr(torch.Tensor, name, lambda x, *rest, name=name, real=real: (self.waits.update([name]), real(x, *rest))[1])
+            patch.setattr(
+                torch.Tensor,
+                name,
+                lambda x, *rest, name=name, real=real: (self.waits.update([name]), real(x, *rest))[1],
+            )
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
-        masks = [x for x in (args[1] if "aten.index" in name and isinstance(args[1], (list, tuple)) else ()) if x is not None]
+        masks = [
+            x for x in (args[1] if "aten.index" in name and isinstance(args[1], (list, tuple)) else ()) if x is not None
+        ]
         if any(word in name for word in self.WORDS) or any(x.dtype == torch.bool for x in masks):
             self.waits.update([name])
         self.names.append(name)
@@ -214,8 +231,20 @@ def test_a_step_is_the_same_operations_for_any_number_of_worlds_and_none_waits(w
 
 def test_what_waits_is_found(monkeypatch):
     x = torch.arange(4.0)
-    reads = [lambda: x.tolist(), lambda: x[x > 1], lambda: x.sum().item(), lambda: bool(x[0] > 1), lambda: (x > 1).nonzero()]
-    reads += [lambda: x.index_put((x > 1,), x[0]), lambda: x.numpy(), lambda: x.unique(), lambda: float(x[1]), lambda: x[x > 1].cpu()]
+    reads = [
+        lambda: x.tolist(),
+        lambda: x[x > 1],
+        lambda: x.sum().item(),
+        lambda: bool(x[0] > 1),
+        lambda: (x > 1).nonzero(),
+    ]
+    reads += [
+        lambda: x.index_put((x > 1,), x[0]),
+        lambda: x.numpy(),
+        lambda: x.unique(),
+        lambda: float(x[1]),
+        lambda: x[x > 1].cpu(),
+    ]
     for read in reads:
         with monkeypatch.context() as patch, Waits(patch) as waits:
             read()
@@ -229,8 +258,13 @@ def test_what_waits_is_found(monkeypatch):
 def test_an_iteration_waits_for_the_device_once(root, run_script, monkeypatch, script):
     """Roll-out and update, resets and time-outs included: the numbers of the log are the one transfer."""
     counts = {}
-    for iterations in (3, 3 + 6):  # 40 steps an iteration, so that every environment falls or times out, and the pool is drawn anew
-        sizes = dict(num_steps=40, episode_steps=30, eval_interval=0, eval_episodes=4, eval_seconds=0.1, save_interval=1000)
+    for iterations in (
+        3,
+        3 + 6,
+    ):  # 40 steps an iteration, so that every environment falls or times out, and the pool is drawn anew
+        sizes = dict(
+            num_steps=40, episode_steps=30, eval_interval=0, eval_episodes=4, eval_seconds=0.1, save_interval=1000
+        )
         sizes.update(total_timesteps=8 * 40 * iterations, sim="warp")
         sizes.update(motion_file=root / "motions/locomotion.json" if "heading" in script else root / "motions/walk.npz")
         with monkeypatch.context() as patch, Waits(patch) as waits:
@@ -248,12 +282,19 @@ def test_mujoco_with_cuda_is_warp_where_it_is_installed(monkeypatch, capsys, cha
     found = {}
     for missing in ((), ("mujoco_warp",)):
         real = importlib.util.find_spec
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name, missing=missing, real=real: None if name in missing else real(name))
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, missing=missing, real=real: None if name in missing else real(name),
+        )
         for sim, cuda in (("auto", True), ("auto", False), ("mujoco", True), ("mujoco", False)):
             args = amp.Args(sim=sim, cuda=cuda)
             amp.check_args(args)
             found[missing, sim, cuda] = args.sim
-    assert {key: sim for key, sim in found.items() if sim == "warp"}.keys() == {((), "auto", True), ((), "mujoco", True)}
+    assert {key: sim for key, sim in found.items() if sim == "warp"}.keys() == {
+        ((), "auto", True),
+        ((), "mujoco", True),
+    }
     assert set(found.values()) == {"warp", "mujoco"}
     with pytest.raises(ml.InputError, match=r"--sim warp: pip install -r requirements-warp\.txt"):
         amp.check_args(amp.Args(sim="warp", cuda=False))
@@ -275,7 +316,9 @@ def test_a_whole_training(root, tmp_path, run_script, script):
     """What it learnt is then looked at on MuJoCo in C."""
     motion = root / ("motions/walk.npz" if "isaacgym" in script else "motions/locomotion.json")
     files = ["--no-cuda", "--motion-file", motion, "--character-file", root / "motions/humanoid.xml"]
-    small = "--num-envs 8 --num-steps 8 --num-minibatches 2 --hidden 16 16 --disc-batch 32 --total-timesteps 192".split()
+    small = (
+        "--num-envs 8 --num-steps 8 --num-minibatches 2 --hidden 16 16 --disc-batch 32 --total-timesteps 192".split()
+    )
     small += "--eval-interval 2 --eval-episodes 4 --eval-seconds 1".split()
     done = run_script(script, "--sim", "warp", *files, *small)
     assert done.code == 0, done.err
@@ -292,7 +335,9 @@ def test_a_whole_training(root, tmp_path, run_script, script):
 
 def test_the_gpu_benchmark_refuses_without_a_gpu(root, tmp_path):
     env, program = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}, str(root / "benchmark/gpu.sh")
-    done = subprocess.run(["bash", program], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        ["bash", program], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: benchmark/gpu.sh") and "CUDA" in line

@@ -26,7 +26,12 @@ class Camera:
 
     def attach(self, body: int, position: np.ndarray, rotation: np.ndarray, turns: bool) -> None:
         """Follow a body at an offset: position (3,), rotation (4,) xyzw; in the body's frame if the camera turns with it."""
-        self.body, self.position, self.axes, self.turns = body, position, rotate(rotation[[3, 0, 1, 2]], np.eye(3)), turns
+        self.body, self.position, self.axes, self.turns = (
+            body,
+            position,
+            rotate(rotation[[3, 0, 1, 2]], np.eye(3)),
+            turns,
+        )
 
     def render(self, bodies: np.ndarray) -> None:
         """Draw bodies (L, 13) of the env."""

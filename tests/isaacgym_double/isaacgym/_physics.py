@@ -44,8 +44,24 @@ def from_exponential_map(r: np.ndarray) -> np.ndarray:
 
 # attributes that the importer ignores or stumbles over -> the values that change nothing (sliding friction and condim as PhysX has them)
 IGNORED = {
-    "geom": {"mass": (), "condim": ("3",), "friction": ("1", "1.0"), "solref": (), "solimp": (), "solmix": (), "margin": (), "gap": ()},
-    "joint": {"frictionloss": (), "solreflimit": (), "solimplimit": (), "solreffriction": (), "solimpfriction": (), "margin": ()},
+    "geom": {
+        "mass": (),
+        "condim": ("3",),
+        "friction": ("1", "1.0"),
+        "solref": (),
+        "solimp": (),
+        "solmix": (),
+        "margin": (),
+        "gap": (),
+    },
+    "joint": {
+        "frictionloss": (),
+        "solreflimit": (),
+        "solimplimit": (),
+        "solreffriction": (),
+        "solimpfriction": (),
+        "margin": (),
+    },
 }
 
 
@@ -56,7 +72,9 @@ def check_mjcf(path: str) -> None:
             if name in element.keys() and (element.get(name).split() or [""])[0] not in harmless:
                 raise GymViolation(f'MJCF: {element.tag} {name}="{element.get(name)}" is ignored by the importer')
         if element.tag in ("general", "exclude") or "kv" in element.keys():
-            raise GymViolation(f"MJCF: {'kv' if 'kv' in element.keys() else element.tag} is ignored by the importer, or hangs it")
+            raise GymViolation(
+                f"MJCF: {'kv' if 'kv' in element.keys() else element.tag} is ignored by the importer, or hangs it"
+            )
         if element.tag == "joint" and "range" in element.keys() and element.get("limited") != "true":
             raise GymViolation(f'MJCF: the range of joint {element.get("name")} has no effect without limited="true"')
 
@@ -68,7 +86,11 @@ class Character:
         check_mjcf(path)
         self.path, self.model = path, mujoco.MjModel.from_xml_path(path)
         model = self.model
-        if model.njnt == 0 or model.jnt_type[0] != mujoco.mjtJoint.mjJNT_FREE or (model.jnt_type[1:] != mujoco.mjtJoint.mjJNT_HINGE).any():
+        if (
+            model.njnt == 0
+            or model.jnt_type[0] != mujoco.mjtJoint.mjJNT_FREE
+            or (model.jnt_type[1:] != mujoco.mjtJoint.mjJNT_HINGE).any()
+        ):
             raise NotImplementedError(f"{path}: the double knows one floating base with hinges")
         self.body_names = [model.body(b).name for b in range(1, model.nbody)]
         self.dof_names = [model.joint(j).name for j in range(1, model.njnt)]
@@ -81,7 +103,9 @@ class Character:
             elif len(own) != 1:
                 raise NotImplementedError(f"{path}: a body needs one hinge, or three about x, y, z without an offset")
         # a MuJoCo with polynomial springs keeps their coefficients in columns, of which the first is the plain spring's
-        self.stiffness, self.damping = (x if x.ndim == 1 else x[:, 0] for x in (model.jnt_stiffness[1:], model.dof_damping[6:]))
+        self.stiffness, self.damping = (
+            x if x.ndim == 1 else x[:, 0] for x in (model.jnt_stiffness[1:], model.dof_damping[6:])
+        )
 
     def body_properties(self) -> List[Tuple[float, np.ndarray, np.ndarray]]:
         """Of each body: mass [kg], centre of mass (3,) in its frame [m], inertia (3, 3) about that, along the body's axes [kg m^2]."""
@@ -92,7 +116,9 @@ class Character:
             found.append((float(self.model.body_mass[b]), self.model.body_ipos[b].copy(), inertia))
         return found
 
-    def compile(self, props: np.ndarray, friction: List[float], floor: float, gravity: List[float], timestep: float) -> Any:
+    def compile(
+        self, props: np.ndarray, friction: List[float], floor: float, gravity: List[float], timestep: float
+    ) -> Any:
         """The MuJoCo model with position drives as dof properties (D,) say.
 
         friction: of each geom; floor: the ground's, negative without ground (of two touching shapes the larger counts, MuJoCo's rule)."""
@@ -119,7 +145,9 @@ class Character:
         for geom, coefficient in zip(spec.geoms, friction):
             geom.friction = [coefficient, 0.05, 0.05]
         if floor >= 0.0:
-            spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[floor, 0.05, 0.05])
+            spec.worldbody.add_geom(
+                name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=[floor, 0.05, 0.05]
+            )
         spec.option.timestep, spec.option.gravity = timestep, gravity
         model = spec.compile()
         for j in range(1, model.njnt):
@@ -140,7 +168,9 @@ class Character:
 class Batch:
     """All actors of one model: states, drive targets, and what the last simulated step has left of bodies and contacts."""
 
-    def __init__(self, character: Character, model: Any, actors: np.ndarray, dofs: np.ndarray, bodies: np.ndarray) -> None:
+    def __init__(
+        self, character: Character, model: Any, actors: np.ndarray, dofs: np.ndarray, bodies: np.ndarray
+    ) -> None:
         """actors (A,), dofs (A, D), bodies (A, L): rows of the simulator's tensors that are this batch's."""
         self.model, self.data = model, mujoco.MjData(model)
         self.actors, self.dofs, self.bodies = actors, dofs, bodies
@@ -191,7 +221,9 @@ class Batch:
                 if np.isfinite(self.qpos[i]).all() and np.isfinite(self.qvel[i]).all():
                     mujoco.mj_step(model, data, steps)
                     self.contact[i] = self._contact_forces()
-                if abs(data.time - 1.0 - steps * model.opt.timestep) > 1e-9:  # MuJoCo has reset a broken state: here it becomes NaN
+                if (
+                    abs(data.time - 1.0 - steps * model.opt.timestep) > 1e-9
+                ):  # MuJoCo has reset a broken state: here it becomes NaN
                     self.qpos[i], self.qvel[i], self.body_state[i], self.contact[i] = (np.nan,) * 4
                     continue
                 self.qpos[i], self.qvel[i] = data.qpos, data.qvel
@@ -199,7 +231,9 @@ class Batch:
             mujoco.mj_comPos(model, data)
             mujoco.mj_comVel(model, data)
             angular, arm = data.cvel[1:, :3], data.xipos[1:] - data.subtree_com[model.body_rootid[1:]]
-            linear = data.cvel[1:, 3:] + np.cross(angular, arm)  # cvel is that of the point at the whole tree's centre of mass
+            linear = data.cvel[1:, 3:] + np.cross(
+                angular, arm
+            )  # cvel is that of the point at the whole tree's centre of mass
             self.body_state[i] = np.concatenate((data.xpos[1:], data.xquat[1:][:, [1, 2, 3, 0]], linear, angular), -1)
 
     def _contact_forces(self) -> np.ndarray:

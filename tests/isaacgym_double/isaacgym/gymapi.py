@@ -101,25 +101,52 @@ Transform = _record("Transform", p=Vec3(), r=Quat())
 Mat33 = _record("Mat33", x=Vec3(), y=Vec3(), z=Vec3())
 PhysXParams = _record(
     "PhysXParams",
-    **dict(always_use_articulations=False, bounce_threshold_velocity=0.2, contact_collection=CC_ALL_SUBSTEPS, contact_offset=0.02),
+    **dict(
+        always_use_articulations=False,
+        bounce_threshold_velocity=0.2,
+        contact_collection=CC_ALL_SUBSTEPS,
+        contact_offset=0.02,
+    ),
     **dict(default_buffer_size_multiplier=2.0, friction_correlation_distance=0.025, friction_offset_threshold=0.04),
-    **dict(max_depenetration_velocity=100.0, max_gpu_contact_pairs=1024 * 1024, num_position_iterations=4, num_subscenes=0),
+    **dict(
+        max_depenetration_velocity=100.0, max_gpu_contact_pairs=1024 * 1024, num_position_iterations=4, num_subscenes=0
+    ),
     **dict(num_threads=0, num_velocity_iterations=1, rest_offset=0.001, solver_type=1, use_gpu=False),
 )
 SimParams = _record(
     "SimParams",
-    **dict(dt=1.0 / 60.0, substeps=2, up_axis=UP_AXIS_Y, gravity=Vec3(0.0, -9.8, 0.0), use_gpu_pipeline=False, num_client_threads=0),
+    **dict(
+        dt=1.0 / 60.0,
+        substeps=2,
+        up_axis=UP_AXIS_Y,
+        gravity=Vec3(0.0, -9.8, 0.0),
+        use_gpu_pipeline=False,
+        num_client_threads=0,
+    ),
     **dict(physx=PhysXParams(), stress_visualization=False, enable_actor_creation_warning=True),
 )
 PlaneParams = _record(
     "PlaneParams",
-    **dict(normal=Vec3(0.0, 1.0, 0.0), distance=0.0, static_friction=1.0, dynamic_friction=1.0, restitution=0.0, segmentation_id=0),
+    **dict(
+        normal=Vec3(0.0, 1.0, 0.0),
+        distance=0.0,
+        static_friction=1.0,
+        dynamic_friction=1.0,
+        restitution=0.0,
+        segmentation_id=0,
+    ),
 )
 AssetOptions = _record(
     "AssetOptions",
     **dict(angular_damping=0.5, armature=0.0, collapse_fixed_joints=False, default_dof_drive_mode=0, density=1000.0),
     **dict(disable_gravity=False, enable_gyroscopic_forces=True, fix_base_link=False, flip_visual_attachments=False),
-    **dict(linear_damping=0.0, max_angular_velocity=64.0, max_linear_velocity=1000.0, override_com=False, override_inertia=False),
+    **dict(
+        linear_damping=0.0,
+        max_angular_velocity=64.0,
+        max_linear_velocity=1000.0,
+        override_com=False,
+        override_inertia=False,
+    ),
     **dict(replace_cylinder_with_capsule=False, slices_per_cylinder=20, thickness=0.02, use_mesh_materials=False),
 )
 CameraProperties = _record(
@@ -127,7 +154,9 @@ CameraProperties = _record(
     **dict(width=1600, height=900, horizontal_fov=90.0, near_plane=0.01, far_plane=2e6, supersampling_horizontal=1),
     **dict(supersampling_vertical=1, use_collision_geometry=False, enable_tensors=False),
 )
-RigidBodyProperties = _record("RigidBodyProperties", mass=0.0, invMass=0.0, com=Vec3(), inertia=Mat33(), invInertia=Mat33(), flags=0)
+RigidBodyProperties = _record(
+    "RigidBodyProperties", mass=0.0, invMass=0.0, com=Vec3(), inertia=Mat33(), invInertia=Mat33(), flags=0
+)
 RigidShapeProperties = _record(
     "RigidShapeProperties",
     **dict(friction=1.0, rolling_friction=0.0, torsion_friction=0.0, restitution=0.0, compliance=0.0, thickness=0.0),
@@ -191,8 +220,13 @@ class Sim:
         self.gpu, self.prepared = params.use_gpu_pipeline, False
         self.sim = self  # so that every handle has one
         self.ground, self.envs, self.actors, self.batches = -1.0, [], [], []
-        self.tensors, self.submitted = {}, {}  # by kind: the descriptor; what root and dofs held when last in step with the simulation
-        self.pending: List[Tuple[str, str, Tensor, Any]] = []  # setter, role, descriptor, its content if that may not change
+        self.tensors, self.submitted = (
+            {},
+            {},
+        )  # by kind: the descriptor; what root and dofs held when last in step with the simulation
+        self.pending: List[
+            Tuple[str, str, Tensor, Any]
+        ] = []  # setter, role, descriptor, its content if that may not change
         self.unfetched = self.drawn = self.rendered = self.accessing = False
 
     def read(self, setter: str, role: str, tensor: Any, size: int, dtype: str = "float32") -> Any:
@@ -204,7 +238,9 @@ class Sim:
         if not isinstance(tensor, Tensor):
             raise GymViolation(f"{setter}: takes descriptors from gymtorch.unwrap_tensor, not {type(tensor).__name__}")
         if str(tensor.torch_device) != self.device:
-            raise GymViolation(f"{setter}: the {role} tensor lies on the wrong device, {tensor.torch_device}, not {self.device}")
+            raise GymViolation(
+                f"{setter}: the {role} tensor lies on the wrong device, {tensor.torch_device}, not {self.device}"
+            )
         if str(tensor.dtype) != f"torch.{dtype}":
             raise GymViolation(f"{setter}: the {role} tensor has the wrong dtype, {tensor.dtype}, not {dtype}")
         if int(np.prod(tensor.shape)) != size:
@@ -242,10 +278,14 @@ class Sim:
     def refresh(self, kind: str) -> bool:
         """Bring one of the tensors up to date."""
         if self.unfetched and not self.gpu:
-            raise GymViolation(f"refresh of the {kind} tensor: on the CPU pipeline fetch_results(sim, True) comes first after simulate")
+            raise GymViolation(
+                f"refresh of the {kind} tensor: on the CPU pipeline fetch_results(sim, True) comes first after simulate"
+            )
         buffer = self.tensors[kind].buffer
         if kind in self.submitted and not _same(buffer, self.submitted[kind]):
-            raise GymViolation(f"refresh of the {kind} tensor would overwrite edits that no indexed setter has submitted")
+            raise GymViolation(
+                f"refresh of the {kind} tensor would overwrite edits that no indexed setter has submitted"
+            )
         buffer.copy_(buffer.new_tensor(self.current(kind)))
         if kind in self.submitted:
             self.submitted[kind] = buffer.clone()
@@ -328,7 +368,11 @@ class Gym:
     # -- simulator and ground
 
     def create_sim(
-        self, compute_device: int = 0, graphics_device: int = 0, type: SimType = SIM_PHYSX, params: Optional[SimParams] = None
+        self,
+        compute_device: int = 0,
+        graphics_device: int = 0,
+        type: SimType = SIM_PHYSX,
+        params: Optional[SimParams] = None,
     ) -> Optional[Sim]:
         """None where there is no such device."""
         if Sim.live is not None:
@@ -341,7 +385,9 @@ class Gym:
             raise GymViolation("create_sim: use_gpu_pipeline without physx.use_gpu")
         gravity = params.gravity
         if params.up_axis != UP_AXIS_Z or gravity.x or gravity.y or gravity.z > 0.0:
-            raise GymViolation("create_sim: MJCF has Z up, so up_axis must be UP_AXIS_Z and gravity must point along -Z")
+            raise GymViolation(
+                "create_sim: MJCF has Z up, so up_axis must be UP_AXIS_Z and gravity must point along -Z"
+            )
         if params.dt <= 0.0 or params.substeps < 1:
             raise GymViolation("create_sim: dt and substeps must be positive")
         if compute_device < 0 or graphics_device < -1:
@@ -363,13 +409,21 @@ class Gym:
 
     # -- assets
 
-    def load_asset(self, sim: Sim, rootpath: str, filename: str, options: Optional[AssetOptions] = None) -> Optional[Asset]:
+    def load_asset(
+        self, sim: Sim, rootpath: str, filename: str, options: Optional[AssetOptions] = None
+    ) -> Optional[Asset]:
         """None where there is no such file."""
         _enter(sim, Sim, "load_asset", "building")
         options, path = options or AssetOptions(), os.path.join(rootpath, filename)
         if options.collapse_fixed_joints:
             raise GymViolation("load_asset: collapse_fixed_joints would merge welded bodies into their parents")
-        if options.fix_base_link or options.disable_gravity or options.armature or options.override_com or options.override_inertia:
+        if (
+            options.fix_base_link
+            or options.disable_gravity
+            or options.armature
+            or options.override_com
+            or options.override_inertia
+        ):
             raise NotImplementedError("the double leaves base, gravity, armature and inertia as the file has them")
         return Asset(sim, Character(path), options) if os.path.isfile(path) else None
 
@@ -384,9 +438,13 @@ class Gym:
     def set_asset_rigid_shape_properties(self, asset: Asset, props: List[RigidShapeProperties], /) -> bool:
         _enter(asset, Asset, "set_asset_rigid_shape_properties", "building")
         if asset.actors:
-            raise GymViolation("set_asset_rigid_shape_properties: an actor of the asset exists already, set friction before")
+            raise GymViolation(
+                "set_asset_rigid_shape_properties: an actor of the asset exists already, set friction before"
+            )
         if len(props) != len(asset.shapes) or any(shape.friction < 0.0 for shape in props):
-            raise GymViolation(f"set_asset_rigid_shape_properties: needs {len(asset.shapes)} shapes without negative friction")
+            raise GymViolation(
+                f"set_asset_rigid_shape_properties: needs {len(asset.shapes)} shapes without negative friction"
+            )
         asset.shapes = copy.deepcopy(props)
         return True
 
@@ -400,7 +458,14 @@ class Gym:
         return sim.envs[-1]
 
     def create_actor(
-        self, env: Env, asset: Asset, pose: Transform, name: str = "", group: int = -1, filter: int = -1, segmentationId: int = 0
+        self,
+        env: Env,
+        asset: Asset,
+        pose: Transform,
+        name: str = "",
+        group: int = -1,
+        filter: int = -1,
+        segmentationId: int = 0,
     ) -> int:
         """The actor's handle: its number in the env."""
         sim = _enter(env, Env, "create_actor", "building")
@@ -446,7 +511,9 @@ class Gym:
 
     def get_actor_rigid_body_properties(self, env: Env, actor: int, /) -> List[RigidBodyProperties]:
         found = []
-        for mass, com, inertia in _actor(env, actor, "get_actor_rigid_body_properties").asset.character.body_properties():
+        for mass, com, inertia in _actor(
+            env, actor, "get_actor_rigid_body_properties"
+        ).asset.character.body_properties():
             props = RigidBodyProperties()
             props.mass, props.invMass, props.com = mass, 1.0 / mass, Vec3(*com)
             for matrix, rows in ((props.inertia, inertia), (props.invInertia, np.linalg.inv(inertia))):
@@ -473,7 +540,9 @@ class Gym:
         for actors in batches.values():
             asset, ids = actors[0].asset, np.array([actor.index for actor in actors])
             character, friction = asset.character, [shape.friction for shape in asset.shapes]
-            model = character.compile(actors[0].dof_properties, friction, sim.ground, gravity, sim.params.dt / sim.params.substeps)
+            model = character.compile(
+                actors[0].dof_properties, friction, sim.ground, gravity, sim.params.dt / sim.params.substeps
+            )
             dofs = dof_start[ids][:, None] + np.arange(len(character.dof_names))
             batch = Batch(character, model, ids, dofs, body_start[ids][:, None] + np.arange(len(character.body_names)))
             for row, actor in enumerate(actors):
@@ -481,8 +550,15 @@ class Gym:
                 batch.write_root(np.array([row]), pose[None])
             batch.step(0)
             sim.batches.append(batch)
-        sim.driven = np.concatenate([actor.dof_properties["driveMode"] == DOF_MODE_POS for actor in sim.actors] or [np.zeros(0, bool)])
-        shapes = {"root": (len(sim.actors), 13), "dof": (dof_start[-1], 2), "body": (body_start[-1], 13), "contact": (body_start[-1], 3)}
+        sim.driven = np.concatenate(
+            [actor.dof_properties["driveMode"] == DOF_MODE_POS for actor in sim.actors] or [np.zeros(0, bool)]
+        )
+        shapes = {
+            "root": (len(sim.actors), 13),
+            "dof": (dof_start[-1], 2),
+            "body": (body_start[-1], 13),
+            "contact": (body_start[-1], 3),
+        }
         sim.tensors = {kind: gymtorch.zeros(tuple(map(int, shape)), sim.device) for kind, shape in shapes.items()}
         sim.submitted = {kind: sim.tensors[kind].buffer.clone() for kind in ("root", "dof")}
         sim.prepared = True
@@ -499,7 +575,9 @@ class Gym:
     def acquire_net_contact_force_tensor(self, sim: Sim, /) -> Tensor:
         _enter(sim, Sim, "acquire_net_contact_force_tensor", "running")
         if sim.params.physx.contact_collection != CC_LAST_SUBSTEP:
-            raise GymViolation("acquire_net_contact_force_tensor: physx.contact_collection must be CC_LAST_SUBSTEP (the default is broken)")
+            raise GymViolation(
+                "acquire_net_contact_force_tensor: physx.contact_collection must be CC_LAST_SUBSTEP (the default is broken)"
+            )
         return sim.tensors["contact"]
 
     # -- setters
@@ -518,7 +596,9 @@ class Gym:
         _enter(sim, Sim, setter, "running")
         content = sim.read(setter, "target", targets, len(sim.driven))
         for batch in sim.batches:
-            self._set_targets(sim, batch, np.arange(len(batch.actors)), content.cpu().numpy().ravel()[batch.dofs], setter)
+            self._set_targets(
+                sim, batch, np.arange(len(batch.actors)), content.cpu().numpy().ravel()[batch.dofs], setter
+            )
         sim.pending.append((setter, "target", targets, content.clone()))
         return True
 
@@ -533,8 +613,13 @@ class Gym:
         _enter(sim, Sim, setter, "running")
         if any(earlier == setter for earlier, _, _, _ in sim.pending):
             raise GymViolation(f"{setter}: a second call before simulate would drop the first one's indices")
-        index, shape = sim.read_indices(setter, actors, count), {"root": (-1, 13), "dof": (-1, 2), "target": (-1,)}[kind]
-        content = sim.read(setter, kind, tensor, len(sim.driven) if kind == "target" else int(np.prod(sim.tensors[kind].shape)))
+        index, shape = (
+            sim.read_indices(setter, actors, count),
+            {"root": (-1, 13), "dof": (-1, 2), "target": (-1,)}[kind],
+        )
+        content = sim.read(
+            setter, kind, tensor, len(sim.driven) if kind == "target" else int(np.prod(sim.tensors[kind].shape))
+        )
         rows = content.cpu().numpy().astype(np.float64).reshape(shape)
         for batch in sim.batches:
             own = np.isin(batch.actors, index.cpu().numpy()).nonzero()[0]
@@ -563,9 +648,13 @@ class Gym:
         for setter, role, tensor, content in pending:
             now = gymtorch.alive(tensor)
             if now is None:
-                raise GymViolation(f"simulate: the storage of the {role} tensor given to {setter} was freed before simulate consumed it")
+                raise GymViolation(
+                    f"simulate: the storage of the {role} tensor given to {setter} was freed before simulate consumed it"
+                )
             if content is not None and not _same(now, content):
-                raise GymViolation(f"simulate: the {role} tensor given to {setter} was changed before simulate consumed it")
+                raise GymViolation(
+                    f"simulate: the {role} tensor given to {setter} was changed before simulate consumed it"
+                )
         for batch in sim.batches:
             batch.step(sim.params.substeps)
         sim.unfetched, sim.drawn, sim.rendered = True, False, False
@@ -584,7 +673,9 @@ class Gym:
     def set_camera_location(self, camera: int, env: Env, position: Vec3, target: Vec3, /) -> None:
         _camera(env, camera, "set_camera_location").look(position.array(), target.array())
 
-    def attach_camera_to_body(self, camera: int, env: Env, body: int, offset: Transform, mode: CameraFollowMode, /) -> None:
+    def attach_camera_to_body(
+        self, camera: int, env: Env, body: int, offset: Transform, mode: CameraFollowMode, /
+    ) -> None:
         found = _camera(env, camera, "attach_camera_to_body")
         if body not in range(env.body_start(len(env.actors))):
             raise GymViolation(f"attach_camera_to_body: the env has no body {body}")

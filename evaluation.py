@@ -1,0 +1,260 @@
+"""How good a motion is, and what an evaluation writes: pose errors, commands to follow, roll-outs, pictures, films.
+
+It is given motions and tensors; it knows no networks and no simulators. Units and frames are those of motion_lib.
+Dimension key: E episodes, T control steps of the simulation, R frames of the reference, J bodies, C commands.
+"""
+
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+import warnings
+from typing import Any, Dict, Iterator, List, Tuple, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import motion_lib as ml
+
+RENDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "motions", "render.py")  # draws films, see film()
+FILM_SECONDS = 600.0  # a film that takes longer has hung [s]
+
+
+# ---- 1. Pose error ---------------------------------------------------------------------------------------------------
+
+
+def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:
+    """Positions of the non-root bodies relative to the root, in the heading frame.
+
+    body_position (..., J, 3) [m], root_rotation (..., 4), both world -> (..., J-1, 3) [m]"""
+    to_heading = ml.quat_from_yaw(-ml.heading(root_rotation))[..., None, :]
+    return ml.quat_rotate(to_heading, body_position[..., 1:, :] - body_position[..., :1, :])
+
+
+def reference_poses(motions: ml.MotionLib, clip: Tensor, time: Tensor) -> Tensor:
+    """What pose_error compares with: relative_positions of clips (...) long at times (...) [s] -> (..., J-1, 3) [m]."""
+    state = motions.state(clip, time)
+    body_position, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
+    return relative_positions(body_position, state.rotations[..., 0, :])
+
+
+def _warp(simulated: Tensor, reference: Tensor, any_start: bool) -> Iterator[Tensor]:
+    """For each of the T simulated frames (E, T, J-1, 3): mean cost (E, R) [m] of the best warping path that ends there,
+    for every end in the reference (E, R, J-1, 3)."""
+
+    def shift(x: Tensor) -> Tensor:
+        """Column j of the result is column j - 1 of x (E, R)."""
+        return F.pad(x[:, :-1], (1, 0), value=math.inf)
+
+    columns = reference.shape[1]
+    column = torch.arange(columns, device=reference.device)
+    start = columns if any_start else 1  # in how many columns a path may start
+    # sum of the costs, and length, of the best path to the cells of one row (one simulated frame)
+    total, length = torch.full((2, len(simulated), columns), math.inf, dtype=torch.float64, device=reference.device)
+    for i in range(simulated.shape[1]):
+        cost = (simulated[:, i, None] - reference).norm(dim=-1).mean(-1).double()  # (E, R)
+        # a path enters the row at some column k, from above or diagonally, and goes along it: cost sums from k on
+        diagonal = shift(total)
+        count = shift(length)
+        if i == 0:
+            diagonal[:, :start] = 0.0
+            count[:, :start] = 0.0
+        count = torch.where(total <= diagonal, length, count)
+        along = cost.cumsum(1)
+        # min over k of enter_k + (cost_k + ... + cost_j) = along_j + min over k of (enter_k - along_k + cost_k)
+        cheapest, k = torch.cummin(torch.minimum(total, diagonal) - along + cost, 1)
+        total = along + cheapest
+        length = count.gather(1, k) + column - k + 1
+        yield total / length
+
+
+def pose_error(
+    simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor], any_start: bool = False
+) -> Tuple[Tensor, Tensor]:
+    """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
+
+    Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see
+    relative_positions), averaged along the best warping path: it starts at both first frames (any_start: anywhere in
+    the reference), advances by one frame in either or both, and ends at the simulation's last frame, anywhere in the
+    reference. steps (E,) is how many of the T frames an episode lived; each of the horizon - steps control steps lost
+    to a fall counts as 1 m.
+    -> (E,) [m], and the distance of each body at each frame from where the best path to that frame ends,
+    (E, T, J-1) [m]"""
+    error = torch.zeros(len(simulated), dtype=torch.float64, device=reference.device)
+    episode = torch.arange(len(simulated))
+    bodies = []
+    for i, cost in enumerate(_warp(simulated, reference, any_start)):
+        best, end = cost.min(1)  # (E,)
+        error = torch.where(steps == i + 1, best, error)
+        matched = reference.expand(len(simulated), -1, -1, -1)[episode, end]  # (E, J-1, 3)
+        bodies.append((simulated[:, i] - matched).norm(dim=-1))
+    error = (error * steps + (horizon - steps).clamp_min(0)) / horizon
+    return error.float(), torch.stack(bodies, 1)
+
+
+def mean_over_episodes(bodies: Tensor, steps: Tensor) -> Tensor:
+    """Mean of distances (E, T, J-1) over the episodes that still live at a frame, steps (E,).
+
+    -> (T, J-1), NaN where none does"""
+    lived = (torch.arange(bodies.shape[1], device=steps.device) < steps[:, None])[..., None]  # (E, T, 1)
+    return (bodies.nan_to_num() * lived).sum(0) / lived.sum(0)
+
+
+def episode_error(
+    motions: ml.MotionLib, poses: Tensor, steps: Tensor, limit: Tensor, clip: Tensor, start: Tensor, dt: float
+) -> Tuple[float, Tensor]:
+    """Mean pose error [m] of episodes that imitate clips (E,) from times start (E,) [s] on.
+
+    poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of limit (E,) control steps of dt [s]
+    -> that, and the error of each body over time (T, J-1) [m]"""
+    # the reference is one and a half times as long as the episode, so that a slow character can be matched, too
+    times = start[:, None] + dt * torch.arange(1, int(1.5 * poses.shape[1]) + 1, device=poses.device)  # (E, R) [s]
+    error, bodies = pose_error(poses, reference_poses(motions, clip[:, None].expand(times.shape), times), steps, limit)
+    return float(error.mean()), mean_over_episodes(bodies, steps)
+
+
+def nearest_clips(
+    motions: ml.MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0
+) -> Tuple[Dict[str, float], Tensor]:
+    """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, from anywhere
+    in it.
+
+    poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of `horizon` control steps of dt [s]
+    -> pose_error_m: mean over windows [m], lost steps counting 1 m; visits_<clip>: share of the lived windows nearest
+    to each clip; and the error of each body over time (T, J-1) [m]"""
+    E, T = poses.shape[:2]
+    W = max(round(window / dt), 1)  # steps a window
+    K = math.ceil(horizon / W)  # windows an episode, the last one shorter perhaps
+    windows = F.pad(poses, (0, 0, 0, 0, 0, K * W - T)).reshape(E * K, W, *poses.shape[2:])  # (E K, W, J-1, 3)
+    begin = W * torch.arange(K, device=poses.device)
+    length = (horizon - begin).clamp_max(W).expand(E, K).flatten()  # (E K,)
+    lived = (steps[:, None] - begin).clamp(0, W).flatten()  # (E K,)
+    errors = []
+    distances = []
+    for i in range(len(motions.clips)):
+        seconds = float(motions.length[i]) + (1.5 * window if motions.loop[i] else 0.0)
+        times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)  # (R,)
+        reference = reference_poses(motions, torch.full_like(times, i, dtype=torch.long), times)  # (R, J-1, 3)
+        error, bodies = pose_error(windows, reference[None], lived, length, any_start=True)
+        errors.append(error)
+        distances.append(bodies)
+    error, nearest = torch.stack(errors).min(0)  # (E K,)
+    bodies = torch.stack(distances)[nearest, torch.arange(E * K)]  # (E K, W, J-1)
+    visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in motions.files])
+    metrics = {"pose_error_m": float((error * length).sum() / length.sum())}
+    for file, share in zip(motions.files, visits.tolist()):
+        metrics[f"visits_{os.path.relpath(file, folder)}"] = share
+    return metrics, mean_over_episodes(bodies.reshape(E, K * W, -1)[:, :T], steps)
+
+
+# ---- 2. Commands -----------------------------------------------------------------------------------------------------
+
+
+def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor, Tensor, Tensor]:
+    """Read a command file, lines of "time [s], heading [degrees], speed [m/s]", each valid until the next.
+
+    -> times (C,) [s], headings (C, num_envs) [rad], speeds (C, num_envs) [m/s], the same for all. Raises InputError."""
+    try:
+        with open(path, encoding="utf-8") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy warns of an empty file
+            table = torch.tensor(np.loadtxt(file, delimiter=",", ndmin=2), dtype=torch.float32, device=device)  # (C, 3)
+        times, headings, speeds = table.T.contiguous()
+    except OSError as error:
+        raise ml.InputError(f"{path}: cannot read the commands: {error.strerror}") from error
+    except ValueError as error:
+        raise ml.InputError(f'{path}: not lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
+    rising = times[0] == 0 and (times.diff() > 0).all()
+    if not table.isfinite().all() or not rising or (speeds < 0).any():
+        raise ml.InputError(f"{path}: expected finite numbers, times that rise from 0, and no speed below 0")
+    return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
+
+
+# ---- 3. What an evaluation writes ------------------------------------------------------------------------------------
+
+
+def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str) -> None:
+    """Write roll-outs as clips 000.npz, 001.npz, ... in place of those of an earlier evaluation. Raises OSError."""
+    os.makedirs(folder, exist_ok=True)
+    for name in os.listdir(folder):
+        if re.fullmatch(r"[0-9]{3,}\.npz", name):
+            os.remove(os.path.join(folder, name))
+    for n, clip in enumerate(clips):
+        ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, source, "as the clips it imitates")
+
+
+def _write_figure(path: str, figure: Any) -> None:
+    """Write a figure of matplotlib as PNG. Raises OSError."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    ml.write_file(path, buffer.getvalue())
+
+
+def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> None:
+    """Draw the pose error of each body (T, J-1) [m] over time, a row a body, with its mean in the label.
+
+    names: of the J-1 bodies; dt: of a control step [s]. Raises OSError."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots(subplot_kw=dict(xlabel="time [s]"))
+    labels = [f"{name} {mean:.3f}" for name, mean in zip(names, errors.nanmean(0).tolist())]
+    axes.set_yticks(range(len(names)), labels)
+    extent = (0.0, len(errors) * dt, len(names) - 0.5, -0.5)
+    image = axes.imshow(errors.T.cpu().numpy(), vmin=0, aspect="auto", extent=extent, interpolation="nearest")
+    figure.colorbar(image, label="pose error [m]")
+    _write_figure(path, figure)
+
+
+def plot_table(
+    path: str,
+    table: List[List[float]],
+    rows: List[str],
+    columns: List[str],
+    row_label: str,
+    column_label: str,
+    label: str,
+) -> None:
+    """Draw a table of numbers from 0 (bad) to 1 (good), with the numbers in their cells.
+
+    table[row][column]; row_label and column_label say what `rows` and `columns` are, label what the numbers are. Raises
+    OSError."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(subplot_kw=dict(xlabel=column_label, ylabel=row_label))
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    image = axes.imshow(table, vmin=0, vmax=1, aspect="auto")
+    figure.colorbar(image, label=label)
+    for i, row in enumerate(table):
+        for j, value in enumerate(row):
+            colour = "black" if value > 0.5 else "white"  # on yellow, on blue
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
+    _write_figure(path, figure)
+
+
+def film(rollout: str, out: str, character_file: str) -> None:
+    """Draw a roll-out as a film, .mp4 or .gif, in a process of its own: OpenGL and ffmpeg cannot end this one.
+
+    Raises OSError with what the tool says."""
+    command = [sys.executable, RENDER, rollout, out, "--character-file", character_file]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            timeout=FILM_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{out}: no film in {FILM_SECONDS:.0f} s") from error
+    if done.returncode != 0:
+        complaint = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise OSError(f"{out}: no film: {complaint[-1]}")

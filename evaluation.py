@@ -177,6 +177,14 @@ def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor
 # ---- 3. What an evaluation writes ------------------------------------------------------------------------------------
 
 
+def episodes(states: List[ml.MotionState], steps: Tensor, fps: float) -> List[ml.Clip]:
+    """Episodes as clips: T + 1 states of batch (E,), the start first, of which an episode lived through steps (E,) more."""
+    roots = torch.stack([state.root_position for state in states], 1).cpu().numpy()  # (E, T + 1, 3)
+    rotations = torch.stack([state.rotations for state in states], 1).cpu().numpy()
+    lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
+    return [ml.Clip(fps, "clamp", root[:n], q[:n]) for root, q, n in zip(roots, rotations, lived)]
+
+
 def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str) -> None:
     """Write roll-outs as clips 000.npz, 001.npz, ... in place of those of an earlier evaluation. Raises OSError."""
     os.makedirs(folder, exist_ok=True)

@@ -1,0 +1,299 @@
+"""Draw a clip as a film strip, or film it. Clips and roll-outs hold every pose, so this serves every simulator.
+
+    python motions/render.py CLIP.npz OUT.png [--start S] [--seconds S] [--poses N]     # side by side, left to right
+    python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif
+
+CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written.
+Right limbs are orange, left ones blue; the way through the clip leads to the right, and a film's camera goes along.
+An mp4 has the clip's frame rate, a GIF about ten frames a second. It needs MuJoCo, an OpenGL that draws without a
+screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install imageio[ffmpeg]`.
+Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
+
+Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
+"""
+
+import argparse
+import contextlib
+import ctypes.util
+import math
+import os
+import subprocess
+import sys
+import warnings
+import xml.etree.ElementTree as ET
+from typing import Iterator, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import motion_lib as ml
+from motion_lib import Character, Clip, InputError
+
+Poses = Tuple[Tensor, Tensor]  # world position (T, J, 3) [m] and rotation (T, J, 4) xyzw of every body
+Pictures = Iterator[np.ndarray]  # each (H, W, 3) uint8
+Size = Tuple[int, int]  # width and height of a picture [pixels]
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SIZES = {".png": (1200, 400), ".mp4": (640, 360), ".gif": (320, 180)}
+COLOURS = {"right": "0.90 0.50 0.20 1", "left": "0.25 0.47 0.72 1", "": "0.78 0.79 0.82 1"}
+# Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves no perspective to speak
+# of. The floor's half-sizes along X and Y [m], 0 for no end. The less work on shadows and edges, the faster.
+STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=8192, offsamples=16)
+FILM = dict(azimuth=120, elevation=-12, fovy=30, floor="0 0 1", shadowsize=2048, offsamples=4)
+SCENE = """<mujoco>
+  <statistic center="0 0 0.8" extent="4"/>
+  <visual>
+    <global offwidth="{width}" offheight="{height}" fovy="{fovy}"/>
+    <quality shadowsize="{shadowsize}" offsamples="{offsamples}"/>
+    <headlight ambient="0.48 0.48 0.48" diffuse="0.30 0.30 0.30" specular="0 0 0"/>
+    <map znear="0.5" zfar="40"/>
+  </visual>
+  <asset>
+    <texture type="skybox" builtin="flat" rgb1="1 1 1" rgb2="1 1 1" width="16" height="96"/>
+    <texture name="floor" type="2d" builtin="checker" rgb1=".97 .97 .97" rgb2=".87 .88 .90" width="512" height="512"/>
+    <material name="floor" texture="floor" texrepeat="1 1" texuniform="true" specular="0" shininess="0"/>
+  </asset>
+  <worldbody>
+    <geom type="plane" size="{floor}" material="floor"/>
+    <body mocap="true">
+      <light type="directional" pos="-3 -4 6" dir="0.35 0.5 -1" diffuse="0.42 0.42 0.42" specular="0.1 0.1 0.1"/>
+    </body>
+    {figures}
+  </worldbody>
+</mujoco>
+"""
+
+
+# ---- 1. Poses ----------------------------------------------------------------------------------------------------
+
+
+def window(clip: Clip, start: float, seconds: float) -> Tuple[int, int]:
+    """First and last frame of the part that begins at `start` and takes `seconds` [s], or ends with the clip."""
+    end = len(clip.root_position) - 1
+    first = round(start * clip.fps)
+    if not 0 <= first < end:
+        raise InputError(f"--start {start} lies outside the clip, which is {end / clip.fps:.2f} s long")
+    last = round(min((start + seconds) * clip.fps, end))
+    if last == first:
+        raise InputError(f"--seconds {seconds} is less than a frame of the clip ({1 / clip.fps:.3f} s)")
+    return first, last
+
+
+def poses_of(clip: Clip, character: Character, first: int, last: int, count: int) -> Poses:
+    """`count` poses from frame `first` to frame `last`; the way between these is turned into +X, from x = y = 0 on."""
+    frames = np.linspace(first, last, count).round().astype(int)
+    root = torch.as_tensor(clip.root_position[frames] - clip.root_position[first] * [1, 1, 0]).float()  # (T, 3)
+    rotations = torch.as_tensor(clip.rotations[frames]).float()
+    way = torch.as_tensor(clip.root_position[last] - clip.root_position[first]).float()
+    # a character that stays where it is shows its right side in the first pose
+    yaw = torch.atan2(way[1], way[0]) if way[:2].norm() > 0.3 else ml.heading(rotations[0, 0])
+    turn = ml.quat_from_yaw(-yaw).expand(count, 4)
+    rotations = torch.cat((ml.quat_multiply(turn, rotations[:, 0])[:, None], rotations[:, 1:]), 1)
+    return ml.forward_kinematics(character, ml.quat_rotate(turn, root), rotations)
+
+
+def top_of(position: Tensor) -> float:
+    """Height [m] of what poses (T, J, 3) [m] take up: the highest body and a head above it."""
+    return max(float(position[..., 2].max()) + 0.3, 1.2)
+
+
+def in_a_row(position: Tensor) -> Tuple[Tensor, float]:
+    """Poses side by side along X, evenly spaced about x = 0: (T, J, 3) -> (T, J, 3), the row's width [m]."""
+    count = len(position)
+    reach = float((position[..., 0] - position[:, :1, 0]).abs().max()) + 0.15  # furthest body from its root along X [m]
+    spacing = max(0.95, 1.5 * reach)
+    place = torch.zeros(count, 1, 3)
+    place[:, 0, 0] = (torch.arange(count) - 0.5 * (count - 1)) * spacing
+    position = position - position[:, :1] * torch.tensor([1.0, 1.0, 0.0]) + place
+    return position, (count - 1) * spacing + 2 * (reach + 0.12 * spacing)
+
+
+def smooth(path: np.ndarray, reach: int) -> np.ndarray:
+    """Weighted mean of each point of a path (T, 2) and `reach` points to either side, as if it went on at its ends."""
+    weight = np.hanning(2 * reach + 3)[1:-1]
+    path = np.pad(path, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
+    return np.stack([np.convolve(column, weight / weight.sum(), "valid") for column in path.T], -1)
+
+
+# ---- 2. Pictures -------------------------------------------------------------------------------------------------
+
+
+def figure(character: Character) -> str:
+    """MJCF of one character whose bodies stand wherever they are put, with the geoms of the character's file."""
+    source = {body.get("name"): body.findall("geom") for body in ET.parse(character.path).iter("body")}
+    lines = []
+    for name in character.body_names:
+        colour = COLOURS.get(name.split("_")[0], COLOURS[""])
+        lines.append('<body mocap="true">')
+        for geom in source[name]:
+            shape = {key: geom.get(key) for key in ("type", "size", "pos", "fromto") if geom.get(key)}
+            lines.append(ET.tostring(ET.Element("geom", shape, rgba=colour), encoding="unicode"))
+        lines.append("</body>")
+    return "\n".join(lines)
+
+
+class Stage:
+    """N figures, light, floor and camera: built once, drawn in any poses. Raises InputError without OpenGL."""
+
+    def __init__(self, character: Character, count: int, look: dict, tall: float, size: Size) -> None:
+        """`look` is STRIP or FILM, `tall` the height of what is seen at the focus [m]."""
+        if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):  # MuJoCo's own choice needs a screen
+            os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+        xml = SCENE.format(figures=figure(character) * count, width=size[0], height=size[1], **look)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
+                import mujoco  # reads MUJOCO_GL
+
+                self.model = mujoco.MjModel.from_xml_string(xml)
+                self.renderer = mujoco.Renderer(self.model, size[1], size[0])
+        except ModuleNotFoundError as error:
+            raise InputError(f"{error}; pip install -r requirements.txt, with Python 3.10 or newer") from error
+        except Exception as error:  # each way of having no OpenGL raises something else
+            fault = f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {' '.join(str(error).split())[:120]}"
+            advice = "on Debian or Ubuntu: apt-get install libosmesa6, then set MUJOCO_GL=osmesa"
+            raise InputError(f"no OpenGL to draw without a screen ({fault}); {advice}") from error
+        self.mujoco = mujoco
+        self.data = mujoco.MjData(self.model)
+        self.camera = mujoco.MjvCamera()
+        self.camera.azimuth = look["azimuth"]
+        self.camera.elevation = look["elevation"]
+        self.camera.distance = 0.5 * tall / math.tan(0.5 * math.radians(look["fovy"]))
+
+    def draw(self, position: Tensor, rotation: Tensor, focus: np.ndarray) -> np.ndarray:
+        """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle."""
+        self.data.mocap_pos[0] = focus * [1, 1, 0]  # the light goes along: shadows reach only so far
+        self.data.mocap_pos[1:] = position.reshape(-1, 3).numpy()
+        self.data.mocap_quat[1:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
+        self.mujoco.mj_kinematics(self.model, self.data)
+        self.mujoco.mj_camlight(self.model, self.data)
+        self.camera.lookat[:] = focus
+        self.renderer.update_scene(self.data, self.camera)
+        return self.renderer.render()
+
+
+def strip(character: Character, poses: Poses, size: Size) -> np.ndarray:
+    """Poses in a row, seen from the right -> (H, W, 3) uint8."""
+    position, row = in_a_row(poses[0])
+    top = top_of(position)
+    wide = max(row, (top + 0.44) * size[0] / size[1])  # as wide as the row, and as high as the tallest pose [m]
+    stage = Stage(character, len(position), STRIP, wide * size[1] / size[0], size)
+    with stage.renderer:
+        return stage.draw(position, poses[1], np.array([0, 0, 0.5 * top]))
+
+
+def film(character: Character, poses: Poses, fps: float, size: Size, every: int = 1) -> Pictures:
+    """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly."""
+    position, rotation = poses
+    top = top_of(position)
+    focus = np.full((len(position), 3), 0.5 * top)
+    focus[:, :2] = smooth(position[:, 0, :2].double().numpy(), round(0.5 * fps))  # over half a second to either side
+    stage = Stage(character, 1, FILM, top + 0.44, size)
+    with stage.renderer:
+        for t in range(0, len(position), every):
+            yield stage.draw(position[t], rotation[t], focus[t])
+
+
+# ---- 3. Files ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[str]:
+    """Name of a file beside `path` to write to. It takes the place of `path` when the block ends well, else it goes."""
+    stem, ending = os.path.splitext(path)
+    temporary = f"{stem}.{os.getpid()}{ending}"
+    try:
+        with open(temporary, "wb"):
+            pass  # a folder that is not there or cannot be written to is known before the work
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def write_film(path: str, pictures: Pictures, fps: float, size: Size) -> None:
+    """Write pictures as an mp4 (H.264) or a GIF. Raises InputError."""
+    options = ["-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps)]
+    gif = ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none"]
+    mp4 = ["-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
+    options += ["-i", "-", *(gif if path.endswith(".gif") else mp4), path]
+    try:
+        import imageio_ffmpeg
+
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *options]
+        ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InputError(f"no ffmpeg ({str(error).splitlines()[0]}); pip install imageio[ffmpeg]") from error
+    with ffmpeg:
+        with contextlib.suppress(BrokenPipeError), ffmpeg.stdin:  # an ffmpeg that has given up says why
+            for picture in pictures:
+                ffmpeg.stdin.write(picture.tobytes())
+        fault = ffmpeg.stderr.read().decode(errors="replace").splitlines()
+    if ffmpeg.returncode:
+        raise InputError(f"ffmpeg: {fault[-1][:200] if fault else ffmpeg.returncode}")
+
+
+# ---- 4. The command line -----------------------------------------------------------------------------------------
+
+
+def parse() -> argparse.Namespace:
+    """The options, checked. Raises InputError."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("clip", help="clip file (.npz)")
+    add("out", help="file to write: .png is a strip, .mp4 and .gif are films")
+    add("--start", type=float, default=0.0, help="first pose [s] (default 0)")
+    add("--seconds", type=float, help="time from the first to the last pose [s] (default: strip 1.2, film all)")
+    add("--poses", type=int, default=7, help="how many a strip has (default 7); a film has every frame")
+    sizes = "strip 1200 400, mp4 640 360, gif 320 180"
+    add("--size", type=int, nargs=2, metavar=("W", "H"), help=f"of the picture [pixels] (default: {sizes})")
+    add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
+    args = parser.parse_args()
+    args.ending = os.path.splitext(args.out)[1]
+    if args.ending not in SIZES:
+        raise InputError(f"{args.out}: expected a name that ends in .png (a strip), .mp4 or .gif (a film)")
+    if args.seconds is None:
+        args.seconds = 1.2 if args.ending == ".png" else math.inf
+    if args.poses < 1 or not args.seconds > 0:
+        raise InputError("--poses and --seconds have to be positive")
+    args.size = tuple(args.size or SIZES[args.ending])
+    if not all(16 <= side <= 4096 for side in args.size):
+        raise InputError("--size: expected a width and a height from 16 to 4096")
+    if args.ending == ".mp4" and any(side % 2 for side in args.size):
+        raise InputError("--size: width and height of an mp4 have to be even")
+    return args
+
+
+def main() -> None:
+    try:
+        args = parse()
+        character = ml.load_character(args.character_file)
+        clip = ml.load_clip(args.clip, character.body_names)
+        first, last = window(clip, args.start, args.seconds)
+        count = args.poses if args.ending == ".png" else last - first + 1
+        poses = poses_of(clip, character, first, last, count)
+        with whole(args.out) as path:
+            if args.ending == ".png":
+                from PIL import Image  # comes with TensorBoard
+
+                width, height = args.size
+                image = Image.fromarray(
+                    strip(character, poses, (2 * width, 2 * height))
+                )  # twice the size: smooth edges
+                image.resize(args.size, Image.LANCZOS).save(path, optimize=True)
+            else:
+                every = max(round(clip.fps / 10), 1) if args.ending == ".gif" else 1
+                write_film(path, film(character, poses, clip.fps, args.size, every), clip.fps / every, args.size)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

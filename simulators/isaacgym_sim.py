@@ -161,9 +161,7 @@ class IsaacGymSim(Sim):
         self._refresh()
         read_back = self._off_links(state.rotations)
         as_set = self._off_links(pose)
-        print(
-            f"  links off forward kinematics: {read_back:.5f} rad (read back), {as_set:.3f} rad (as set, one step ago)"
-        )
+        print(f"  links off forward kinematics: {read_back:.5f} rad (read back), {as_set:.3f} rad (as set, a step ago)")
         ground = float(self.contact[0].sum(0).norm())  # what bodies do to one another adds up to nothing
         print(f"  force of the ground on a character in the air: {ground:.3f} N")
         if not (read_back < 0.01 and as_set < 0.2 and ground < 1.0):
@@ -193,23 +191,23 @@ class IsaacGymSim(Sim):
         self.pending = env_ids if self.pending is None else torch.cat((self.pending, env_ids)).unique()
 
     def step(self, targets: Tensor) -> Tuple[MotionState, Tensor]:
+        gym = self.gym
         n = len(targets)
         if self.pending is not None:
             # members, like all that PhysX reads: they have to live until the simulation
             self.ids = self.actors[self.pending]
             self.pending = None
             ids = gymtorch.unwrap_tensor(self.ids)
-            n_ids = len(self.ids)
-            self.gym.set_actor_root_state_tensor_indexed(self.sim, gymtorch.unwrap_tensor(self.root), ids, n_ids)
-            self.gym.set_dof_state_tensor_indexed(self.sim, gymtorch.unwrap_tensor(self.dof_state), ids, n_ids)
+            gym.set_actor_root_state_tensor_indexed(self.sim, gymtorch.unwrap_tensor(self.root), ids, len(self.ids))
+            gym.set_dof_state_tensor_indexed(self.sim, gymtorch.unwrap_tensor(self.dof_state), ids, len(self.ids))
         self.target[:n, self.dofs] = targets
-        self.gym.set_dof_position_target_tensor(self.sim, gymtorch.unwrap_tensor(self.target))
+        gym.set_dof_position_target_tensor(self.sim, gymtorch.unwrap_tensor(self.target))
         for _ in range(self.substeps):
-            self.gym.simulate(self.sim)
+            gym.simulate(self.sim)
         if not self.on_gpu:
-            self.gym.fetch_results(self.sim, True)
-        self.gym.refresh_actor_root_state_tensor(self.sim)
-        self.gym.refresh_dof_state_tensor(self.sim)
+            gym.fetch_results(self.sim, True)
+        gym.refresh_actor_root_state_tensor(self.sim)
+        gym.refresh_dof_state_tensor(self.sim)
         root = self.root[:n]  # (n, 13)
         dof = self.dof[:n, self.dofs]  # (n, D, 2)
         fast = torch.cat((root[:, 7:], dof[..., 1]), -1).abs().amax(-1)

@@ -32,8 +32,7 @@ def _replace_drives(spec: Any, character: Character, timestep: float) -> None:
         is_ball = dof_body.count(body) == 3
         if is_ball and d == dof_body.index(body):
             parent = spec.body(character.body_names[body])
-            kind = mujoco.mjtJoint.mjJNT_BALL
-            parent.add_joint(name=f"ball{body}", type=kind, armature=joint.armature)
+            parent.add_joint(name=f"ball{body}", type=mujoco.mjtJoint.mjJNT_BALL, armature=joint.armature)
         if is_ball:
             spec.delete(joint)
         else:  # the gains move from the joint, where MuJoCo reads a passive spring, to the actuator
@@ -66,7 +65,12 @@ def _compile(character: Character, timestep: float) -> Any:
     # the last term goes into the inertia, where the contact solver sees it. MuJoCo's implicit integrators add it after
     # contacts are solved: at h = 1/60 a character under noisy targets then falls sooner than at 1/480 (docs/log.md).
     model.dof_armature[6:] += (timestep * character.kd + timestep**2 * character.kp).cpu().numpy()
-    mujoco.mj_setConst(model, mujoco.MjData(model))
+    data = mujoco.MjData(model)
+    mujoco.mj_setConst(model, data)
+    data.time = 1.0
+    mujoco.mj_step(model, data)
+    if data.time < 1.0:  # MuJoCo has found the state broken and reset it
+        raise ValueError("its motion is not finite, or too fast to simulate, from its rest pose on")
     return model
 
 
@@ -83,8 +87,7 @@ class MujocoModel:
         self.character = character
         address = self.compiled.jnt_qposadr[self.compiled.body_jntadr[1:]]
         start = torch.as_tensor(address, device=device).long()  # (J,), of no meaning for welded bodies
-        root = torch.zeros_like(start[:1])
-        self.rotating = torch.cat((root, character.balls))  # bodies whose rotation is a quaternion in qpos
+        self.rotating = torch.cat((torch.zeros_like(start[:1]), character.balls))  # bodies with a quaternion in qpos
         quat_start = start[self.rotating] + (self.rotating == 0) * 3  # the root's stands behind its position
         self.quats = quat_start[:, None] + torch.tensor([1, 2, 3, 0], device=device)  # xyzw out of MuJoCo's wxyz
         self.angles = start[character.hinges]

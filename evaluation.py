@@ -159,15 +159,11 @@ def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor
     """Read a command file, lines of "time [s], heading [degrees], speed [m/s]", each valid until the next.
 
     -> times (C,) [s], headings (C, num_envs) [rad], speeds (C, num_envs) [m/s], the same for all. Raises InputError."""
-    try:
+    with ml.reading(path, 'lines of "time [s], heading [degrees], speed [m/s]"'):
         with open(path, encoding="utf-8") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns of an empty file
             table = torch.tensor(np.loadtxt(file, delimiter=",", ndmin=2), dtype=torch.float32, device=device)  # (C, 3)
         times, headings, speeds = table.T.contiguous()
-    except OSError as error:
-        raise ml.InputError(f"{path}: cannot read the commands: {error.strerror}") from error
-    except ValueError as error:
-        raise ml.InputError(f'{path}: not lines of "time [s], heading [degrees], speed [m/s]" ({error})') from error
     rising = times[0] == 0 and (times.diff() > 0).all()
     if not table.isfinite().all() or not rising or (speeds < 0).any():
         raise ml.InputError(f"{path}: expected finite numbers, times that rise from 0, and no speed below 0")
@@ -178,7 +174,7 @@ def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor
 
 
 def episodes(states: List[ml.MotionState], steps: Tensor, fps: float) -> List[ml.Clip]:
-    """Episodes as clips: T + 1 states of batch (E,), the start first, of which an episode lived through steps (E,) more."""
+    """Episodes as clips: T + 1 states of batch (E,), the start first; an episode lived through steps (E,) more."""
     roots = torch.stack([state.root_position for state in states], 1).cpu().numpy()  # (E, T + 1, 3)
     rotations = torch.stack([state.rotations for state in states], 1).cpu().numpy()
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
@@ -227,10 +223,9 @@ def plot_table(
     column_label: str,
     label: str,
 ) -> None:
-    """Draw a table of numbers from 0 (bad) to 1 (good), with the numbers in their cells.
+    """Draw numbers table[row][column] from 0 (bad) to 1 (good), with the number in each cell. Raises OSError.
 
-    table[row][column]; row_label and column_label say what `rows` and `columns` are, label what the numbers are. Raises
-    OSError."""
+    rows, columns: what stands beside and below; the labels say what rows, columns and numbers are."""
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
@@ -252,17 +247,9 @@ def film(rollout: str, out: str, character_file: str) -> None:
     Raises OSError with what the tool says."""
     command = [sys.executable, RENDER, rollout, out, "--character-file", character_file]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            timeout=FILM_SECONDS,
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FILM_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{out}: no film in {FILM_SECONDS:.0f} s") from error
     if done.returncode != 0:
-        complaint = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        complaint = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise OSError(f"{out}: no film: {complaint[-1]}")

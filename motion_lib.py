@@ -14,7 +14,7 @@ import math
 import os
 import xml.etree.ElementTree as ET
 import zipfile
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -23,6 +23,20 @@ from torch import Tensor
 
 class InputError(ValueError):
     """A file or an option that cannot be used; the message is one line: what is wrong, where, and what to do."""
+
+
+@contextlib.contextmanager
+def reading(path: str, kind: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read that should be of some kind into one line. Raises InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot read this file: {error.strerror or error}") from error
+    except Exception as error:  # whatever parsers raise on a file that is not ours
+        cause = " ".join(str(error).split())
+        raise InputError(f"{path}: not {kind} ({type(error).__name__}: {cause})") from error
 
 
 # ---- 1. Quaternions (xyzw) -------------------------------------------------------------------------------------------
@@ -131,14 +145,14 @@ def _floats(text: str) -> List[float]:
     return [float(x) for x in text.split()]
 
 
-def _hull(geom: ET.Element) -> List[Tuple[np.ndarray, float]]:
+def _hull(geom: ET.Element) -> List[Tuple[List[float], float]]:
     """Points in the body's frame, and the radius around each, that bound a geom [m]."""
     size = _floats(geom.get("size"))
     centre = np.array(_floats(geom.get("pos", "0 0 0")))
     if geom.get("type") == "box":
-        return [(centre + np.array(sign) * size, 0.0) for sign in itertools.product((-1, 1), repeat=3)]
-    ends = _floats(geom.get("fromto", "")) or centre  # a sphere is a capsule whose ends coincide
-    return [(end, size[0]) for end in np.reshape(ends, (-1, 3))]
+        return [((centre + np.array(sign) * size).tolist(), 0.0) for sign in itertools.product((-1, 1), repeat=3)]
+    ends = np.reshape(_floats(geom.get("fromto", "")) or centre, (-1, 3))  # a sphere is a capsule whose ends coincide
+    return [(end, size[0]) for end in ends.tolist()]
 
 
 def _check_body(path: str, body: ET.Element) -> None:
@@ -153,29 +167,15 @@ def _check_body(path: str, body: ET.Element) -> None:
 
 
 def _read_character(path: str, device: str) -> Character:
-    """load_character, but raises whatever a file of another kind leads to."""
-
-    def put(x: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.as_tensor(np.array(x), dtype=dtype).to(device)
-
-    def long(x: List[int]) -> Tensor:
-        return put(x, torch.long)
-
+    """load_character, but a file of another kind raises whatever it leads to."""
+    put = functools.partial(torch.as_tensor, dtype=torch.float32, device=device)
+    long = functools.partial(torch.as_tensor, dtype=torch.long, device=device)
     mjcf = ET.parse(path).getroot()
     bodies = list(mjcf.find("worldbody/body").iter("body"))  # depth-first
-    parents = [-1] * len(bodies)
-    dofs = []  # (body, joint)
-    hull = []  # (body, point, radius)
-    for j, body in enumerate(bodies):
+    for body in bodies:
         _check_body(path, body)
-        for child in body.findall("body"):
-            parents[bodies.index(child)] = j
-        dofs += [(j, joint) for joint in body.findall("joint")]
-        for geom in body.findall("geom"):
-            hull += [(j, point, radius) for point, radius in _hull(geom)]
-    if -1 in parents[1:]:
-        raise InputError(f"{path}: body {bodies[parents.index(-1, 1)].get('name')} is not inside a body")
-
+    parent_of = {child: j for j, body in enumerate(bodies) for child in body.findall("body")}
+    parents = [-1] + [parent_of[body] for body in bodies[1:]]
     order = [0]  # by depth
     levels = []
     above = [0]
@@ -184,11 +184,11 @@ def _read_character(path: str, device: str) -> Character:
         levels.append((long(level), long([above.index(parents[j]) for j in level])))
         order += level
         above = level
-
-    joints = [joint for _, joint in dofs]
+    dofs = [(j, joint) for j, body in enumerate(bodies) for joint in body.findall("joint")]
     dof_body = [j for j, _ in dofs]
     hinge_dofs = [d for d, j in enumerate(dof_body) if dof_body.count(j) == 1]
     gear = {motor.get("joint"): float(motor.get("gear")) for motor in mjcf.iter("motor")}
+    hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
     return Character(
         path=str(path),
         body_names=[body.get("name") for body in bodies],
@@ -199,12 +199,12 @@ def _read_character(path: str, device: str) -> Character:
         hinges=long([dof_body[d] for d in hinge_dofs]),
         hinge_dofs=long(hinge_dofs),
         offsets=put([[0.0] * 3] + [_floats(body.get("pos", "0 0 0")) for body in bodies[1:]]),
-        dof_names=[joint.get("name") for joint in joints],
+        dof_names=[joint.get("name") for _, joint in dofs],
         dof_body=long(dof_body),
-        dof_axis=put([_floats(joint.get("axis")) for joint in joints]),
-        kp=put([float(joint.get("stiffness")) for joint in joints]),
-        kd=put([float(joint.get("damping")) for joint in joints]),
-        effort=put([gear[joint.get("name")] for joint in joints]),
+        dof_axis=put([_floats(joint.get("axis")) for _, joint in dofs]),
+        kp=put([float(joint.get("stiffness")) for _, joint in dofs]),
+        kd=put([float(joint.get("damping")) for _, joint in dofs]),
+        effort=put([gear[joint.get("name")] for _, joint in dofs]),
         hull_body=long([j for j, _, _ in hull]),
         hull_point=put([point for _, point, _ in hull]),
         hull_radius=put([radius for _, _, radius in hull]),
@@ -212,17 +212,9 @@ def _read_character(path: str, device: str) -> Character:
 
 
 def load_character(path: str, device: str = "cpu") -> Character:
-    """Read a character from an MJCF file written like motions/humanoid.xml: hinges only, nothing from <default>.
-
-    Raises InputError for a file that is missing, is not XML or has joints other than one or three hinges a body."""
-    try:
+    """Read a character from an MJCF file written like motions/humanoid.xml, without defaults. Raises InputError."""
+    with reading(path, "a character file written like motions/humanoid.xml"):
         return _read_character(path, device)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the character file: {error.strerror}") from error
-    except (ET.ParseError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a character file written like motions/humanoid.xml ({error})") from error
 
 
 def forward_kinematics(character: Character, root_position: Tensor, rotations: Tensor) -> Tuple[Tensor, Tensor]:
@@ -237,9 +229,8 @@ def forward_kinematics(character: Character, root_position: Tensor, rotations: T
         q = quaternions[-1].index_select(-2, above)
         positions.append(p + quat_rotate(q, character.offsets[bodies].to(q)))
         quaternions.append(quat_multiply(q, rotations.index_select(-2, bodies)))
-    body_position = torch.cat(positions, -2).index_select(-2, character.level_order)
-    body_rotation = torch.cat(quaternions, -2).index_select(-2, character.level_order)
-    return body_position, body_rotation
+    order = character.level_order
+    return torch.cat(positions, -2).index_select(-2, order), torch.cat(quaternions, -2).index_select(-2, order)
 
 
 def lowest_points(character: Character, body_position: Tensor, body_rotation: Tensor) -> Tensor:
@@ -277,24 +268,6 @@ class Clip(NamedTuple):
     rotations: np.ndarray  # (F, J, 4) xyzw, parent-relative; row 0 is the root in the world
 
 
-def _read_arrays(path: str) -> Dict[str, np.ndarray]:
-    """The arrays of an .npz file; pickled ones, which would be executed, are refused. Raises InputError."""
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such motion file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > 2**30:
-            raise InputError(f"{path}: unpacks to more than 1 GiB; that is no motion clip")
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except InputError:
-        raise
-    except Exception as error:  # whatever zipfile, zlib and numpy raise on a file that is not ours
-        hint = "is it truncated?" if zipfile.is_zipfile(path) else "convert it with motions/convert.py"
-        raise InputError(f"{path}: not a readable .npz motion clip ({type(error).__name__}); {hint}") from error
-
-
 def load_clip(path: str, body_names: List[str]) -> Clip:
     """Read and check one clip of the skeleton whose bodies are `body_names`. Nothing in the file is ever executed.
 
@@ -304,22 +277,24 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
         if not sound:
             raise InputError(f"{path}: {fault}")
 
-    data = _read_arrays(path)
-    missing = [key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in data]
-    check(not missing, f"not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
-    try:
+    check(os.path.isfile(path), "no such motion file")
+    with reading(path, "a motion clip as in motions/README.md; motions/convert.py reads others"):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        check(size <= 2**30, "unpacks to more than 1 GiB; that is no motion clip")
+        with np.load(path, allow_pickle=False) as file:  # what is pickled would be executed
+            data = {key: file[key] for key in file.files}
+        missing = [key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in data]
+        check(not missing, f"not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
         fps = float(data["fps"].reshape(()))
         loop = str(data["loop"].reshape(()))
         names = [str(name) for name in data["body_names"]]
         root = data["root_position"].astype(np.float64)
         rotations = data["rotations"].astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: an array of another type or shape than motions/README.md says") from error
     odd = ", ".join(sorted(set(names) ^ set(body_names))[:5])
     check(names == body_names, f"clip of another skeleton; body names differ: {' '.join(odd.split()) or 'their order'}")
-    shaped = root.shape == (len(rotations), 3) and rotations.shape[1:] == (len(names), 4)
-    expected = f"(F, 3) and (F, {len(names)}, 4)"
-    check(shaped, f"root_position {root.shape} and rotations {rotations.shape} are not {expected}")
+    shaped = root.shape[1:] == (3,) and rotations.shape == (len(root), len(names), 4)
+    check(shaped, f"root_position {root.shape}, rotations {rotations.shape}; expected (F, 3), (F, {len(names)}, 4)")
     check(len(root) >= 2, f"{len(root)} frame; a motion needs at least 2")
     check(np.isfinite(root).all() and np.isfinite(rotations).all(), "NaN or infinity in root_position or rotations")
     check(np.abs(root).max() < 1e4, f"root_position reaches {np.abs(root).max():.3g}; the unit is metres")
@@ -327,8 +302,8 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
     check(loop in ("wrap", "clamp"), f'loop is {loop[:20]!r}; expected "wrap" or "clamp"')
     norm = np.linalg.norm(rotations, axis=-1)  # (F, J)
     frame, body = np.unravel_index(np.abs(norm - 1).argmax(), norm.shape)
-    found = f"rotation of {names[body]} in frame {frame} has norm {norm[frame, body]:.4g}"
-    check(abs(norm[frame, body] - 1) < 1e-3, f"{found}; expected unit quaternions")
+    worst = norm[frame, body]
+    check(abs(worst - 1) < 1e-3, f"the quaternion of {names[body]} in frame {frame} has norm {worst:.4g}; expected 1")
     return Clip(fps, loop, root, rotations / norm[..., None])
 
 
@@ -351,16 +326,10 @@ def write_file(path: str, data: bytes) -> None:
 def save_clip(path: str, clip: Clip, body_names: List[str], source: str, license: str) -> None:
     """Write a clip (see write_file). Raises OSError."""
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        fps=float(clip.fps),
-        loop=clip.loop,
-        body_names=body_names,
-        source=source,
-        license=license,
-        root_position=np.asarray(clip.root_position, np.float32),
-        rotations=np.asarray(clip.rotations, np.float32),
-    )
+    about = dict(fps=float(clip.fps), loop=clip.loop, body_names=body_names, source=source, license=license)
+    root_position = np.asarray(clip.root_position, np.float32)
+    rotations = np.asarray(clip.rotations, np.float32)
+    np.savez(buffer, **about, root_position=root_position, rotations=rotations)
     write_file(path, buffer.getvalue())
 
 
@@ -376,21 +345,14 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
         return files, [1.0] * len(files)
     if not str(path).endswith(".json"):
         return [path], [1.0]
-    try:
+    with reading(path, 'a dataset file {"clips": [{"file": ..., "weight": ...}]}'):
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)["clips"]
         files = [os.path.join(os.path.dirname(path), entry["file"]) for entry in entries]
         weights = [float(entry.get("weight", 1.0)) for entry in entries]
         unknown = set().union(*entries) - {"file", "weight"}
-        if unknown:
-            raise ValueError(f"unknown key {min(unknown)!r}")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the dataset file: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        expected = '{"clips": [{"file": ..., "weight": ...}]}'
-        raise InputError(f"{path}: not a dataset file {expected} ({error})") from error
-    if not files or not all(0.0 < weight < math.inf for weight in weights):
-        raise InputError(f"{path}: a dataset needs at least one clip, and positive finite weights")
+    if unknown or not files or not all(0.0 < weight < math.inf for weight in weights):
+        raise InputError(f"{path}: a dataset needs at least one clip, positive finite weights, and no other keys")
     return files, weights
 
 
@@ -410,12 +372,11 @@ class MotionState(NamedTuple):
 def turn_state(state: MotionState, q: Tensor) -> MotionState:
     """The state (...) with everything turned about the world's origin by rotations q (..., 4)."""
     root = quat_multiply(q[..., None, :], state.rotations[..., :1, :])
-    return MotionState(
+    return state._replace(
         root_position=quat_rotate(q, state.root_position),
         rotations=torch.cat((root, state.rotations[..., 1:, :]), -2),
         root_velocity=quat_rotate(q, state.root_velocity),
         root_angular_velocity=quat_rotate(q, state.root_angular_velocity),
-        dof_velocity=state.dof_velocity,
     )
 
 
@@ -430,32 +391,28 @@ def _frame_velocities(clip: Clip, character: Character, turn: Tensor) -> Tuple[T
 
     turn (4,): the rotation from a cycle to the next, across whose seam a loop's differences are taken
     -> root (F, 3) world [m/s], root (F, 3) world [rad/s], dofs (F, D) [rad/s]"""
-
-    def at_frames(step: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """step (F-1, n), and the steps that lead to the first frame and leave the last one (n,) -> (F, n)."""
-        return 0.5 * (torch.cat((step, after[None])) + torch.cat((before[None], step)))
-
     root = torch.as_tensor(clip.root_position)
     rotations = torch.as_tensor(clip.rotations)
-    before = rotations[:-1]
-    after = rotations[1:]
+    inverse = quat_conjugate(rotations[:-1])
     linear = (root[1:] - root[:-1]) * clip.fps  # (F-1, 3) world
-    angular = rotvec_from_quat(quat_multiply(after[:, 0], quat_conjugate(before[:, 0]))) * clip.fps  # (F-1, 3) world
-    local = rotvec_from_quat(quat_multiply(quat_conjugate(before), after)) * clip.fps  # (F-1, J, 3) child frame
+    angular = rotvec_from_quat(quat_multiply(rotations[1:, 0], inverse[:, 0])) * clip.fps  # (F-1, 3) world
+    local = rotvec_from_quat(quat_multiply(inverse, rotations[1:])) * clip.fps  # (F-1, J, 3) child frame
     dof = (local[:, character.dof_body.cpu()] * character.dof_axis.cpu()).sum(-1)  # (F-1, D)
-    if clip.loop == "clamp":  # nothing is known beyond its ends
-        return tuple(at_frames(step, step[0], step[-1]) for step in (linear, angular, dof))
-    back = quat_conjugate(turn)
-    linear = at_frames(linear, quat_rotate(back, linear[-1]), quat_rotate(turn, linear[0]))
-    angular = at_frames(angular, quat_rotate(back, angular[-1]), quat_rotate(turn, angular[0]))
-    return linear, angular, at_frames(dof, dof[-1], dof[0])
+    # the differences that lead to the first frame, and that leave the last one
+    before = (linear[0], angular[0], dof[0])
+    after = (linear[-1], angular[-1], dof[-1])
+    if clip.loop == "wrap":
+        back = quat_conjugate(turn)
+        before = (quat_rotate(back, linear[-1]), quat_rotate(back, angular[-1]), dof[-1])
+        after = (quat_rotate(turn, linear[0]), quat_rotate(turn, angular[0]), dof[0])
+    steps = zip((linear, angular, dof), before, after)
+    return tuple(0.5 * (torch.cat((step, b[None])) + torch.cat((a[None], step))) for step, a, b in steps)
 
 
 def check_joints(path: str, clip: Clip, character: Character) -> None:
     """Raise InputError if a hinge turns off its axis, or a welded body turns at all: no simulator could follow."""
-    axis = torch.zeros(len(character.parents), 3)
+    axis = np.zeros((len(character.parents), 3), np.float32)
     axis[character.hinges.cpu()] = character.dof_axis[character.hinge_dofs].cpu()
-    axis = axis.numpy()
     v = clip.rotations[..., :3]  # (F, J, 3)
     off = np.linalg.norm(v - (v * axis).sum(-1, keepdims=True) * axis, axis=-1)  # (F, J) sine of half the wrong angle
     off[:, [0, *character.balls.tolist()]] = 0.0
@@ -466,9 +423,7 @@ def check_joints(path: str, clip: Clip, character: Character) -> None:
 
 
 def mirror_clip(clip: Clip, character: Character) -> Clip:
-    """The clip reflected in the plane of X and Z, left and right bodies exchanged.
-
-    Raises InputError if the skeleton is not symmetric."""
+    """The clip reflected in the X-Z plane, left and right swapped. Raises InputError if the skeleton is asymmetric."""
     names = character.body_names
     other = [name.replace("left", "#").replace("right", "left").replace("#", "right") for name in names]
     order = [names.index(name) if name in names else -1 for name in other]
@@ -486,13 +441,8 @@ class MotionLib:
     goes on from where, and in the direction in which, the cycle before has left it (height excepted)."""
 
     def __init__(self, path: str, character: Character, device: str = "cpu", mirror: bool = False) -> None:
-        """Load a clip, a folder or a dataset file (see find_clips), with the mirror image of every clip if asked.
-
-        Raises InputError."""
-
-        def put(x: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.as_tensor(np.asarray(x), dtype=dtype).to(device)
-
+        """Load a clip, a folder or a dataset file (see find_clips), mirrored as well if asked. Raises InputError."""
+        put = functools.partial(torch.as_tensor, dtype=torch.float32, device=device)
         self.files, weights = find_clips(path)
         self.character = character
         self.clips = [load_clip(file, character.body_names) for file in self.files]
@@ -505,25 +455,22 @@ class MotionLib:
         relative = np.array(weights) / max(weights)  # the sum of the weights themselves may be infinite
         self.weight = put(relative / relative.sum())  # (C,)
         count = [len(clip.root_position) for clip in self.clips]
-        self.first = put(np.cumsum([0] + count[:-1]), torch.long)  # (C,) index of a clip's first frame
-        self.last = put(np.array(count) - 1, torch.long)  # (C,) number of a clip's last frame
+        self.first = put(np.cumsum([0] + count[:-1]), dtype=torch.long)  # (C,) index of a clip's first frame
+        self.last = put(count, dtype=torch.long) - 1  # (C,) number of a clip's last frame
         self.fps = put([clip.fps for clip in self.clips])  # (C,)
         self.length = self.last / self.fps  # (C,) [s]
-        self.loop = put([clip.loop == "wrap" for clip in self.clips], torch.bool)  # (C,)
+        self.loop = put([clip.loop == "wrap" for clip in self.clips], dtype=torch.bool)  # (C,)
         self.root_position = put(np.concatenate([clip.root_position for clip in self.clips]))  # (F, 3)
         self.rotations = put(np.concatenate([clip.rotations for clip in self.clips]))  # (F, J, 4)
-        start = torch.stack([torch.as_tensor(clip.rotations[0, 0]) for clip in self.clips])
-        end = torch.stack([torch.as_tensor(clip.rotations[-1, 0]) for clip in self.clips])
-        turn = heading(end) - heading(start)
+        ends = torch.as_tensor(np.stack([clip.rotations[[0, -1], 0] for clip in self.clips]))  # (C, 2, 4)
+        turn = heading(ends[:, 1]) - heading(ends[:, 0])
         self.turn = put((turn + math.pi) % (2 * math.pi) - math.pi)  # (C,) yaw gained in a cycle [rad]
         self.start = self.root_position[self.first]  # (C, 3) where the root is at time 0 [m]
         way = self.root_position[self.first + self.last] - self.start
-        self.way = way * put([1.0, 1.0, 0.0])  # (C, 3) that the root makes on the ground in the first cycle [m]
+        self.way = way * put([1.0, 1.0, 0.0])  # (C, 3) of the root on the ground in the first cycle [m]
         turns = quat_from_yaw(self.turn.cpu().double())  # (C, 4)
-        velocities = [_frame_velocities(clip, character, q) for clip, q in zip(self.clips, turns)]
-        self.root_velocity = put(torch.cat([linear for linear, _, _ in velocities]))  # (F, 3)
-        self.root_angular_velocity = put(torch.cat([angular for _, angular, _ in velocities]))  # (F, 3)
-        self.dof_velocity = put(torch.cat([dof for _, _, dof in velocities]))  # (F, D)
+        velocities = zip(*[_frame_velocities(clip, character, q) for clip, q in zip(self.clips, turns)])
+        self.root_velocity, self.root_angular_velocity, self.dof_velocity = [put(torch.cat(v)) for v in velocities]
 
     def sample(self, n: int, span: float, generator: torch.Generator) -> Tuple[Tensor, Tensor]:
         """Draw n clips by weight and start times, uniform over what leaves `span` seconds in a clip that does not loop.
@@ -542,9 +489,9 @@ class MotionLib:
         low = torch.minimum(frame.long(), last - 1)
         blend = (frame - low)[..., None]
         i = self.first[clip] + low
-
-        def mix(x: Tensor) -> Tensor:
-            return torch.lerp(x[i], x[i + 1], blend)
+        frames = (self.root_position, self.root_velocity, self.root_angular_velocity, self.dof_velocity)
+        position, velocity, angular_velocity, dof_velocity = [torch.lerp(x[i], x[i + 1], blend) for x in frames]
+        rotations = slerp(self.rotations[i], self.rotations[i + 1], blend[..., None])
 
         # Cycle k starts at p_0 + sum_{i<k} R(i turn) d, turned by k turn. With e = exp(i turn) that sum is
         # d (e^k - 1) / (e - 1), a chord of length sin(k turn / 2) / sin(turn / 2) in the direction (k - 1) turn / 2.
@@ -553,20 +500,17 @@ class MotionLib:
         carried = quat_rotate(quat_from_yaw(0.5 * (cycle - 1) * turn), self.way[clip]) * chord[..., None]
         yaw = quat_from_yaw(cycle * turn)
         start = self.start[clip]
-        rotations = slerp(self.rotations[i], self.rotations[i + 1], blend[..., None])
         root = quat_multiply(yaw, rotations[..., 0, :])
         return MotionState(
-            root_position=start + carried + quat_rotate(yaw, mix(self.root_position) - start),
+            root_position=start + carried + quat_rotate(yaw, position - start),
             rotations=torch.cat((root[..., None, :], rotations[..., 1:, :]), -2),
-            root_velocity=quat_rotate(yaw, mix(self.root_velocity)),
-            root_angular_velocity=quat_rotate(yaw, mix(self.root_angular_velocity)),
-            dof_velocity=mix(self.dof_velocity),
+            root_velocity=quat_rotate(yaw, velocity),
+            root_angular_velocity=quat_rotate(yaw, angular_velocity),
+            dof_velocity=dof_velocity,
         )
 
     def statistics(self) -> Tuple[Tensor, Tensor, float]:
-        """Mean dof positions (D,) [rad], lowest height of each body (J,) [m], mean forward speed [m/s].
-
-        Means over the clips by weight."""
+        """Mean dof positions (D,) [rad], lowest height of each body (J,) [m], mean forward speed [m/s]; by weight."""
         time = torch.linspace(0, 1, 200, device=self.length.device)[:, None] * self.length  # (200, C)
         state = self.state(torch.arange(len(self.files), device=time.device).expand(time.shape), time)
         position, rotation = forward_kinematics(self.character, state.root_position, state.rotations)

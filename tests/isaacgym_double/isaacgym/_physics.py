@@ -1,7 +1,7 @@
 """The mechanics behind the double: an MJCF file as Isaac Gym's importer reads it, moved by MuJoCo.
 
-Arrays are float64 numpy; A actors of one model, D dofs, L bodies (links). Quaternions are xyzw outside MuJoCo's own qpos. Positions are
-in the env's frame [m], velocities in the world's [m/s, rad/s]."""
+Arrays are float64 numpy; A actors of one model, D dofs, L bodies (links). Quaternions are xyzw outside MuJoCo's own
+qpos. Positions are in the env's frame [m], velocities in the world's [m/s, rad/s]."""
 
 import xml.etree.ElementTree as ET
 from typing import Any, List, Tuple
@@ -14,7 +14,7 @@ class GymViolation(RuntimeError):
     """A rule of the API was broken. The real one would crash, hang, or silently compute something else."""
 
 
-# ---- Quaternions, wxyz as in qpos ---------------------------------------------------------------------------------------------------
+# ---- Quaternions, wxyz as in qpos ------------------------------------------------------------------------------------
 
 
 def rotate(q: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -40,9 +40,9 @@ def from_exponential_map(r: np.ndarray) -> np.ndarray:
     return np.concatenate((np.cos(half), 0.5 * np.sinc(half / np.pi) * r), -1)
 
 
-# ---- Import -------------------------------------------------------------------------------------------------------------------------
+# ---- Import ----------------------------------------------------------------------------------------------------------
 
-# attributes that the importer ignores or stumbles over -> the values that change nothing (sliding friction and condim as PhysX has them)
+# attributes that the importer ignores or stumbles over -> the values that change nothing (friction, condim: PhysX's)
 IGNORED = {
     "geom": {
         "mass": (),
@@ -80,7 +80,7 @@ def check_mjcf(path: str) -> None:
 
 
 class Character:
-    """What the importer makes of an MJCF file: names and properties, one spherical joint for each x, y, z hinge triple."""
+    """What the importer makes of an MJCF file: names, properties, one spherical joint for each x, y, z hinge triple."""
 
     def __init__(self, path: str) -> None:
         check_mjcf(path)
@@ -108,7 +108,7 @@ class Character:
         )
 
     def body_properties(self) -> List[Tuple[float, np.ndarray, np.ndarray]]:
-        """Of each body: mass [kg], centre of mass (3,) in its frame [m], inertia (3, 3) about that, along the body's axes [kg m^2]."""
+        """Each body's mass [kg], centre of mass (3,) in its frame [m], inertia (3, 3) about it in its axes [kg m^2]."""
         found = []
         for b in range(1, self.model.nbody):
             axes = rotate(self.model.body_iquat[b], np.eye(3)).T  # the principal axes are its columns
@@ -121,7 +121,8 @@ class Character:
     ) -> Any:
         """The MuJoCo model with position drives as dof properties (D,) say.
 
-        friction: of each geom; floor: the ground's, negative without ground (of two touching shapes the larger counts, MuJoCo's rule)."""
+        friction: of each geom; floor: the ground's, negative without ground (of two shapes that touch the larger one
+        counts, which is MuJoCo's rule)."""
         spec = mujoco.MjSpec.from_file(self.path)
         for motor in list(spec.actuators):
             spec.delete(motor)
@@ -154,7 +155,7 @@ class Character:
             if model.jnt_type[j] == mujoco.mjtJoint.mjJNT_HINGE:
                 own = props[self.dof_names.index(model.joint(j).name)]
                 model.jnt_limited[j], model.jnt_range[j] = own["hasLimits"], (own["lower"], own["upper"])
-        # the drive is integrated implicitly: what of it depends on the acceleration counts as inertia (MujocoSim does the same)
+        # the drive is integrated implicitly: what of it depends on the acceleration counts as inertia, as in MujocoSim
         driven = props["driveMode"] == 1
         gain, damping = (np.where(driven, props[key], 0.0).astype(np.float64) for key in ("stiffness", "damping"))
         model.dof_armature[6:] = props["armature"] + timestep * damping + timestep**2 * gain
@@ -162,11 +163,11 @@ class Character:
         return model
 
 
-# ---- Motion -------------------------------------------------------------------------------------------------------------------------
+# ---- Motion ----------------------------------------------------------------------------------------------------------
 
 
 class Batch:
-    """All actors of one model: states, drive targets, and what the last simulated step has left of bodies and contacts."""
+    """All actors of one model: states, drive targets, and what the last step has left of bodies and contacts."""
 
     def __init__(
         self, character: Character, model: Any, actors: np.ndarray, dofs: np.ndarray, bodies: np.ndarray

@@ -1,8 +1,8 @@
-"""gymapi as far as this repository needs it: the API's names, defaults and call order, and a GymViolation for every broken rule.
+"""gymapi as far as this repository needs it: names, defaults and call order, and a GymViolation for every broken rule.
 
 Where the rules are enforced:
     torch imported first                                          __init__.py
-    wrong simulator type or axis, GPU pipeline without use_gpu,
+    wrong simulator type or axis, graphics, GPU without use_gpu,
     a second live simulator                                       Gym.create_sim
     creation after prepare_sim; acquire, set, simulate before it;
     any call after destroy_sim                                    _enter, which every method calls first
@@ -12,17 +12,17 @@ Where the rules are enforced:
     dof properties                                                _check_dof_properties, and again in Gym.prepare_sim
     contacts collected in a way that works                        Gym.acquire_net_contact_force_tensor
     CPU pipeline: no refresh, no setter before fetch_results      Sim.refresh, Sim.read
-    refresh over edits that were never submitted                  Sim.refresh (root and dof states; the others cannot be submitted)
+    refresh over edits that were never submitted                  Sim.refresh (root and dof states)
     device, dtype, size, contiguity, freed memory                 Sim.read, gymtorch.unwrap_tensor
     indices: int32, own length, range, no duplicates, not empty   Sim.read_indices
     one indexed call per setter and simulate                      Gym._set_indexed
     finite states and targets, unit quaternions                   Gym._set_indexed, Gym._set_targets
     targets only for dofs in position mode                        Gym._set_targets
     memory freed or changed before simulate consumes it           Gym.simulate
-    cameras: graphics device, order of the calls                  _enter, and the camera section
 
-The double's liberties: without CUDA the GPU pipeline's tensors lie in CPU memory, under the GPU pipeline's rules; a submitted state is
-the state at once; actors never touch one another; damping, velocity limits and solver settings of PhysX are accepted and unused."""
+The double's liberties: without CUDA the GPU pipeline's tensors lie in CPU memory, under the GPU pipeline's rules; a
+submitted state is the state at once; actors never touch one another; damping, velocity limits and solver settings of
+PhysX are accepted and unused."""
 
 import copy
 import operator
@@ -30,30 +30,25 @@ import os
 from enum import IntEnum
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from isaacgym._camera import Camera
 from isaacgym._physics import Batch, Character, GymViolation
 
 import numpy as np
 
 INVERT_LIMITS: Tuple[str, ...] = ()
-"""names of dofs whose limits are reported swapped (lower > upper), as the real importer does to some; to be set before load_asset"""
+"""names of dofs whose limits are reported swapped (lower > upper), as the real importer does; set before load_asset"""
 
-# ---- Constants ----------------------------------------------------------------------------------------------------------------------
+# ---- Constants -------------------------------------------------------------------------------------------------------
 
 UpAxis = IntEnum("UpAxis", "UP_AXIS_Y UP_AXIS_Z", start=0)
 SimType = IntEnum("SimType", "SIM_PHYSX SIM_FLEX", start=0)
 DofDriveMode = IntEnum("DofDriveMode", "DOF_MODE_NONE DOF_MODE_POS DOF_MODE_VEL DOF_MODE_EFFORT", start=0)
 ContactCollection = IntEnum("ContactCollection", "CC_NEVER CC_LAST_SUBSTEP CC_ALL_SUBSTEPS", start=0)
 IndexDomain = IntEnum("IndexDomain", "DOMAIN_ACTOR DOMAIN_ENV DOMAIN_SIM", start=0)
-ImageType = IntEnum("ImageType", "IMAGE_COLOR IMAGE_DEPTH IMAGE_SEGMENTATION IMAGE_OPTICAL_FLOW", start=0)
-CameraFollowMode = IntEnum("CameraFollowMode", "FOLLOW_POSITION FOLLOW_TRANSFORM", start=0)
 UP_AXIS_Y, UP_AXIS_Z = UpAxis
 SIM_PHYSX, SIM_FLEX = SimType
 DOF_MODE_NONE, DOF_MODE_POS, DOF_MODE_VEL, DOF_MODE_EFFORT = DofDriveMode
 CC_NEVER, CC_LAST_SUBSTEP, CC_ALL_SUBSTEPS = ContactCollection
 DOMAIN_ACTOR, DOMAIN_ENV, DOMAIN_SIM = IndexDomain
-IMAGE_COLOR, IMAGE_DEPTH, IMAGE_SEGMENTATION, IMAGE_OPTICAL_FLOW = ImageType
-FOLLOW_POSITION, FOLLOW_TRANSFORM = CameraFollowMode
 STATE_NONE, STATE_POS, STATE_VEL, STATE_ALL = range(4)
 INVALID_HANDLE = -1
 UNSET = float(np.finfo(np.float32).max)  # what the importer leaves as effort and velocity limits
@@ -64,11 +59,11 @@ DOF_PROPERTIES = np.dtype(
     align=True,
 )
 
-# ---- Parameter records --------------------------------------------------------------------------------------------------------------
+# ---- Parameter records -----------------------------------------------------------------------------------------------
 
 
 class _Record:
-    """Named, typed fields with defaults; like the real classes it refuses an unknown name and a value of the wrong type."""
+    """Named, typed fields with defaults; like the real classes it refuses unknown names and values of a wrong type."""
 
     def __init__(self, *values: Any, **named: Any) -> None:
         if (values or named) and type(self) not in (Vec3, Quat, Transform):
@@ -149,11 +144,6 @@ AssetOptions = _record(
     ),
     **dict(replace_cylinder_with_capsule=False, slices_per_cylinder=20, thickness=0.02, use_mesh_materials=False),
 )
-CameraProperties = _record(
-    "CameraProperties",
-    **dict(width=1600, height=900, horizontal_fov=90.0, near_plane=0.01, far_plane=2e6, supersampling_horizontal=1),
-    **dict(supersampling_vertical=1, use_collision_geometry=False, enable_tensors=False),
-)
 RigidBodyProperties = _record(
     "RigidBodyProperties", mass=0.0, invMass=0.0, com=Vec3(), inertia=Mat33(), invInertia=Mat33(), flags=0
 )
@@ -165,7 +155,7 @@ RigidShapeProperties = _record(
 
 
 class Tensor:
-    """A descriptor: where a tensor lies, not the tensor. `buffer` is set on the simulator's own ones only, whose memory it owns."""
+    """A descriptor: where a tensor lies, not the tensor. `buffer` is the memory of those that the simulator owns."""
 
     def __init__(self) -> None:
         self.device, self.dtype, self.shape, self.data_address, self.own_data = -1, None, (), 0, False
@@ -177,7 +167,7 @@ class Tensor:
         return len(self.shape)
 
 
-# ---- Handles ------------------------------------------------------------------------------------------------------------------------
+# ---- Handles ---------------------------------------------------------------------------------------------------------
 
 
 class Asset:
@@ -205,7 +195,7 @@ class Actor:
 
 class Env:
     def __init__(self, sim: "Sim", index: int) -> None:
-        self.sim, self.index, self.actors, self.cameras = sim, index, [], []
+        self.sim, self.index, self.actors = sim, index, []
 
     def body_start(self, actor: int) -> int:
         """Index in this env of an actor's first body."""
@@ -215,8 +205,8 @@ class Env:
 class Sim:
     live: Optional["Sim"] = None  # the process's only simulator
 
-    def __init__(self, params: SimParams, compute: int, graphics: int) -> None:
-        self.params, self.compute, self.graphics = copy.deepcopy(params), compute, graphics
+    def __init__(self, params: SimParams, compute: int) -> None:
+        self.params, self.compute = copy.deepcopy(params), compute
         self.gpu, self.prepared = params.use_gpu_pipeline, False
         self.sim = self  # so that every handle has one
         self.ground, self.envs, self.actors, self.batches = -1.0, [], [], []
@@ -227,7 +217,7 @@ class Sim:
         self.pending: List[
             Tuple[str, str, Tensor, Any]
         ] = []  # setter, role, descriptor, its content if that may not change
-        self.unfetched = self.drawn = self.rendered = self.accessing = False
+        self.unfetched = False
 
     def read(self, setter: str, role: str, tensor: Any, size: int, dtype: str = "float32") -> Any:
         """The tensor that a setter was handed, checked."""
@@ -292,7 +282,7 @@ class Sim:
         return True
 
 
-# ---- Checks -------------------------------------------------------------------------------------------------------------------------
+# ---- Checks ----------------------------------------------------------------------------------------------------------
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -300,8 +290,8 @@ def _same(a: Any, b: Any) -> bool:
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _enter(handle: Any, kind: type, method: str, stage: str = "any", graphics: bool = False) -> Sim:
-    """The simulator of a handle, which must be of a kind and alive, "building" or "running" if the stage says so, and have graphics."""
+def _enter(handle: Any, kind: type, method: str, stage: str = "any") -> Sim:
+    """The simulator of a handle, which must be of a kind and alive, "building" or "running" if the stage says so."""
     if not isinstance(handle, kind):
         raise GymViolation(f"{method}: {handle!r} is no {kind.__name__}")
     sim = handle.sim
@@ -311,8 +301,6 @@ def _enter(handle: Any, kind: type, method: str, stage: str = "any", graphics: b
         raise GymViolation(f"{method}: called after prepare_sim")
     if not sim.prepared and stage == "running":
         raise GymViolation(f"{method}: called before prepare_sim")
-    if graphics and sim.graphics < 0:
-        raise GymViolation(f"{method}: the simulator was created without graphics (graphics device -1)")
     return sim
 
 
@@ -359,7 +347,7 @@ def _getter(kind: type, value: Callable[[Any], Any], stage: str = "any") -> Call
     return method
 
 
-# ---- The API ------------------------------------------------------------------------------------------------------------------------
+# ---- The API ---------------------------------------------------------------------------------------------------------
 
 
 class Gym:
@@ -390,9 +378,11 @@ class Gym:
             )
         if params.dt <= 0.0 or params.substeps < 1:
             raise GymViolation("create_sim: dt and substeps must be positive")
-        if compute_device < 0 or graphics_device < -1:
+        if graphics_device != -1:
+            raise GymViolation("create_sim: the graphics device must be -1, nothing is drawn")
+        if compute_device < 0:
             return None
-        Sim.live = Sim(params, compute_device, graphics_device)
+        Sim.live = Sim(params, compute_device)
         return Sim.live
 
     def destroy_sim(self, sim: Sim, /) -> None:
@@ -575,9 +565,8 @@ class Gym:
     def acquire_net_contact_force_tensor(self, sim: Sim, /) -> Tensor:
         _enter(sim, Sim, "acquire_net_contact_force_tensor", "running")
         if sim.params.physx.contact_collection != CC_LAST_SUBSTEP:
-            raise GymViolation(
-                "acquire_net_contact_force_tensor: physx.contact_collection must be CC_LAST_SUBSTEP (the default is broken)"
-            )
+            fault = "physx.contact_collection must be CC_LAST_SUBSTEP (the default is broken)"
+            raise GymViolation(f"acquire_net_contact_force_tensor: {fault}")
         return sim.tensors["contact"]
 
     # -- setters
@@ -649,7 +638,7 @@ class Gym:
             now = gymtorch.alive(tensor)
             if now is None:
                 raise GymViolation(
-                    f"simulate: the storage of the {role} tensor given to {setter} was freed before simulate consumed it"
+                    f"simulate: the {role} tensor given to {setter} was freed before simulate consumed it"
                 )
             if content is not None and not _same(now, content):
                 raise GymViolation(
@@ -657,76 +646,11 @@ class Gym:
                 )
         for batch in sim.batches:
             batch.step(sim.params.substeps)
-        sim.unfetched, sim.drawn, sim.rendered = True, False, False
+        sim.unfetched = True
 
     def fetch_results(self, sim: Sim, wait: bool, /) -> None:
         _enter(sim, Sim, "fetch_results", "running")
         sim.unfetched = sim.unfetched and not wait
-
-    # -- cameras
-
-    def create_camera_sensor(self, env: Env, props: CameraProperties, /) -> int:
-        _enter(env, Env, "create_camera_sensor", "building", graphics=True)
-        env.cameras.append(Camera(props))
-        return len(env.cameras) - 1
-
-    def set_camera_location(self, camera: int, env: Env, position: Vec3, target: Vec3, /) -> None:
-        _camera(env, camera, "set_camera_location").look(position.array(), target.array())
-
-    def attach_camera_to_body(
-        self, camera: int, env: Env, body: int, offset: Transform, mode: CameraFollowMode, /
-    ) -> None:
-        found = _camera(env, camera, "attach_camera_to_body")
-        if body not in range(env.body_start(len(env.actors))):
-            raise GymViolation(f"attach_camera_to_body: the env has no body {body}")
-        found.attach(body, offset.p.array(), offset.r.array(), mode == FOLLOW_TRANSFORM)
-
-    def step_graphics(self, sim: Sim, /) -> None:
-        _enter(sim, Sim, "step_graphics", "running", graphics=True)
-        if sim.unfetched:
-            raise GymViolation("step_graphics: fetch_results(sim, True) comes first after simulate")
-        sim.drawn = True
-
-    def render_all_camera_sensors(self, sim: Sim, /) -> None:
-        _enter(sim, Sim, "render_all_camera_sensors", "running", graphics=True)
-        if not sim.drawn:
-            raise GymViolation("render_all_camera_sensors: step_graphics comes first after simulate")
-        bodies, start = sim.current("body"), 0
-        for env in sim.envs:
-            count = env.body_start(len(env.actors))
-            for camera in env.cameras:
-                camera.render(bodies[start : start + count])
-            start += count
-        sim.rendered = True
-
-    def get_camera_image(self, sim: Sim, env: Env, camera: int, kind: ImageType, /) -> np.ndarray:
-        """(height, 4 width) uint8: as in the real API the RGBA values of a row lie side by side; reshape it."""
-        _enter(sim, Sim, "get_camera_image", "running", graphics=True)
-        image = _camera(env, camera, "get_camera_image").image
-        if kind != IMAGE_COLOR:
-            raise NotImplementedError("the double's cameras see colour only")
-        if not sim.rendered:
-            raise GymViolation("get_camera_image: render_all_camera_sensors comes first after simulate")
-        return image.reshape(len(image), -1).copy()
-
-    def start_access_image_tensors(self, sim: Sim, /) -> None:
-        self._access(sim, "start_access_image_tensors", True)
-
-    def end_access_image_tensors(self, sim: Sim, /) -> None:
-        self._access(sim, "end_access_image_tensors", False)
-
-    def _access(self, sim: Sim, method: str, start: bool) -> None:
-        _enter(sim, Sim, method, "running", graphics=True)
-        if sim.accessing == start:
-            raise GymViolation(f"{method}: start and end must alternate")
-        sim.accessing = start
-
-
-def _camera(env: Env, camera: int, method: str) -> Camera:
-    _enter(env, Env, method, graphics=True)
-    if camera not in range(len(env.cameras)):
-        raise GymViolation(f"{method}: the env has no camera {camera}")
-    return env.cameras[camera]
 
 
 def acquire_gym() -> Gym:

@@ -1,4 +1,4 @@
-"""Between gymapi's tensor descriptors and PyTorch tensors, without copies. gymapi imports this module only when it first needs a tensor."""
+"""Between gymapi's tensor descriptors and PyTorch tensors, without copies. gymapi imports it when it has to."""
 
 from typing import Any, Optional
 

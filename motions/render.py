@@ -15,10 +15,12 @@ Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H 
 import argparse
 import contextlib
 import ctypes.util
+import io
 import math
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 import xml.etree.ElementTree as ET
 from typing import Iterator, Tuple
@@ -40,9 +42,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SIZES = {".png": (1200, 400), ".mp4": (640, 360), ".gif": (320, 180)}
 COLOURS = {"right": "0.90 0.50 0.20 1", "left": "0.25 0.47 0.72 1", "": "0.78 0.79 0.82 1"}
 # Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves no perspective to speak
-# of. The floor's half-sizes along X and Y [m], 0 for no end. The less work on shadows and edges, the faster.
+# of. `floor`: half its lengths along X and Y [m], and a spacing that does not show. Fine shadows and edges take time.
 STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=8192, offsamples=16)
-FILM = dict(azimuth=120, elevation=-12, fovy=30, floor="0 0 1", shadowsize=2048, offsamples=4)
+FILM = dict(azimuth=120, elevation=-12, fovy=30, floor="60 60 1", shadowsize=2048, offsamples=4)
 SCENE = """<mujoco>
   <statistic center="0 0 0.8" extent="4"/>
   <visual>
@@ -57,8 +59,8 @@ SCENE = """<mujoco>
     <material name="floor" texture="floor" texrepeat="1 1" texuniform="true" specular="0" shininess="0"/>
   </asset>
   <worldbody>
-    <geom type="plane" size="{floor}" material="floor"/>
     <body mocap="true">
+      <geom type="plane" size="{floor}" material="floor"/>
       <light type="directional" pos="-3 -4 6" dir="0.35 0.5 -1" diffuse="0.42 0.42 0.42" specular="0.1 0.1 0.1"/>
     </body>
     {figures}
@@ -67,15 +69,12 @@ SCENE = """<mujoco>
 """
 
 
-# ---- 1. Poses ----------------------------------------------------------------------------------------------------
-
-
 def window(clip: Clip, start: float, seconds: float) -> Tuple[int, int]:
     """First and last frame of the part that begins at `start` and takes `seconds` [s], or ends with the clip."""
     end = len(clip.root_position) - 1
-    first = round(start * clip.fps)
-    if not 0 <= first < end:
+    if not 0 <= start * clip.fps < end:
         raise InputError(f"--start {start} lies outside the clip, which is {end / clip.fps:.2f} s long")
+    first = min(round(start * clip.fps), end - 1)
     last = round(min((start + seconds) * clip.fps, end))
     if last == first:
         raise InputError(f"--seconds {seconds} is less than a frame of the clip ({1 / clip.fps:.3f} s)")
@@ -116,9 +115,6 @@ def smooth(path: np.ndarray, reach: int) -> np.ndarray:
     weight = np.hanning(2 * reach + 3)[1:-1]
     path = np.pad(path, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
     return np.stack([np.convolve(column, weight / weight.sum(), "valid") for column in path.T], -1)
-
-
-# ---- 2. Pictures -------------------------------------------------------------------------------------------------
 
 
 def figure(character: Character) -> str:
@@ -165,7 +161,7 @@ class Stage:
 
     def draw(self, position: Tensor, rotation: Tensor, focus: np.ndarray) -> np.ndarray:
         """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle."""
-        self.data.mocap_pos[0] = focus * [1, 1, 0]  # the light goes along: shadows reach only so far
+        self.data.mocap_pos[0] = np.round(focus * [1, 1, 0])  # floor and light go along, by the floor's whole pattern
         self.data.mocap_pos[1:] = position.reshape(-1, 3).numpy()
         self.data.mocap_quat[1:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
         self.mujoco.mj_kinematics(self.model, self.data)
@@ -175,14 +171,20 @@ class Stage:
         return self.renderer.render()
 
 
-def strip(character: Character, poses: Poses, size: Size) -> np.ndarray:
-    """Poses in a row, seen from the right -> (H, W, 3) uint8."""
+def strip(character: Character, poses: Poses, size: Size) -> bytes:
+    """Poses in a row, seen from the right, as PNG."""
+    from PIL import Image  # comes with TensorBoard
+
     position, row = in_a_row(poses[0])
     top = top_of(position)
     wide = max(row, (top + 0.44) * size[0] / size[1])  # as wide as the row, and as high as the tallest pose [m]
-    stage = Stage(character, len(position), STRIP, wide * size[1] / size[0], size)
+    twice = (2 * size[0], 2 * size[1])  # for smooth edges
+    stage = Stage(character, len(position), STRIP, wide * size[1] / size[0], twice)
     with stage.renderer:
-        return stage.draw(position, poses[1], np.array([0, 0, 0.5 * top]))
+        picture = stage.draw(position, poses[1], np.array([0, 0, 0.5 * top]))
+    file = io.BytesIO()
+    Image.fromarray(picture).resize(size, Image.LANCZOS).save(file, "png", optimize=True)
+    return file.getvalue()
 
 
 def film(character: Character, poses: Poses, fps: float, size: Size, every: int = 1) -> Pictures:
@@ -197,49 +199,31 @@ def film(character: Character, poses: Poses, fps: float, size: Size, every: int 
             yield stage.draw(position[t], rotation[t], focus[t])
 
 
-# ---- 3. Files ----------------------------------------------------------------------------------------------------
+def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
+    """Pictures as a film: ".mp4" (H.264) or ".gif", which plays again and again. Raises InputError."""
+    source = ["-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps)]
+    if ending == ".gif":
+        target = ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none"]
+    else:
+        target = ["-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "film" + ending)
+        try:
+            import imageio_ffmpeg
 
-
-@contextlib.contextmanager
-def whole(path: str) -> Iterator[str]:
-    """Name of a file beside `path` to write to. It takes the place of `path` when the block ends well, else it goes."""
-    stem, ending = os.path.splitext(path)
-    temporary = f"{stem}.{os.getpid()}{ending}"
-    try:
-        with open(temporary, "wb"):
-            pass  # a folder that is not there or cannot be written to is known before the work
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-
-
-def write_film(path: str, pictures: Pictures, fps: float, size: Size) -> None:
-    """Write pictures as an mp4 (H.264) or a GIF. Raises InputError."""
-    options = ["-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps)]
-    gif = ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none"]
-    mp4 = ["-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
-    options += ["-i", "-", *(gif if path.endswith(".gif") else mp4), path]
-    try:
-        import imageio_ffmpeg
-
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), *options]
-        ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    except (ImportError, RuntimeError, OSError) as error:
-        raise InputError(f"no ffmpeg ({str(error).splitlines()[0]}); pip install imageio[ffmpeg]") from error
-    with ffmpeg:
-        with contextlib.suppress(BrokenPipeError), ffmpeg.stdin:  # an ffmpeg that has given up says why
-            for picture in pictures:
-                ffmpeg.stdin.write(picture.tobytes())
-        fault = ffmpeg.stderr.read().decode(errors="replace").splitlines()
-    if ffmpeg.returncode:
-        raise InputError(f"ffmpeg: {fault[-1][:200] if fault else ffmpeg.returncode}")
-
-
-# ---- 4. The command line -----------------------------------------------------------------------------------------
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), *source, "-i", "-", *target, path]
+            ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        except (ImportError, RuntimeError, OSError) as error:
+            raise InputError(f"no ffmpeg ({str(error).splitlines()[0]}); pip install imageio[ffmpeg]") from error
+        with ffmpeg:
+            with contextlib.suppress(BrokenPipeError), ffmpeg.stdin:  # an ffmpeg that has given up says why
+                for picture in pictures:
+                    ffmpeg.stdin.write(picture.tobytes())
+            fault = ffmpeg.stderr.read().decode(errors="replace").splitlines() or ["it does not say why"]
+        if ffmpeg.returncode:
+            raise InputError(f"ffmpeg failed with exit code {ffmpeg.returncode}: {fault[0][:200]}")
+        with open(path, "rb") as file:
+            return file.read()
 
 
 def parse() -> argparse.Namespace:
@@ -258,10 +242,12 @@ def parse() -> argparse.Namespace:
     args.ending = os.path.splitext(args.out)[1]
     if args.ending not in SIZES:
         raise InputError(f"{args.out}: expected a name that ends in .png (a strip), .mp4 or .gif (a film)")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
+        raise InputError(f"{args.out}: there is no such folder")
     if args.seconds is None:
         args.seconds = 1.2 if args.ending == ".png" else math.inf
-    if args.poses < 1 or not args.seconds > 0:
-        raise InputError("--poses and --seconds have to be positive")
+    if not 1 <= args.poses <= 100 or not args.seconds > 0:
+        raise InputError("--seconds has to be positive, --poses from 1 to 100")
     args.size = tuple(args.size or SIZES[args.ending])
     if not all(16 <= side <= 4096 for side in args.size):
         raise InputError("--size: expected a width and a height from 16 to 4096")
@@ -278,20 +264,18 @@ def main() -> None:
         first, last = window(clip, args.start, args.seconds)
         count = args.poses if args.ending == ".png" else last - first + 1
         poses = poses_of(clip, character, first, last, count)
-        with whole(args.out) as path:
-            if args.ending == ".png":
-                from PIL import Image  # comes with TensorBoard
-
-                width, height = args.size
-                image = Image.fromarray(
-                    strip(character, poses, (2 * width, 2 * height))
-                )  # twice the size: smooth edges
-                image.resize(args.size, Image.LANCZOS).save(path, optimize=True)
-            else:
-                every = max(round(clip.fps / 10), 1) if args.ending == ".gif" else 1
-                write_film(path, film(character, poses, clip.fps, args.size, every), clip.fps / every, args.size)
+        if args.ending == ".png":
+            data = strip(character, poses, args.size)
+        else:
+            every = max(round(clip.fps / 10), 1) if args.ending == ".gif" else 1
+            pictures = film(character, poses, clip.fps, args.size, every)
+            data = film_of(pictures, clip.fps / every, args.size, args.ending)
+        ml.write_file(args.out, data)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {args.out}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as ml
+from evaluation import reference_poses, relative_positions
 from motion_lib import Character, InputError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -70,9 +71,9 @@ class Take(NamedTuple):
 
 
 def best_start(motions: ml.MotionLib, pose: Tensor) -> float:
-    """The time [s] at which the clip's pose is nearest to `pose` (J-1, 3) (see motion_lib.relative_positions)."""
+    """The time [s] at which the clip's pose is nearest to `pose` (J-1, 3) (see evaluation.relative_positions)."""
     times = torch.linspace(0, float(motions.length[0]), 400)[:-1]
-    poses = ml.reference_poses(motions, torch.zeros_like(times, dtype=torch.long), times)  # (399, J-1, 3)
+    poses = reference_poses(motions, torch.zeros_like(times, dtype=torch.long), times)  # (399, J-1, 3)
     return float(times[(poses - pose).norm(dim=-1).mean(-1).argmin()])
 
 
@@ -118,7 +119,7 @@ def load_takes(
         start = 0.0
         if takes and layout != "side" and motion.loop[0]:
             position, _ = ml.forward_kinematics(character, takes[0].root[0], takes[0].rotations[0])
-            start = best_start(motion, ml.relative_positions(position, takes[0].rotations[0, 0]))
+            start = best_start(motion, relative_positions(position, takes[0].rotations[0, 0]))
         state = motion.state(torch.zeros(count, dtype=torch.long), start + torch.arange(count) / rate)
         root, rotations = state.root_position, state.rotations
         if takes:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import motion_lib as ml
+from evaluation import reference_poses
 
 pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
 pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
@@ -73,7 +74,7 @@ def test_pinned_stays_at_the_same_place_and_heading():
 
 def test_best_start_finds_the_phase(walk):
     time = torch.tensor([0.4])
-    pose = ml.reference_poses(walk, torch.zeros(1, dtype=torch.long), time)[0]
+    pose = reference_poses(walk, torch.zeros(1, dtype=torch.long), time)[0]
     assert abs(view.best_start(walk, pose) - 0.4) < 0.004  # 1/399 of 1.27 s
 
 

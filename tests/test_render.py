@@ -1,0 +1,260 @@
+"""motions/render.py: strips and films of real clips, read back; what it says when something is missing."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import motion_lib as ml
+from motions import render
+
+SMALL = ("--size", 160, 90)
+CONTEXT = "import mujoco; mujoco.GLContext(16, 16).make_current()"
+
+
+def start(folder, *arguments, **environment):
+    """Run motions/render.py in a folder of its own for temporary files -> exit code, lines on stderr."""
+    os.makedirs(folder / "temporary", exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "temporary"), **environment}
+    command = [sys.executable, render.__file__, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.stdout == "" and not list((folder / "temporary").iterdir())
+    (folder / "temporary").rmdir()
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def opengl():
+    """What makes the tool find an OpenGL, if there is any: nothing where EGL works, which it takes by itself."""
+    pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
+    for name in ("egl", "osmesa"):
+        done = subprocess.run(
+            [sys.executable, "-c", CONTEXT], env={**os.environ, "MUJOCO_GL": name}, capture_output=True
+        )
+        if done.returncode == 0:
+            return {"MUJOCO_GL": "" if name == "egl" else name}
+    pytest.skip("there is no OpenGL: apt-get install libosmesa6")
+
+
+@pytest.fixture
+def draw(opengl, tmp_path):
+    """draw(clip, name, *options) -> pictures (T, H, W, 3) as numbers, and the file's properties as imageio reads them."""
+    imageio = pytest.importorskip("imageio.v2", reason="pip install -r requirements-test.txt")
+
+    def run(clip, name, *arguments):
+        assert start(tmp_path, clip, name, *arguments, **opengl) == (0, [])
+        with imageio.get_reader(tmp_path / name) as reader:
+            pictures = np.stack([picture[..., :3] for picture in reader]).astype(int)
+            return pictures, reader.get_meta_data()
+
+    return run
+
+
+def limbs(picture):
+    """Which pixels are orange, and which are blue: (H, W) bool each."""
+    red, blue = picture[..., 0], picture[..., 2]
+    return red - blue > 60, blue - red > 60
+
+
+def turned(path, write_clip, degrees, x, y):
+    """A clip as if it had been recorded elsewhere, facing another way."""
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    yaw = ml.quat_from_yaw(torch.deg2rad(torch.tensor(float(degrees))))
+    root = ml.quat_rotate(yaw, torch.as_tensor(arrays["root_position"]).float())
+    arrays["root_position"] = root.numpy() + np.array([x, y, 0.0])
+    arrays["rotations"] = torch.as_tensor(arrays["rotations"]).float().numpy()
+    arrays["rotations"][:, 0] = ml.quat_multiply(yaw.expand(len(root), 4), torch.as_tensor(arrays["rotations"][:, 0]))
+    return write_clip("turned.npz", **arrays)
+
+
+# ---- Poses ----
+
+
+def clip_of(root_position, character, fps=10.0):
+    rotations = np.zeros((len(root_position), len(character.body_names), 4))
+    rotations[..., 3] = 1.0
+    return ml.Clip(fps, "clamp", np.array(root_position, float), rotations)
+
+
+def test_window(character):
+    clip = clip_of(np.zeros((31, 3)), character)  # 3 s
+    assert render.window(clip, 0.0, float("inf")) == (0, 30)
+    assert render.window(clip, 1.0, 0.5) == (10, 15)
+    assert render.window(clip, 2.5, 9.0) == (25, 30)
+    for begin, seconds in ((3.0, 1.0), (-0.1, 1.0), (float("nan"), 1.0), (1.0, 0.01)):
+        with pytest.raises(ml.InputError, match="--start" if seconds == 1.0 else "--seconds"):
+            render.window(clip, begin, seconds)
+
+
+def test_the_way_leads_to_the_right(character):
+    """A walk along +Y from (5, 5) begins at 0 and goes along +X; heights stay; who faces +X then faces -Y."""
+    clip = clip_of([[5.0, 5.0, 0.9], [5.0, 6.0, 0.8], [5.0, 7.0, 0.9]], character)
+    position, rotation = render.poses_of(clip, character, 0, 2, 3)
+    expected = torch.tensor([[0.0, 0.0, 0.9], [1.0, 0.0, 0.8], [2.0, 0.0, 0.9]])
+    assert torch.allclose(position[:, 0], expected, atol=1e-6)
+    assert torch.allclose(ml.heading(rotation[:, 0]), torch.full((3,), -torch.pi / 2), atol=1e-6)
+
+
+def test_the_row_is_even_and_wide_enough(walk, character):
+    clip = ml.load_clip(walk.files[0], character.body_names)
+    position, _ = render.poses_of(clip, character, 0, 36, 4)
+    row, width = render.in_a_row(position)
+    root = row[:, 0]
+    assert float(root[:, 0].mean()) == pytest.approx(0.0, abs=1e-5) and not root[:, 1].any()
+    steps = root[1:, 0] - root[:-1, 0]
+    assert torch.allclose(steps, steps[:1].expand(3)) and float(steps[0]) > 0.9499
+    assert float(row[..., 0].abs().max()) < width / 2
+    assert torch.allclose(row[:, 1:] - row[:, :1], position[:, 1:] - position[:, :1], atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [2, 5, 200])
+def test_the_camera_keeps_a_steady_pace_and_drops_the_sway(frames):
+    time = np.arange(frames) / 30
+    path = np.stack((1.0 + 2.0 * time, -3.0 * time), -1)
+    assert np.allclose(render.smooth(path, 15), path)
+    swaying = path + 0.05 * np.sin(2 * np.pi * 2.0 * time)[:, None]  # two steps a second
+    assert np.abs(render.smooth(swaying, 15) - path)[15:-15].max(initial=0.0) < 0.005
+    assert np.array_equal(render.smooth(path, 0), path)
+
+
+# ---- Strips ----
+
+
+def test_strip(draw, root):
+    (picture,), _ = draw(root / "motions/walk.npz", "strip.png", "--poses", 3, "--size", 300, 120)
+    assert picture.shape == (120, 300, 3)
+    assert (picture[:5] > 250).all()  # a white sky
+    for mask in limbs(picture):
+        columns = mask.any(0)
+        for third in range(3):
+            assert columns[100 * third + 25 : 100 * third + 75].any()
+        assert not columns[:5].any() and not columns[-5:].any()
+        assert not mask.any(1)[:10].any()
+
+
+def test_a_strip_does_not_depend_on_where_the_clip_was_recorded(draw, root, write_clip):
+    path = root / "motions/walk.npz"
+    (one,), _ = draw(path, "one.png", "--size", 300, 120)
+    (two,), _ = draw(turned(path, write_clip, 130, 40, -70), "two.png", "--size", 300, 120)
+    (other,), _ = draw(path, "other.png", "--size", 300, 120, "--start", 0.3)
+    assert np.abs(one - two).mean() < 0.05 and np.abs(one - other).mean() > 1.0
+
+
+# ---- Films ----
+
+
+def test_film(draw, root):
+    """The character stays in the middle, where it moves its limbs; the floor passes by, evenly."""
+    pictures, about = draw(root / "motions/walk.npz", "film.mp4", *SMALL)
+    assert pictures.shape == (39, 90, 160, 3) and about["fps"] == pytest.approx(30, abs=0.01)
+    for mask in zip(*map(limbs, pictures)):
+        columns = [column.nonzero()[1].mean() for column in mask]
+        rows = [row.nonzero()[0] for row in mask]
+        assert 60 < min(columns) and max(columns) < 100
+        assert 5 < min(map(np.min, rows)) and max(map(np.max, rows)) < 85
+    assert pictures[:, :5].min() > 240
+    steps = np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3))  # on the floor, beside the character
+    assert 1.0 < steps.min() and steps.max() < 3 * np.median(steps)
+    assert np.abs(np.diff(pictures[:, 20:70, 60:100], axis=0)).mean((1, 2, 3)).min() > 0.5
+
+
+def test_who_stands_still_is_filmed_in_front_of_a_floor_that_does(draw, write_clip):
+    pictures, _ = draw(write_clip(frames=5), "film.mp4", *SMALL)
+    assert pictures.shape == (5, 90, 160, 3) and np.abs(pictures - pictures[:1]).mean() < 0.5
+    assert all(mask.any() for mask in limbs(pictures))
+
+
+def test_part_of_a_clip_at_its_own_rate(draw, write_clip):
+    pictures, about = draw(write_clip(frames=50, fps=24.0), "film.mp4", *SMALL, "--start", 0.5, "--seconds", 0.25)
+    assert len(pictures) == 7 and about["fps"] == pytest.approx(24.0)
+
+
+def test_gif(draw, root):
+    """About ten frames a second: every third one at 30."""
+    pictures, about = draw(root / "motions/walk.npz", "film.gif", *SMALL)
+    assert pictures.shape == (13, 90, 160, 3) and about["duration"] == 100 and about["loop"] == 0
+    assert all(mask.any() for mask in limbs(pictures))
+    assert np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3)).min() > 1.0
+
+
+def test_a_jump_stays_in_the_picture(draw, root):
+    pictures, _ = draw(root / "motions/backflip.npz", "film.mp4", *SMALL)
+    for mask in limbs(pictures):
+        assert not mask[:, :3].any() and not mask[:, -3:].any()
+        assert not mask[:, :, :3].any() and not mask[:, :, -3:].any()
+
+
+# ---- What goes wrong ----
+
+
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("film.avi", (), "expected a name that ends in .png"),
+        ("nowhere/film.mp4", (), "no such folder"),
+        ("film.mp4", ("--start", 9), "which is 1.27 s long"),
+        ("film.mp4", ("--start", "nan"), "--start nan"),
+        ("film.mp4", ("--seconds", 0.001), "less than a frame"),
+        ("film.mp4", ("--seconds", "nan"), "--seconds has to be positive"),
+        ("strip.png", ("--poses", 0), "--poses from 1 to 100"),
+        ("strip.png", ("--size", 8, 300), "from 16 to 4096"),
+        ("film.mp4", ("--size", 161, 90), "have to be even"),
+        ("film.gif", ("--character-file", "nothing.xml"), "nothing.xml"),
+    ],
+)
+def test_bad_options_end_with_one_line(root, tmp_path, name, options, words):
+    code, lines = start(tmp_path, root / "motions/walk.npz", name, *options)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "module, content, words",
+    [
+        ("mujoco", "raise ModuleNotFoundError(\"No module named 'mujoco'\")", "pip install -r requirements.txt"),
+        ("OpenGL", "raise AttributeError(\"no attribute 'eglQueryString'\\nor so\")", "apt-get install libosmesa6"),
+        ("imageio_ffmpeg", "raise ImportError('No module')", "pip install imageio[ffmpeg]"),
+    ],
+)
+def test_what_is_missing_is_named_in_one_line(opengl, root, tmp_path, module, content, words):
+    """Neither the old film nor what lies beside it changes."""
+    (tmp_path / "modules" / module).mkdir(parents=True)
+    (tmp_path / "modules" / module / "__init__.py").write_text(content)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/film.mp4").write_text("the old film")
+    environment = {**opengl, "PYTHONPATH": str(tmp_path / "modules")}
+    code, lines = start(tmp_path, root / "motions/walk.npz", "out/film.mp4", *SMALL, **environment)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["the old film"]
+
+
+@pytest.mark.parametrize(
+    "program, words",
+    [
+        (None, "no ffmpeg ([Errno 2]"),
+        ("exit 1", "ffmpeg failed with exit code 1: it does not say why"),
+        ("echo no space >&2; echo more >&2; exit 3", "ffmpeg failed with exit code 3: no space"),
+        ("cat >/dev/null", "film.mp4: No such file"),
+    ],
+)
+def test_an_ffmpeg_that_fails(opengl, root, tmp_path, program, words):
+    pytest.importorskip("imageio_ffmpeg", reason="pip install -r requirements-test.txt")
+    ffmpeg = tmp_path / "ffmpeg"
+    if program is not None:
+        ffmpeg.write_text(f"#!/bin/sh\n{program}\n")
+        ffmpeg.chmod(0o755)
+    environment = {**opengl, "IMAGEIO_FFMPEG_EXE": str(ffmpeg)}
+    code, lines = start(tmp_path, root / "motions/walk.npz", "film.mp4", *SMALL, **environment)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+    assert not (tmp_path / "film.mp4").exists()
+
+
+def test_the_target_is_a_folder(opengl, write_clip, tmp_path):
+    (tmp_path / "strip.png").mkdir()
+    code, lines = start(tmp_path, write_clip(), "strip.png", "--poses", 1, *SMALL, **opengl)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: strip.png: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"strip.png", "clip.npz"}

@@ -236,7 +236,7 @@ def plot_table(
     figure.colorbar(image, label=label)
     for i, row in enumerate(table):
         for j, value in enumerate(row):
-            colour = "black" if value > 0.5 else "white"  # on yellow, on blue
+            colour = "white" if value <= 0.5 else "black"  # on blue, on yellow or, for NaN, on white
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
     _write_figure(path, figure)
 

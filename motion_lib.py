@@ -35,8 +35,7 @@ def reading(path: str, kind: str) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: cannot read this file: {error.strerror or error}") from error
     except Exception as error:  # whatever parsers raise on a file that is not ours
-        cause = " ".join(str(error).split())
-        raise InputError(f"{path}: not {kind} ({type(error).__name__}: {cause})") from error
+        raise InputError(f"{path}: not {kind} ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
 
 # ---- 1. Quaternions (xyzw) -------------------------------------------------------------------------------------------
@@ -189,6 +188,8 @@ def _read_character(path: str, device: str) -> Character:
     hinge_dofs = [d for d, j in enumerate(dof_body) if dof_body.count(j) == 1]
     gear = {motor.get("joint"): float(motor.get("gear")) for motor in mjcf.iter("motor")}
     hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
+    if not dofs or not hull:
+        raise InputError(f"{path}: a character needs joints and geoms")
     return Character(
         path=str(path),
         body_names=[body.get("name") for body in bodies],
@@ -492,7 +493,6 @@ class MotionLib:
         frames = (self.root_position, self.root_velocity, self.root_angular_velocity, self.dof_velocity)
         position, velocity, angular_velocity, dof_velocity = [torch.lerp(x[i], x[i + 1], blend) for x in frames]
         rotations = slerp(self.rotations[i], self.rotations[i + 1], blend[..., None])
-
         # Cycle k starts at p_0 + sum_{i<k} R(i turn) d, turned by k turn. With e = exp(i turn) that sum is
         # d (e^k - 1) / (e - 1), a chord of length sin(k turn / 2) / sin(turn / 2) in the direction (k - 1) turn / 2.
         turn = self.turn[clip]

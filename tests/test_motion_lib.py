@@ -1,9 +1,13 @@
-"""motion_lib: quaternions, the character, forward kinematics and velocities against MuJoCo, clips, loops, sampling, pose error."""
+"""motion_lib: quaternions, the character, kinematics and velocities against MuJoCo, clips, loops, sampling, files."""
 
 import json
 import math
 import os
 import pickle
+import re
+import stat
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +16,15 @@ from conftest import put
 from hypothesis import given
 from hypothesis import strategies as st
 
-import amp_ppo_isaacgym as amp
 import motion_lib as ml
-
-CPU = torch.device("cpu")
+import simulators
 
 
 def t64(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Quaternions
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Quaternions -----------------------------------------------------------------------------------------------------
 
 HALF = math.sqrt(0.5)
 QI, QJ, QK, ONE = t64(1, 0, 0, 0), t64(0, 1, 0, 0), t64(0, 0, 1, 0), t64(0, 0, 0, 1)
@@ -158,9 +158,7 @@ def test_yaw_round_trip(yaw, v):
     torch.testing.assert_close(ml.quat_rotate(q, v)[2], v[2])
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# The character file
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- The character file ----------------------------------------------------------------------------------------------
 
 
 def test_bodies_of_the_humanoid(character):
@@ -170,11 +168,8 @@ def test_bodies_of_the_humanoid(character):
     assert character.body_names == ["pelvis", "torso", "head"] + limbs
     parent = dict(zip(character.body_names, (character.body_names[p] if p >= 0 else None for p in character.parents)))
     assert parent["pelvis"] is None and parent["head"] == "torso" and parent["left_hand"] == "left_lower_arm"
-    assert (
-        parent["right_upper_arm"] == "torso"
-        and parent["left_thigh"] == "pelvis"
-        and parent["right_foot"] == "right_shin"
-    )
+    assert parent["right_upper_arm"] == "torso" and parent["right_foot"] == "right_shin"
+    assert parent["left_thigh"] == "pelvis"
     assert character.offsets[0].tolist() == [0, 0, 0]  # where the root stands is not its offset
     torch.testing.assert_close(character.offsets[13], torch.tensor([0.0, 0.0, -0.421546]))
     torch.testing.assert_close(character.offsets[3], torch.tensor([-0.02405, -0.18311, 0.24350]))
@@ -184,26 +179,13 @@ def test_dofs_of_the_humanoid(character):
     assert len(character.dof_names) == 28 and len(character.dof_body.tolist()) == 28
     dofs = {name: d for d, name in enumerate(character.dof_names)}
     assert character.dof_names[:4] == ["abdomen_x", "abdomen_y", "abdomen_z", "neck_x"]
-    assert character.dof_names[6:11] == [
-        "right_shoulder_x",
-        "right_shoulder_y",
-        "right_shoulder_z",
-        "right_elbow",
-        "left_shoulder_x",
-    ]
+    shoulder = ["right_shoulder_x", "right_shoulder_y", "right_shoulder_z"]
+    assert character.dof_names[6:11] == shoulder + ["right_elbow", "left_shoulder_x"]
     bodies = {name: character.body_names[character.dof_body[d]] for name, d in dofs.items()}
-    assert (
-        bodies["abdomen_z"] == "torso"
-        and bodies["left_elbow"] == "left_lower_arm"
-        and bodies["right_ankle_x"] == "right_foot"
-    )
-    assert character.dof_axis[dofs["left_hip_z"]].tolist() == [0, 0, 1] and character.dof_axis[
-        dofs["right_knee"]
-    ].tolist() == [
-        0,
-        1,
-        0,
-    ]
+    assert bodies["abdomen_z"] == "torso" and bodies["right_ankle_x"] == "right_foot"
+    assert bodies["left_elbow"] == "left_lower_arm"
+    assert character.dof_axis[dofs["left_hip_z"]].tolist() == [0, 0, 1]
+    assert character.dof_axis[dofs["right_knee"]].tolist() == [0, 1, 0]
     for name, kp, kd, effort in (
         ("abdomen_y", 1000, 100, 200),
         ("neck_z", 100, 10, 50),
@@ -217,11 +199,8 @@ def test_dofs_of_the_humanoid(character):
 
 def test_collision_points_of_the_humanoid(character):
     # 6 spheres of one point, 10 capsules of two, 2 boxes of eight corners
-    assert (
-        character.hull_body.shape == (42,)
-        and character.hull_point.shape == (42, 3)
-        and character.hull_radius.shape == (42,)
-    )
+    assert character.hull_body.shape == character.hull_radius.shape == (42,)
+    assert character.hull_point.shape == (42, 3)
     foot = character.hull_point[character.hull_body == character.body_names.index("left_foot")]
     assert foot.shape == (8, 3)
     torch.testing.assert_close(foot.amin(0), torch.tensor([-0.0435, -0.045, -0.05]))
@@ -231,30 +210,73 @@ def test_collision_points_of_the_humanoid(character):
     assert character.hull_radius[thigh].tolist() == pytest.approx([0.055, 0.055])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no XML at all",
-        "<mujoco/>",
-        "<mujoco><worldbody/></mujoco>",
-        # two hinges on a body
-        '<mujoco><worldbody><body name="a"><body name="b"><joint name="x"/><joint name="y"/></body></body></worldbody></mujoco>',
-        # a joint without a motor
-        '<mujoco><worldbody><body name="a"><body name="b"><joint name="x" axis="1 0 0" range="0 1" stiffness="1" damping="1"/>'
-        "</body></body></worldbody></mujoco>",
-        # a joint without gains
-        '<mujoco><worldbody><body name="a"><body name="b"><joint name="x" axis="1 0 0" range="0 1"/></body></body></worldbody>'
-        '<actuator><motor joint="x" gear="1"/></actuator></mujoco>',
-        # a geom without a size
-        '<mujoco><worldbody><body name="a"><geom type="sphere"/></body></worldbody></mujoco>',
-        # a number that is none
-        '<mujoco><worldbody><body name="a"><body name="b" pos="0 0 high"/></body></worldbody></mujoco>',
-    ],
-)
-def test_bad_character_files(tmp_path, text):
+def test_bodies_by_depth(character):
+    """Every body once, in the level below its parent's, and level_order puts the concatenated levels in file order."""
+    order = [0]
+    above = [0]
+    for bodies, places in character.levels:
+        for body, place in zip(bodies.tolist(), places.tolist()):
+            assert character.parents[body] == above[place]
+        above = bodies.tolist()
+        order += above
+    assert sorted(order) == list(range(15)) and torch.tensor(order)[character.level_order].tolist() == list(range(15))
+
+
+def test_balls_and_hinges(character):
+    balls = [
+        "torso",
+        "head",
+        "right_upper_arm",
+        "left_upper_arm",
+        "right_thigh",
+        "right_foot",
+        "left_thigh",
+        "left_foot",
+    ]
+    assert [character.body_names[j] for j in character.balls] == balls
+    hinges = ["right_lower_arm", "left_lower_arm", "right_shin", "left_shin"]
+    assert [character.body_names[j] for j in character.hinges] == hinges
+    names = ["right_elbow", "left_elbow", "right_knee", "left_knee"]
+    assert [character.dof_names[d] for d in character.hinge_dofs] == names
+
+
+BAD_CHARACTERS = {  # what is done to the humanoid's file (a regular expression and what stands in its place), complaint
+    "no XML": (r"(?s).*", "no XML at all", "not a character file"),
+    "of another kind": (r"(?s)<worldbody.*</worldbody>", "", "not a character file"),
+    "no bodies": (r"(?s)<worldbody.*</worldbody>", "<worldbody/>", "not a character file"),
+    "unknown encoding": (r"\A", '<?xml version="1.0" encoding="klingon"?>', "klingon"),
+    "two hinges": (r"<joint name=.neck_y.*", "", "body head: it needs"),
+    "another order": (
+        r'"neck_x" type="hinge" axis="1 0 0"',
+        '"neck_x" type="hinge" axis="0 1 0"',
+        "body head: it needs",
+    ),
+    "a slide": (r'"left_knee" type="hinge"', '"left_knee" type="slide"', "body left_shin: it needs"),
+    "a shifted hinge": (
+        r'"left_knee" type="hinge"',
+        '"left_knee" type="hinge" pos="0 0 1"',
+        "body left_shin: it needs",
+    ),
+    "a turned body": (r'<body name="head"', '<body name="head" quat="0 1 0 0"', "body head: it needs"),
+    "a body in a frame": (r'(?s)(<body name="head".*?</body>)', r"<frame>\1</frame>", "not a character file"),
+    "no motor": (r"<motor[^>]*left_knee.*", "", "left_knee"),
+    "no gains": (r' stiffness="100"', "", "not a character file"),
+    "no axis": (r' axis="1 0 0"', "", "not a character file"),
+    "no size": (r' size="0.09"', "", "not a character file"),
+    "an empty size": (r' size="0.09"', ' size=""', "not a character file"),
+    "no number": (r'pos="0 0 0.223894"', 'pos="0 0 high"', "high"),
+    "no joints": (r"<joint.*|<motor.*", "", "needs joints"),
+    "no geoms": (r"<geom.*", "", "needs joints and geoms"),
+}
+
+
+@pytest.mark.parametrize("pattern, replacement, complaint", BAD_CHARACTERS.values(), ids=BAD_CHARACTERS.keys())
+def test_bad_character_files(tmp_path, character, pattern, replacement, complaint):
     path = tmp_path / "character.xml"
-    path.write_text(text)
-    with pytest.raises(ml.InputError) as error:
+    text, found = re.subn(pattern, replacement, Path(character.path).read_text(encoding="utf-8"))
+    assert found
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ml.InputError, match=complaint) as error:
         ml.load_character(str(path))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
@@ -265,9 +287,7 @@ def test_missing_character_file(tmp_path):
             ml.load_character(str(path))
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Forward kinematics and velocities against MuJoCo
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Forward kinematics and velocities against MuJoCo ----------------------------------------------------------------
 
 
 def frames_of_all_clips(motions, stride=1):
@@ -275,6 +295,10 @@ def frames_of_all_clips(motions, stride=1):
     clips = [torch.full((int(n) // stride + 1,), c) for c, n in enumerate(motions.last)]
     times = [torch.arange(len(c)) * stride / motions.fps[c[0]] for c in clips]
     return torch.cat(clips), torch.cat(times)
+
+
+def in_mujoco(character, num_envs):
+    return simulators.make("mujoco", character, num_envs, 30.0, 3, torch.device("cpu"), threads=1)
 
 
 def mujoco_data(sim, env):
@@ -290,7 +314,7 @@ def test_forward_kinematics_against_mujoco(character, all_motions):
     pytest.importorskip("mujoco")
     clip, time = frames_of_all_clips(all_motions, 7)
     state = all_motions.state(clip, time)
-    sim = amp.MujocoSim(amp.Args(substeps=3), character, len(clip), CPU)
+    sim = in_mujoco(character, len(clip))
     put(sim, torch.arange(len(clip)), state)
     position, rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
     for env in range(len(clip)):
@@ -333,7 +357,7 @@ def test_velocities_against_mujoco(character, all_motions):
     for number, clip in enumerate(all_motions.clips):
         frames = rng.choice(np.arange(1, len(clip.root_position) - 1), 4, replace=False)
         time = torch.tensor(frames / clip.fps, dtype=torch.float32)
-        sim = amp.MujocoSim(amp.Args(substeps=3), character, 4, CPU)
+        sim = in_mujoco(character, 4)
         put(sim, torch.arange(4), all_motions.state(torch.full((4,), number), time))
         for env, frame in enumerate(frames):
             before, here, after = (qpos_of_frame(sim, character, clip, frame + step) for step in (-1, 0, 1))
@@ -346,7 +370,7 @@ def test_velocities_against_mujoco(character, all_motions):
 
 
 def steady_motion(seed=0):
-    """Joints and root turn at constant rates about fixed axes, and the root moves: rate (15, 3) [rad/s], velocity (3,) [m/s]."""
+    """All turn at constant rates about fixed axes, and the root moves: rate (15, 3) [rad/s], velocity (3,) [m/s]."""
     generator = torch.Generator().manual_seed(seed)
     rate = torch.rand(15, 3, generator=generator, dtype=torch.float64) * 2 - 1
     return rate, t64(0.7, -0.4, 0.2)
@@ -361,16 +385,15 @@ def steady_pose(character, rate, velocity, time):
 
 
 def test_body_velocities_against_mujoco(character, write_clip):
-    """A state of the library, set in the simulator, moves every body as the motion does: world velocities that MuJoCo gives for the
-    bodies, against finite differences of their positions."""
+    """A state of the library, set in the simulator, moves every body as the motion does: world velocities that MuJoCo
+    gives for the bodies, against finite differences of their positions."""
     mujoco = pytest.importorskip("mujoco")
     rate, velocity = steady_motion()
     poses = [steady_pose(character, rate, velocity, i / 5) for i in range(6)]
-    path = write_clip(
-        fps=5.0, root_position=torch.stack([p for p, _ in poses]), rotations=torch.stack([q for _, q in poses])
-    )
+    positions, rotations = [torch.stack(x) for x in zip(*poses)]
+    path = write_clip(fps=5.0, root_position=positions, rotations=rotations)
     motions = ml.MotionLib(path, character)
-    sim = amp.MujocoSim(amp.Args(substeps=3), character, 1, CPU)
+    sim = in_mujoco(character, 1)
     for time in (0.4, 0.53):  # at a frame and between two
         state = motions.state(torch.tensor([0]), torch.tensor([time]))
         put(sim, torch.tensor([0]), state)
@@ -393,17 +416,15 @@ def test_lowest_points_against_mujoco(character, all_motions):
     mujoco = pytest.importorskip("mujoco")
     clip, time = frames_of_all_clips(all_motions, 29)
     state = all_motions.state(clip, time)
-    sim = amp.MujocoSim(amp.Args(substeps=3), character, len(clip), CPU)
+    sim = in_mujoco(character, len(clip))
     put(sim, torch.arange(len(clip)), state)
     lowest = ml.lowest_points(character, *ml.forward_kinematics(character, state.root_position, state.rotations))
     for env in range(len(clip)):
         data = mujoco_data(sim, env)
         theirs = np.full(15, np.inf)
         for geom in range(sim.model.ngeom):
-            body, up = (
-                sim.model.geom_bodyid[geom] - 1,
-                np.abs(data.geom_xmat[geom].reshape(3, 3)[2]),
-            )  # world Z along the geom's axes
+            body = sim.model.geom_bodyid[geom] - 1
+            up = np.abs(data.geom_xmat[geom].reshape(3, 3)[2])  # world Z along the geom's axes
             size = sim.model.geom_size[geom]
             if body < 0:
                 continue
@@ -420,9 +441,8 @@ def test_dof_positions_by_hand(character):
     rotations = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(15, 1)
     names = character.body_names
     rotations[names.index("torso")] = ml.quat_from_rotvec(torch.tensor([0.3, -0.2, 0.5]))
-    rotations[names.index("left_lower_arm")] = torch.tensor(
-        [0.0, -0.5, 0.0, math.sqrt(0.75)]
-    )  # the elbow bent by 60 degrees
+    bent = [0.0, -0.5, 0.0, math.sqrt(0.75)]  # by 60 degrees
+    rotations[names.index("left_lower_arm")] = torch.tensor(bent)
     position = ml.dof_positions(character, rotations)
     expected = torch.zeros(28)
     expected[:3] = torch.tensor([0.3, -0.2, 0.5])
@@ -430,9 +450,49 @@ def test_dof_positions_by_hand(character):
     torch.testing.assert_close(position, expected, atol=1e-6, rtol=0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Clip files
-# ----------------------------------------------------------------------------------------------------------------------------------
+def test_dof_positions_round_trip(character):
+    dof = 2.0 * torch.rand(6, 28, generator=torch.Generator().manual_seed(0)) - 1.0
+    root = ml.quat_from_yaw(torch.arange(6.0))
+    rotations = ml.rotations_from_dofs(character, root, dof)
+    torch.testing.assert_close(rotations[:, 0], root)
+    torch.testing.assert_close(ml.dof_positions(character, rotations), dof, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (6,), (2, 3), (1, 2, 3)])
+def test_kinematics_of_any_batch_shape(character, shape):
+    generator = torch.Generator().manual_seed(0)
+    dof = torch.rand(6, 28, generator=generator)
+    root = ml.quat_from_rotvec(torch.rand(6, 3, generator=generator))
+    rotations = ml.rotations_from_dofs(character, root, dof)
+    position, rotation = ml.forward_kinematics(character, root[:, :3], rotations)
+    lowest = ml.lowest_points(character, position, rotation)
+    n = math.prod(shape)
+
+    def shaped(x):
+        return x[:n].reshape(shape + x.shape[1:])
+
+    mine = ml.rotations_from_dofs(character, shaped(root), shaped(dof))
+    torch.testing.assert_close(mine, shaped(rotations))
+    torch.testing.assert_close(ml.dof_positions(character, mine), shaped(dof), atol=1e-6, rtol=0)
+    there = ml.forward_kinematics(character, shaped(root)[..., :3], mine)
+    torch.testing.assert_close(there, (shaped(position), shaped(rotation)))
+    torch.testing.assert_close(ml.lowest_points(character, *there), shaped(lowest))
+
+
+def test_turning_a_state(walk):
+    """A quarter turn about Z takes X to Y, in place and in direction; joints and forward speed stay."""
+    state = walk.state(torch.tensor([0, 0]), torch.tensor([0.1, 0.9]))
+    turned = ml.turn_state(state, t64(0, 0, HALF, HALF).float().expand(2, 4))
+    for name in ("root_position", "root_velocity", "root_angular_velocity"):
+        x, y, z = getattr(state, name).unbind(-1)
+        torch.testing.assert_close(getattr(turned, name), torch.stack((-y, x, z), -1), atol=1e-6, rtol=0)
+    assert turned.rotations[:, 1:].equal(state.rotations[:, 1:]) and turned.dof_velocity.equal(state.dof_velocity)
+    gained = ml.heading(turned.rotations[:, 0]) - ml.heading(state.rotations[:, 0])
+    torch.testing.assert_close(gained, torch.full((2,), math.pi / 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ml.forward_speed(turned), ml.forward_speed(state), atol=1e-5, rtol=0)
+
+
+# ---- Clip files ------------------------------------------------------------------------------------------------------
 
 
 def test_save_and_load(tmp_path, character):
@@ -450,39 +510,36 @@ def test_save_and_load(tmp_path, character):
     assert os.listdir(tmp_path) == ["clip.npz"]  # no temporary file is left
     with np.load(path, allow_pickle=False) as file:
         assert (str(file["source"]), str(file["license"])) == ("my source", "my licence")
-        assert {key: file[key].dtype.name for key in ("root_position", "rotations")} == {
-            "root_position": "float32",
-            "rotations": "float32",
-        }
+        assert file["root_position"].dtype == file["rotations"].dtype == np.float32
 
 
 IDENTITY = np.tile([0.0, 0.0, 0.0, 1.0], (5, 15, 1))
-BAD_ARRAYS = {
-    "lacks rotations, source": dict(rotations=None, source=None),
-    "lacks fps": dict(fps=None),
-    "one frame": dict(root_position=np.zeros((1, 3)), rotations=IDENTITY[:1]),
-    "no frame": dict(root_position=np.zeros((0, 3)), rotations=IDENTITY[:0]),
-    "frame counts": dict(root_position=np.zeros((4, 3))),
-    "a scalar position": dict(root_position=np.zeros(())),
-    "flat rotations": dict(rotations=IDENTITY.reshape(5, 60)),
-    "NaN position": dict(root_position=np.full((5, 3), np.nan)),
-    "infinite rotation": dict(rotations=IDENTITY * np.array([1.0, 1.0, 1.0, np.inf])),
-    "centimetres": dict(root_position=np.full((5, 3), 2e4)),
-    "non-unit": dict(rotations=IDENTITY * 1.01),
-    "zero rotation": dict(rotations=IDENTITY * 0.0),
-    "fps 0": dict(fps=0.0),
-    "fps NaN": dict(fps=np.nan),
-    "two fps": dict(fps=np.array([30.0, 30.0])),
-    "fps text": dict(fps=np.array("fast")),
-    "loop mode": dict(loop=np.array("bounce")),
-    "text positions": dict(root_position=np.full((5, 3), "x")),
+BAD_ARRAYS = {  # arrays, complaint
+    "lacks rotations, source": (dict(rotations=None, source=None), "lacks rotations "),
+    "lacks fps": (dict(fps=None), "lacks fps"),
+    "one frame": (dict(root_position=np.zeros((1, 3)), rotations=IDENTITY[:1]), "1 frame"),
+    "no frame": (dict(root_position=np.zeros((0, 3)), rotations=IDENTITY[:0]), "0 frame"),
+    "frame counts": (dict(root_position=np.zeros((4, 3))), r"root_position \(4, 3\), rotations \(5, 15, 4\)"),
+    "a scalar position": (dict(root_position=np.zeros(())), r"expected \(F, 3\), \(F, 15, 4\)"),
+    "flat rotations": (dict(rotations=IDENTITY.reshape(5, 60)), r"rotations \(5, 60\)"),
+    "NaN position": (dict(root_position=np.full((5, 3), np.nan)), "NaN or infinity"),
+    "infinite rotation": (dict(rotations=IDENTITY * np.array([1.0, 1.0, 1.0, np.inf])), "NaN or infinity"),
+    "centimetres": (dict(root_position=np.full((5, 3), 2e4)), "the unit is metres"),
+    "non-unit": (dict(rotations=IDENTITY * 1.01), r"of pelvis in frame 0 has norm 1\.01;"),
+    "zero rotation": (dict(rotations=IDENTITY * 0.0), "has norm 0;"),
+    "fps 0": (dict(fps=0.0), r"fps is 0\.0;"),
+    "fps NaN": (dict(fps=np.nan), "fps is nan;"),
+    "two fps": (dict(fps=np.array([30.0, 30.0])), "not a motion clip"),
+    "fps text": (dict(fps=np.array("fast")), "not a motion clip"),
+    "loop mode": (dict(loop=np.array("bounce")), "'bounce'"),
+    "text positions": (dict(root_position=np.full((5, 3), "x")), "not a motion clip"),
 }
 
 
-@pytest.mark.parametrize("arrays", BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
-def test_bad_clips(write_clip, character, arrays):
+@pytest.mark.parametrize("arrays, complaint", BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
+def test_bad_clips(write_clip, character, arrays, complaint):
     path = write_clip(**arrays)
-    with pytest.raises(ml.InputError) as error:
+    with pytest.raises(ml.InputError, match=complaint) as error:
         ml.load_clip(path, character.body_names)
     assert path in str(error.value) and "\n" not in str(error.value)
 
@@ -496,9 +553,8 @@ def test_a_clip_of_another_skeleton(write_clip, character):
     with pytest.raises(ml.InputError, match=r"skeleton.*order"):
         ml.load_clip(write_clip(body_names=swapped), character.body_names)
     with pytest.raises(ml.InputError, match="skeleton"):
-        ml.load_clip(
-            write_clip(body_names=np.array(character.body_names[:14]), rotations=IDENTITY[:, :14]), character.body_names
-        )
+        fewer = write_clip(body_names=np.array(character.body_names[:14]), rotations=IDENTITY[:, :14])
+        ml.load_clip(fewer, character.body_names)
 
 
 def test_files_that_are_no_clips(tmp_path, write_clip, character, payload):
@@ -528,6 +584,30 @@ def test_files_that_are_no_clips(tmp_path, write_clip, character, payload):
     assert not proof.exists()
 
 
+def test_a_clip_that_unpacks_to_too_much(write_clip, character):
+    path = Path(write_clip())
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\x01\x02") + 24, 2**30 + 1)  # what its first array claims to unpack to
+    path.write_bytes(data)
+    with pytest.raises(ml.InputError, match="more than 1 GiB"):
+        ml.load_clip(str(path), character.body_names)
+
+
+def test_whatever_goes_wrong_is_one_line():
+    for error, line in (
+        (KeyError("fps"), "a.npz: not a clip (KeyError: 'fps')"),
+        (ValueError("two\n\n  lines"), "a.npz: not a clip (ValueError: two lines)"),
+        (OSError(13, "Permission denied"), "a.npz: cannot read this file: Permission denied"),
+        (OSError("odd"), "a.npz: cannot read this file: odd"),
+        (ml.InputError("said already"), "said already"),
+    ):
+        with pytest.raises(ml.InputError) as caught, ml.reading("a.npz", "a clip"):
+            raise error
+        assert str(caught.value) == line
+    with pytest.raises(KeyboardInterrupt), ml.reading("a.npz", "a clip"):
+        raise KeyboardInterrupt
+
+
 def test_find_clips(tmp_path, write_clip):
     write_clip("b.npz")
     write_clip("a.npz")
@@ -549,6 +629,7 @@ def test_find_clips(tmp_path, write_clip):
         "[]",
         "{}",
         '{"clips": []}',
+        '{"clips": {}}',
         '{"clips": [{"file": "a.npz", "wieght": 2}]}',
         '{"clips": 3}',
         '{"clips": ["a.npz"]}',
@@ -580,9 +661,7 @@ def test_missing_dataset_and_empty_folder(tmp_path, character):
         ml.MotionLib(str(tmp_path / "set.json"), character)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Sampling, interpolation and loops
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Sampling, interpolation and loops -------------------------------------------------------------------------------
 
 
 def same_rotation(a, b, atol):
@@ -591,16 +670,13 @@ def same_rotation(a, b, atol):
 
 def test_frames_are_reproduced(all_motions):
     for number, clip in enumerate(all_motions.clips):
-        frames = np.arange(
-            len(clip.root_position) - (clip.loop == "wrap")
-        )  # a loop's last frame is the next cycle's first
-        state = all_motions.state(
-            torch.full((len(frames),), number), torch.tensor(frames / clip.fps, dtype=torch.float32)
-        )
+        # a loop's last frame is the next cycle's first
+        frames = np.arange(len(clip.root_position) - (clip.loop == "wrap"))
+        time = torch.tensor(frames / clip.fps, dtype=torch.float32)
+        state = all_motions.state(torch.full((len(frames),), number), time)
         # a time in single precision is off by up to 1e-7 of itself: 1e-5 of a frame
-        torch.testing.assert_close(
-            state.root_position, torch.tensor(clip.root_position[frames], dtype=torch.float32), atol=1e-5, rtol=0
-        )
+        position = torch.tensor(clip.root_position[frames], dtype=torch.float32)
+        torch.testing.assert_close(state.root_position, position, atol=1e-5, rtol=0)
         same_rotation(state.rotations, torch.tensor(clip.rotations[frames], dtype=torch.float32), 2e-5)
 
 
@@ -611,9 +687,8 @@ def test_halfway_between_frames(write_clip, character):
     motions = ml.MotionLib(write_clip(root_position=position, rotations=rotations, fps=2.0), character)
     state = motions.state(torch.tensor([0]), torch.tensor([0.25]))
     torch.testing.assert_close(state.root_position, torch.tensor([[0.5, 0.0, 1.0]]))
-    torch.testing.assert_close(
-        state.rotations[0, 0], torch.tensor([0.0, 0.0, math.sin(math.pi / 8), math.cos(math.pi / 8)])
-    )
+    eighth = torch.tensor([0.0, 0.0, math.sin(math.pi / 8), math.cos(math.pi / 8)])
+    torch.testing.assert_close(state.rotations[0, 0], eighth)
     torch.testing.assert_close(state.root_velocity, torch.tensor([[2.0, 0.0, 0.4]]))
     torch.testing.assert_close(state.root_angular_velocity, torch.tensor([[0.0, 0.0, math.pi]]))
     assert state.dof_velocity.abs().max() == 0
@@ -621,7 +696,7 @@ def test_halfway_between_frames(write_clip, character):
 
 
 def square_walk(write_clip, loop="wrap"):
-    """A cycle of 1 s: one metre along +X, then, in its last quarter, a left turn by 90 degrees; it bobs, and ends higher up."""
+    """A cycle of 1 s: a metre along +X, then in its last quarter a left turn by 90 degrees; it bobs and ends higher."""
     yaw = np.array([0.0, 0.0, 0.0, math.pi / 2])[[0, 1, 2, 2, 3]]
     rotations = IDENTITY.copy()
     rotations[:, 0] = np.stack((0 * yaw, 0 * yaw, np.sin(yaw / 2), np.cos(yaw / 2)), -1)
@@ -650,13 +725,11 @@ def test_a_turning_loop_walks_a_square(write_clip, character):
 def test_mean_forward_speed(write_clip, character, tmp_path):
     sideways = np.stack((np.zeros(5), np.linspace(0, 1.0, 5), np.full(5, 0.9)), -1)  # the character faces +x
     write_clip("sideways.npz", root_position=sideways)
-    write_clip(
-        "fast.npz", root_position=np.stack((np.linspace(0, 2.0, 5), np.zeros(5), np.full(5, 0.9)), -1)
-    )  # 2 m in 0.4 s
+    fast = np.stack((np.linspace(0, 2.0, 5), np.zeros(5), np.full(5, 0.9)), -1)  # 2 m in 0.4 s
+    write_clip("fast.npz", root_position=fast)
     path = tmp_path / "set.json"
-    path.write_text(
-        json.dumps({"clips": [{"file": "sideways.npz", "weight": 3.0}, {"file": "fast.npz", "weight": 1.0}]})
-    )
+    clips = [{"file": "sideways.npz", "weight": 3.0}, {"file": "fast.npz", "weight": 1.0}]
+    path.write_text(json.dumps({"clips": clips}))
     assert ml.MotionLib(str(path), character).statistics()[2] == pytest.approx(0.25 * 5.0, abs=1e-5)
 
 
@@ -680,9 +753,8 @@ def test_a_cycle_later_the_pose_is_the_same(all_motions, cycle, phase):
     now = in_first_heading(all_motions, clip, 0, all_motions.state(clip, phase * length))
     later = in_first_heading(all_motions, clip, cycle, all_motions.state(clip, (phase + cycle) * length))
     for name in ("height", "velocity", "angular_velocity", "dof_velocity"):
-        torch.testing.assert_close(
-            now[name], later[name], atol=0.02, rtol=1e-3
-        )  # t + k L is exact to 1e-6 s, accelerations reach 1e3
+        # t + k L is exact to 1e-6 s, accelerations reach 1e3
+        torch.testing.assert_close(now[name], later[name], atol=0.02, rtol=1e-3)
     for name in ("root", "joints"):
         same_rotation(now[name], later[name], 1e-3)
 
@@ -694,9 +766,8 @@ def test_the_seam_is_continuous(all_motions):
         seam = cycle * all_motions.length[clip]
         before, after = all_motions.state(clip, seam - 1e-5), all_motions.state(clip, seam + 1e-5)
         torch.testing.assert_close(before.root_position[:, :2], after.root_position[:, :2], atol=1e-3, rtol=0)
-        torch.testing.assert_close(
-            ml.heading(before.rotations[:, 0]), ml.heading(after.rotations[:, 0]), atol=1e-3, rtol=0
-        )
+        yaw = [ml.heading(state.rotations[:, 0]) for state in (before, after)]
+        torch.testing.assert_close(*yaw, atol=1e-3, rtol=0)
         for name in ("root_velocity", "root_angular_velocity", "dof_velocity"):
             torch.testing.assert_close(getattr(before, name), getattr(after, name), atol=0.05, rtol=0)
 
@@ -729,11 +800,8 @@ def test_sampling_follows_the_weights(write_clip, character, tmp_path):
     for name in ("a", "b", "c"):
         write_clip(f"{name}.npz", frames=3 if name == "c" else 30)  # the length does not matter
     path = tmp_path / "set.json"
-    path.write_text(
-        json.dumps(
-            {"clips": [{"file": "a.npz", "weight": 1}, {"file": "b.npz", "weight": 2}, {"file": "c.npz", "weight": 5}]}
-        )
-    )
+    clips = [{"file": f"{name}.npz", "weight": weight} for name, weight in (("a", 1), ("b", 2), ("c", 5))]
+    path.write_text(json.dumps({"clips": clips}))
     motions = ml.MotionLib(str(path), character)
     clip, time = motions.sample(8000, 0.1, torch.Generator().manual_seed(0))
     count = torch.bincount(clip, minlength=3)
@@ -752,135 +820,146 @@ def test_any_batch_shape(all_motions):
         torch.testing.assert_close(mine, theirs[2, 3])
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Pose error
-# ----------------------------------------------------------------------------------------------------------------------------------
+def test_statistics_by_hand(write_clip, character, tmp_path):
+    """Clips of one pose: means by weight, the lowest height of all."""
+    bent = IDENTITY.copy()
+    bent[:, character.body_names.index("left_shin")] = [0.0, 0.5, 0.0, math.sqrt(0.75)]  # the knee by 60 degrees
+    write_clip("a.npz")
+    write_clip("b.npz", root_position=np.tile([0.0, 0.0, 0.8], (5, 1)), rotations=bent)
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"clips": [{"file": "a.npz", "weight": 1.0}, {"file": "b.npz", "weight": 2.0}]}))
+    mean, lowest, speed = ml.MotionLib(str(path), character).statistics()
+    knee = character.dof_names.index("left_knee")
+    assert mean[knee] == pytest.approx(2 / 3 * math.pi / 3, abs=1e-5) and mean.abs().sum() == pytest.approx(mean[knee])
+    # upright, a sole is 0.421546 + 0.40987 + 0.05 m below the root, the pelvis' ball 0.02 m
+    assert lowest[character.body_names.index("right_foot")] == pytest.approx(0.8 - 0.881416, abs=1e-5)
+    assert lowest[0] == pytest.approx(0.78, abs=1e-6) and speed == pytest.approx(0.0, abs=1e-6)
 
 
-def track(*x):
-    """One episode of two bodies; both are x metres from the origin: (1, T, 2, 3)."""
-    return torch.tensor([float(v) for v in x])[None, :, None, None].expand(1, len(x), 2, 1) * torch.tensor(
-        [1.0, 0.0, 0.0]
-    )
+# ---- Mirror images ---------------------------------------------------------------------------------------------------
 
 
-def error(simulated, reference, steps=None, horizon=None):
-    steps = simulated.shape[1] if steps is None else steps
-    horizon = steps if horizon is None else horizon
-    return float(ml.pose_error(simulated, reference, torch.tensor([steps]), horizon)[0])
+def test_a_mirror_image(character, root):
+    clip = ml.load_clip(str(root / "motions/turn_left1.npz"), character.body_names)
+    other = ml.mirror_clip(clip, character)
+    twice = ml.mirror_clip(other, character)
+    np.testing.assert_allclose(twice.rotations, clip.rotations)
+    np.testing.assert_allclose(twice.root_position, clip.root_position)
+    body, mirrored = [
+        ml.forward_kinematics(character, torch.tensor(c.root_position), torch.tensor(c.rotations))[0]
+        for c in (clip, other)
+    ]
+    names = [name.replace("left", "?").replace("right", "left").replace("?", "right") for name in character.body_names]
+    swapped = mirrored[:, [character.body_names.index(name) for name in names]]
+    torch.testing.assert_close(swapped, body * t64(1.0, -1.0, 1.0), atol=1e-5, rtol=0)
 
 
-def test_pose_error_of_perfect_imitation():
-    motion = track(0, 1, 4, 9, 16)
-    assert error(motion, motion) == 0
-    assert error(motion, track(0, 1, 4, 9, 16, 25, 36)) == 0  # the reference goes on
-    assert error(motion[:, :1], motion) == 0
+def test_mirrored_clips_are_as_likely_and_turn_the_other_way(root, character):
+    motions = ml.MotionLib(str(root / "motions/locomotion.json"), character, mirror=True)
+    assert len(motions.files) == len(motions.clips) == 12 and motions.files[6] == f"{motions.files[0]} (mirrored)"
+    torch.testing.assert_close(motions.weight[:6], motions.weight[6:])
+    torch.testing.assert_close(motions.turn[:6], -motions.turn[6:], atol=1e-5, rtol=0)
+    assert motions.weight[5] == pytest.approx(2 / 10)  # the run: 2 of 5, half of it mirrored
+    clip, _ = motions.sample(20_000, 1 / 30, torch.Generator().manual_seed(0))
+    shares = torch.bincount(clip, minlength=12) / 20_000
+    torch.testing.assert_close(shares, motions.weight, atol=0.01, rtol=0)
 
 
-def test_pose_error_of_a_constant_offset():
-    still, off = track(0, 0, 0), track(0, 0, 0).clone()
-    off[:, :, 1, 2] = 0.5  # one of the two bodies is half a metre too high
-    assert error(off, still) == pytest.approx(0.25)
-    off[:, :, 0] += torch.tensor([0.3, 0.4, 0.0])  # and the other one half a metre away, too
-    assert error(off, still) == pytest.approx(0.5)
+def test_an_asymmetric_skeleton_has_no_mirror_image(character, root):
+    lame = character._replace(offsets=character.offsets * torch.linspace(1, 1.2, 15)[:, None])
+    with pytest.raises(ml.InputError, match="no-mirror"):
+        ml.mirror_clip(ml.load_clip(str(root / "motions/walk.npz"), character.body_names), lame)
 
 
-def test_pose_error_ignores_the_pace():
-    assert error(track(0, 0, 1, 1, 2, 2, 3, 3), track(0, 1, 2, 3, 4)) == 0  # at half the speed
-    assert error(track(0, 2, 4), track(0, 1, 2, 3, 4, 5)) == pytest.approx(
-        0.4
-    )  # at double: three of five steps hit, two miss by 1 m
+def test_joints_that_no_simulator_could_follow(write_clip, character):
+    """A knee turned about X, and a hand that turns at all; a knee about its own axis Y and a hip about any are fine."""
+    names = character.body_names
+    for body, q, fault in (
+        ("left_shin", [0.1, 0.0, 0.0, math.sqrt(0.99)], "left_shin turns off its hinge axis"),
+        ("right_hand", [0.0, 0.1, 0.0, math.sqrt(0.99)], "right_hand .* is welded and turns, in frame 3"),
+        ("left_shin", [0.0, 0.1, 0.0, math.sqrt(0.99)], None),
+        ("left_thigh", [0.1, 0.0, 0.0, math.sqrt(0.99)], None),
+    ):
+        rotations = IDENTITY.copy()
+        rotations[3, names.index(body)] = q
+        path = write_clip(rotations=rotations)
+        if fault is None:
+            ml.MotionLib(path, character)
+        else:
+            with pytest.raises(ml.InputError, match=fault):
+                ml.MotionLib(path, character)
 
 
-def test_pose_error_starts_at_the_episodes_own_phase():
-    # the first frames are always matched with one another, 3 m apart; the three others with a frame 1 m away
-    assert error(track(0, 0, 0, 0), track(3, 1)) == pytest.approx((3 + 1 + 1 + 1) / 4)
+# ---- Writing files ---------------------------------------------------------------------------------------------------
 
 
-def test_lost_steps_count_one_metre():
-    motion = track(0, 1, 2, 3)
-    assert error(motion, motion, steps=4, horizon=10) == pytest.approx(0.6)
-    assert error(motion + 0.1 * track(1, 1, 1, 1), motion, steps=4, horizon=5) == pytest.approx((4 * 0.1 + 1) / 5)
-    assert error(motion, motion, steps=0, horizon=10) == pytest.approx(1.0)
-    # what comes after the fall does not count
-    assert error(track(0, 1, 50, 60), motion, steps=2, horizon=2) == 0
-    assert error(track(0, 1, 50, 60), motion, steps=2, horizon=4) == pytest.approx(0.5)
+def test_write_file(tmp_path):
+    path = tmp_path / "a.bin"
+    for data in (b"first", b"", b"longer than the first"):
+        ml.write_file(str(path), data)
+        assert path.read_bytes() == data and os.listdir(tmp_path) == ["a.bin"]
 
 
-def best_path_by_enumeration(cost):
-    """Mean over the cheapest of all warping paths that end in the last row; the best over the columns it may end in."""
-
-    def paths(i, j):
-        if (i, j) == (0, 0):
-            yield [cost[0][0]]
-        for di, dj in ((1, 0), (0, 1), (1, 1)):
-            if i >= di and j >= dj:
-                for path in paths(i - di, j - dj):
-                    yield [*path, cost[i][j]]
-
-    cheapest = [min(paths(len(cost) - 1, j), key=sum) for j in range(len(cost[0]))]
-    return min(sum(path) / len(path) for path in cheapest)
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
+    for mask in (0o022, 0o007):
+        before = os.umask(mask)
+        try:
+            ml.write_file(str(tmp_path / "mine"), b"")
+            (tmp_path / "plain").write_bytes(b"")
+        finally:
+            os.umask(before)
+        modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("mine", "plain")]
+        assert modes == [0o666 & ~mask] * 2
+        (tmp_path / "plain").unlink()
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**31))
-def test_pose_error_against_all_paths(rows, columns, seed):
-    generator = torch.Generator().manual_seed(seed)
-    simulated, reference = (
-        torch.rand(3, 4, 2, 3, generator=generator),
-        torch.rand(3, columns, 2, 3, generator=generator),
-    )
-    steps = torch.tensor([rows, 1, 4])
-    errors, _ = ml.pose_error(simulated, reference, steps, 4)
-    for e, alive in enumerate(steps.tolist()):
-        cost = [
-            [(simulated[e, i] - reference[e, j]).norm(dim=-1).mean().item() for j in range(columns)]
-            for i in range(alive)
-        ]
-        expected = (best_path_by_enumeration(cost) * alive + (4 - alive)) / 4
-        assert float(errors[e]) == pytest.approx(expected, abs=1e-5)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch, step, error):
+    """At the moment of failure all stands beside the old file; afterwards there is only the old file."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        (other,) = set(os.listdir(tmp_path)) - {"a.bin"}
+        assert (tmp_path / other).read_bytes() == b"new" and path.read_bytes() == b"old"
+        raise error
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(type(error)):
+        ml.write_file(str(path), b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_pose_error_with_a_horizon_for_each_episode():
-    motion = track(0, 1, 2, 3).repeat(2, 1, 1, 1)
-    errors, _ = ml.pose_error(motion, motion, torch.tensor([4, 2]), torch.tensor([4, 8]))
-    assert errors.tolist() == pytest.approx([0.0, 0.75])
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none/a.bin", tmp_path / "folder"):
+        with pytest.raises(OSError):
+            ml.write_file(str(path), b"new")
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == []
 
 
-def test_the_error_of_each_body_over_time():
-    """Two bodies, of which the second is off by 3 cm in the last frame of three; the pace does not count, nor do frames after a fall."""
-    reference = torch.zeros(1, 5, 2, 3)
-    reference[0, :, :, 0] = torch.tensor([0.0, 1, 2, 3, 4])[:, None]
-    simulated = reference[:, ::2].clone()  # twice as fast
-    simulated[0, 2, 1, 1] = 0.03
-    error, bodies = ml.pose_error(simulated, reference, torch.tensor([3]), 3)
-    torch.testing.assert_close(bodies[0, 2], torch.tensor([0.0, 0.03]))
-    assert bodies[0, 0].max() == 0 and error < 0.6
-    two = torch.cat((bodies, bodies + 1.0))
-    mean = ml.mean_over_episodes(two, torch.tensor([3, 1]))
-    torch.testing.assert_close(mean[0], torch.tensor([0.5, 0.5]))  # both live
-    torch.testing.assert_close(mean[2], torch.tensor([0.0, 0.03]))  # the second has fallen
-    assert ml.mean_over_episodes(two, torch.tensor([1, 1]))[1].isnan().all()
+def test_no_link_is_followed(tmp_path, monkeypatch):
+    """Neither one at the temporary name, were it guessed, nor one at the name itself, which is replaced."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "a.bin.tmp").symlink_to(victim)
+    (tmp_path / "a.bin").symlink_to(victim)
+    ml.write_file(str(tmp_path / "a.bin"), b"new")
+    assert (tmp_path / "a.bin").read_bytes() == b"new" and not (tmp_path / "a.bin").is_symlink()
+    monkeypatch.setattr(os, "urandom", bytes)  # zeros
+    guessed = tmp_path / "a.bin.0000000000000000.tmp"
+    guessed.symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        ml.write_file(str(tmp_path / "a.bin"), b"newer")
+    assert guessed.is_symlink() and (tmp_path / "a.bin").read_bytes() == b"new"
+    assert victim.read_bytes() == b"precious"
 
 
-def test_relative_positions_by_hand(character):
-    position = torch.zeros(15, 3) + torch.tensor([2.0, 3.0, 0.5])
-    position[1] = torch.tensor([2.0, 4.0, 1.5])  # a metre along world +Y and one up
-    relative = ml.relative_positions(position, ml.quat_from_yaw(torch.tensor(math.pi / 2)))
-    assert relative.shape == (14, 3)
-    torch.testing.assert_close(relative[0], torch.tensor([1.0, 0.0, 1.0]), atol=1e-6, rtol=0)  # which is ahead of it
-    assert relative[1:].abs().max() == 0
-
-
-@given(st.floats(-3, 3), st.floats(-50, 50), st.floats(-50, 50))
-def test_relative_positions_do_not_depend_on_place_and_heading(walk, yaw, x, y):
-    times = torch.tensor([0.1, 0.5, 1.0])
-    state = walk.state(torch.zeros(3, dtype=torch.long), times)
-    here, _ = ml.forward_kinematics(walk.character, state.root_position, state.rotations)
-    turn = ml.quat_from_yaw(torch.tensor(yaw))
-    rotations = torch.cat(
-        (ml.quat_multiply(turn.expand(3, 4), state.rotations[:, 0])[:, None], state.rotations[:, 1:]), 1
-    )
-    root_position = ml.quat_rotate(turn, state.root_position) + torch.tensor([x, y, 0.0])
-    there, _ = ml.forward_kinematics(walk.character, root_position, rotations)
-    mine, theirs = ml.relative_positions(here, state.rotations[:, 0]), ml.relative_positions(there, rotations[:, 0])
-    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+def test_a_clip_is_written_by_write_file(tmp_path, character, monkeypatch):
+    written = {}
+    monkeypatch.setattr(ml, "write_file", written.__setitem__)
+    ml.save_clip("clip.npz", ml.Clip(10.0, "clamp", np.zeros((5, 3)), IDENTITY), character.body_names, "a", "b")
+    assert list(written) == ["clip.npz"]
+    (tmp_path / "clip.npz").write_bytes(written["clip.npz"])
+    assert ml.load_clip(str(tmp_path / "clip.npz"), character.body_names).fps == 10.0

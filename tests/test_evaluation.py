@@ -1,0 +1,437 @@
+"""evaluation: pose errors by hand and against all warping paths, nearest clips, commands, roll-outs, pictures, film."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import evaluation
+import motion_lib as ml
+
+# ---- Pose error ------------------------------------------------------------------------------------------------------
+
+
+def track(*x):
+    """One episode of two bodies; both are x metres from the origin: (1, T, 2, 3)."""
+    distance = torch.tensor([float(v) for v in x])[None, :, None, None].expand(1, len(x), 2, 1)
+    return distance * torch.tensor([1.0, 0.0, 0.0])
+
+
+def error(simulated, reference, steps=None, horizon=None, **options):
+    steps = simulated.shape[1] if steps is None else steps
+    horizon = steps if horizon is None else horizon
+    return float(evaluation.pose_error(simulated, reference, torch.tensor([steps]), horizon, **options)[0])
+
+
+def test_pose_error_of_perfect_imitation():
+    motion = track(0, 1, 4, 9, 16)
+    assert error(motion, motion) == 0
+    assert error(motion, track(0, 1, 4, 9, 16, 25, 36)) == 0  # the reference goes on
+    assert error(motion[:, :1], motion) == 0
+
+
+def test_pose_error_of_a_constant_offset():
+    still = track(0, 0, 0)
+    off = still.clone()
+    off[:, :, 1, 2] = 0.5  # one of the two bodies is half a metre too high
+    assert error(off, still) == pytest.approx(0.25)
+    off[:, :, 0] += torch.tensor([0.3, 0.4, 0.0])  # and the other one half a metre away, too
+    assert error(off, still) == pytest.approx(0.5)
+
+
+def test_pose_error_ignores_the_pace():
+    assert error(track(0, 0, 1, 1, 2, 2, 3, 3), track(0, 1, 2, 3, 4)) == 0  # at half the speed
+    # at double: three of five steps hit, two miss by 1 m
+    assert error(track(0, 2, 4), track(0, 1, 2, 3, 4, 5)) == pytest.approx(0.4)
+
+
+def test_pose_error_starts_at_the_episodes_own_phase():
+    # the first frames are always matched with one another, 3 m apart; the three others with a frame 1 m away
+    assert error(track(0, 0, 0, 0), track(3, 1)) == pytest.approx((3 + 1 + 1 + 1) / 4)
+
+
+def test_pose_error_from_anywhere_in_the_reference():
+    reference = track(5, 4, 0, 1, 2, 3)
+    assert error(track(0, 1, 2), reference, any_start=True) == 0
+    assert error(track(0, 1, 2), reference) > 0.5
+    assert error(track(3), reference, any_start=True) == 0  # the last frame alone
+    assert error(track(2, 1), reference, any_start=True) == pytest.approx(0.5)  # backwards is not on offer
+
+
+def test_lost_steps_count_one_metre():
+    motion = track(0, 1, 2, 3)
+    assert error(motion, motion, steps=4, horizon=10) == pytest.approx(0.6)
+    assert error(motion + 0.1 * track(1, 1, 1, 1), motion, steps=4, horizon=5) == pytest.approx((4 * 0.1 + 1) / 5)
+    assert error(motion, motion, steps=0, horizon=10) == pytest.approx(1.0)
+    # what comes after the fall does not count
+    assert error(track(0, 1, 50, 60), motion, steps=2, horizon=2) == 0
+    assert error(track(0, 1, 50, 60), motion, steps=2, horizon=4) == pytest.approx(0.5)
+
+
+def best_path_by_enumeration(cost, any_start):
+    """Mean over the cheapest of all warping paths that end in the last row; the best over the columns it may end in."""
+
+    def paths(i, j):
+        if i == 0 and (j == 0 or any_start):
+            yield [cost[0][j]]
+        for di, dj in ((1, 0), (0, 1), (1, 1)):
+            if i >= di and j >= dj:
+                for path in paths(i - di, j - dj):
+                    yield [*path, cost[i][j]]
+
+    cheapest = [min(paths(len(cost) - 1, j), key=sum) for j in range(len(cost[0]))]
+    return min(sum(path) / len(path) for path in cheapest)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**31), st.booleans())
+def test_pose_error_against_all_paths(rows, columns, seed, any_start):
+    generator = torch.Generator().manual_seed(seed)
+    simulated = torch.rand(3, 4, 2, 3, generator=generator)
+    reference = torch.rand(3, columns, 2, 3, generator=generator)
+    steps = torch.tensor([rows, 1, 4])
+    errors, _ = evaluation.pose_error(simulated, reference, steps, 4, any_start)
+    cost = (simulated[:, :, None] - reference[:, None]).norm(dim=-1).mean(-1).tolist()
+    for e, alive in enumerate(steps.tolist()):
+        expected = (best_path_by_enumeration(cost[e][:alive], any_start) * alive + (4 - alive)) / 4
+        assert float(errors[e]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_reference_for_all_episodes():
+    simulated = torch.rand(5, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    steps = torch.tensor([4, 3, 2, 1, 0])
+    shared = evaluation.pose_error(simulated, simulated[:1], steps, 4)
+    own = evaluation.pose_error(simulated, simulated[:1].repeat(5, 1, 1, 1), steps, 4)
+    assert shared[0].equal(own[0]) and shared[1].equal(own[1]) and shared[0][0] == 0
+
+
+def test_pose_error_with_a_horizon_for_each_episode():
+    motion = track(0, 1, 2, 3).repeat(2, 1, 1, 1)
+    errors, _ = evaluation.pose_error(motion, motion, torch.tensor([4, 2]), torch.tensor([4, 8]))
+    assert errors.tolist() == pytest.approx([0.0, 0.75])
+
+
+def test_the_error_of_each_body_over_time():
+    """Two bodies, the second off by 3 cm in the last frame of three; pace does not count, nor frames after a fall."""
+    reference = torch.zeros(1, 5, 2, 3)
+    reference[0, :, :, 0] = torch.tensor([0.0, 1, 2, 3, 4])[:, None]
+    simulated = reference[:, ::2].clone()  # twice as fast
+    simulated[0, 2, 1, 1] = 0.03
+    error, bodies = evaluation.pose_error(simulated, reference, torch.tensor([3]), 3)
+    torch.testing.assert_close(bodies[0, 2], torch.tensor([0.0, 0.03]))
+    assert bodies[0, 0].max() == 0 and error < 0.6
+    two = torch.cat((bodies, bodies + 1.0))
+    mean = evaluation.mean_over_episodes(two, torch.tensor([3, 1]))
+    torch.testing.assert_close(mean[0], torch.tensor([0.5, 0.5]))  # both live
+    torch.testing.assert_close(mean[2], torch.tensor([0.0, 0.03]))  # the second has fallen
+    assert evaluation.mean_over_episodes(two, torch.tensor([1, 1]))[1].isnan().all()
+
+
+def test_relative_positions_by_hand():
+    position = torch.zeros(15, 3) + torch.tensor([2.0, 3.0, 0.5])
+    position[1] = torch.tensor([2.0, 4.0, 1.5])  # a metre along world +Y and one up
+    relative = evaluation.relative_positions(position, ml.quat_from_yaw(torch.tensor(math.pi / 2)))
+    assert relative.shape == (14, 3)
+    torch.testing.assert_close(relative[0], torch.tensor([1.0, 0.0, 1.0]), atol=1e-6, rtol=0)  # which is ahead of it
+    assert relative[1:].abs().max() == 0
+
+
+@given(st.floats(-3, 3), st.floats(-50, 50), st.floats(-50, 50))
+def test_relative_positions_do_not_depend_on_place_and_heading(walk, yaw, x, y):
+    state = walk.state(torch.zeros(3, dtype=torch.long), torch.tensor([0.1, 0.5, 1.0]))
+    here, rotation = ml.forward_kinematics(walk.character, state.root_position, state.rotations)
+    turn = ml.quat_from_yaw(torch.tensor(yaw))
+    there = ml.quat_rotate(turn, here) + torch.tensor([x, y, 0.0])
+    mine = evaluation.relative_positions(here, rotation[:, 0])
+    theirs = evaluation.relative_positions(there, ml.quat_multiply(turn.expand(3, 4), rotation[:, 0]))
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
+def test_episode_error_of_the_clips_themselves(all_motions):
+    """Episodes that do what their clips do, at their pace or 1.4 times it, have hardly any error; lost steps count."""
+    dt = 1 / 30
+    clip = torch.tensor([0, 7, 3])
+    start = torch.tensor([0.2, 0.0, 0.4])
+    limit = torch.tensor([30, 30, 30])
+
+    def poses(pace):
+        times = start[:, None] + dt * (1 + pace * torch.arange(30))
+        return evaluation.reference_poses(all_motions, clip[:, None].expand(3, 30), times)
+
+    mean, bodies = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip, start, dt)
+    assert mean == pytest.approx(0.0, abs=1e-6) and bodies.shape == (30, 14) and bodies.max() < 1e-5
+    fell = torch.tensor([30, 15, 30])
+    mean, _ = evaluation.episode_error(all_motions, poses(1.0), fell, limit, clip, start, dt)
+    assert mean == pytest.approx(0.5 / 3, abs=1e-6)
+    mean, _ = evaluation.episode_error(all_motions, poses(1.4), limit, limit, clip, start, dt)
+    assert 0.001 < mean < 0.03
+    mean, _ = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip.flip(0), start, dt)  # other clips
+    assert mean > 0.1
+
+
+# ---- Nearest clips ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def locomotion(root, character):
+    return ml.MotionLib(str(root / "motions/locomotion.json"), character, "cpu", True)
+
+
+def poses_of(motions, clip, times):
+    return evaluation.reference_poses(motions, torch.full_like(times, clip, dtype=torch.long), times)
+
+
+def test_nearest_clips(locomotion):
+    """Two seconds of the run, then one of a turn, begun anywhere; and an episode that fell after one second."""
+    dt = 1 / 30
+    run = poses_of(locomotion, 5, 0.37 + dt * torch.arange(60))
+    turn = poses_of(locomotion, 2, 0.5 + dt * torch.arange(30))
+    episode = torch.cat((run, turn))
+    poses = torch.stack((episode, torch.cat((run[:30], torch.full((60, 14, 3), 9.0)))))
+    found, bodies = evaluation.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
+    assert bodies.shape == (90, 14) and bodies.max() < 0.04
+    error = found.pop("pose_error_m")
+    assert error == pytest.approx(60 / 180, abs=0.01)  # the lost 60 of 180 steps count 1 m, the others hardly anything
+    assert len(found) == 12 and found["visits_turn_left1.npz"] == pytest.approx(1 / 4)
+    assert found["visits_run.npz"] + found["visits_run.npz (mirrored)"] == pytest.approx(3 / 4)
+    bent = episode[None] + torch.tensor([0.0, 0.0, 0.05])
+    assert 0.03 < evaluation.nearest_clips(locomotion, bent, torch.tensor([90]), 90, dt)[0]["pose_error_m"] < 0.055
+    found, _ = evaluation.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
+    assert found.pop("pose_error_m") == 1.0 and sum(found.values()) == 0
+
+
+def test_the_last_window_may_be_shorter(locomotion):
+    """Of 45 steps the last window has 15; if it is lost, a third of the steps count 1 m, and one window was lived."""
+    dt = 1 / 30
+    poses = poses_of(locomotion, 5, 0.37 + dt * torch.arange(45))[None]
+    whole, bodies = evaluation.nearest_clips(locomotion, poses, torch.tensor([45]), 45, dt)
+    assert whole["pose_error_m"] < 0.01 and bodies.shape == (45, 14) and not bodies.isnan().any()
+    half, bodies = evaluation.nearest_clips(locomotion, poses[:, :30], torch.tensor([30]), 45, dt)
+    assert half.pop("pose_error_m") == pytest.approx(1 / 3, abs=0.01) and sum(half.values()) == pytest.approx(1.0)
+    assert bodies.shape == (30, 14)
+
+
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+def test_commands(tmp_path):
+    path = tmp_path / "commands.csv"
+    path.write_text("# time, heading, speed\n0, 0, 1.0\n0.1, 90, 2.0\n0.5,-45,1.5\n")
+    times, headings, speeds = evaluation.load_commands(str(path), 2)
+    assert times.tolist() == pytest.approx([0.0, 0.1, 0.5])
+    torch.testing.assert_close(headings, torch.tensor([[0.0, 0.0], [math.pi / 2] * 2, [-math.pi / 4] * 2]))
+    assert speeds.tolist() == [[1.0, 1.0], [2.0, 2.0], [1.5, 1.5]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("", "not lines of"),
+        ("0, 1", "not lines of"),
+        ("0, 0, 1\n1, 0", "not lines of"),
+        ("0, 0, fast", "not lines of .*fast"),
+        ("time, heading, speed\n0, 0, 1", "not lines of"),
+        ("0.5, 0, 1", "times that rise from 0"),
+        ("0, 0, 1\n0, 0, 1", "times that rise from 0"),
+        ("0, 0, nan", "finite"),
+        ("0, inf, 1", "finite"),
+        ("0, 0, -1", "no speed below 0"),
+    ],
+)
+def test_bad_commands(tmp_path, text, complaint):
+    path = tmp_path / "commands.csv"
+    path.write_text(text)
+    with pytest.raises(ml.InputError, match=rf"commands\.csv: .*{complaint}") as error:
+        evaluation.load_commands(str(path), 1)
+    assert "\n" not in str(error.value)
+
+
+def test_commands_that_cannot_be_read(tmp_path):
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    for name, complaint in (("absent.csv", "No such file"), ("binary.csv", "not lines of"), ("", "Is a directory")):
+        with pytest.raises(ml.InputError, match=complaint):
+            evaluation.load_commands(str(tmp_path / name), 1)
+
+
+# ---- What an evaluation writes ---------------------------------------------------------------------------------------
+
+
+def clips_of(motions, *lengths):
+    """Clips of that many frames, from the start of the first clip on."""
+    first = motions.clips[0]
+    return [ml.Clip(30.0, "clamp", first.root_position[:n], first.rotations[:n]) for n in lengths]
+
+
+def test_roll_outs(tmp_path, walk):
+    folder = tmp_path / "new/latest_rollouts"
+    clips = clips_of(walk, 5, 9)
+    evaluation.write_rollouts(str(folder), clips, walk.character.body_names, "roll-out of latest.pt")
+    assert sorted(os.listdir(folder)) == ["000.npz", "001.npz"]
+    for n, clip in enumerate(clips):
+        back = ml.load_clip(str(folder / f"00{n}.npz"), walk.character.body_names)
+        assert (back.fps, back.loop, len(back.rotations)) == (30.0, "clamp", len(clip.rotations))
+        np.testing.assert_allclose(back.root_position, clip.root_position, atol=1e-6)
+    with np.load(folder / "000.npz", allow_pickle=False) as file:
+        assert str(file["source"]) == "roll-out of latest.pt" and str(file["license"]) == "as the clips it imitates"
+
+
+def test_roll_outs_replace_only_roll_outs(tmp_path, walk):
+    others = ["my.npz", "00.npz", "000.npz.bak", "a000.npz", "000.json", "٣٣٣.npz", "episode.mp4"]
+    for name in [*others, "000.npz", "001.npz", "012.npz", "1000.npz"]:
+        (tmp_path / name).write_bytes(b"old")
+    evaluation.write_rollouts(str(tmp_path), clips_of(walk, 5), walk.character.body_names, "a test")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "000.npz"])
+    assert all((tmp_path / name).read_bytes() == b"old" for name in others)
+    assert (tmp_path / "000.npz").read_bytes() != b"old"
+
+
+def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):
+    names = []
+    monkeypatch.setattr(ml, "save_clip", lambda path, *_: names.append(os.path.basename(path)))
+    evaluation.write_rollouts(str(tmp_path), clips_of(walk, *[2] * 1001), walk.character.body_names, "a test")
+    assert names[:2] == ["000.npz", "001.npz"] and names[999:] == ["999.npz", "1000.npz"]
+
+
+def test_episodes_end_with_the_last_step_lived(walk):
+    states = [walk.state(torch.zeros(3, dtype=torch.long), torch.full((3,), t / 30)) for t in range(6)]
+    clips = evaluation.episodes(states, torch.tensor([5, 2, 0]), 30.0)
+    assert [len(clip.root_position) for clip in clips] == [6, 3, 2]  # a clip has two frames at least
+    assert [(clip.fps, clip.loop, clip.rotations.shape[1:]) for clip in clips] == [(30.0, "clamp", (15, 4))] * 3
+    np.testing.assert_array_equal(clips[1].root_position[2], states[2].root_position[1].numpy())
+    np.testing.assert_array_equal(clips[0].rotations[5], states[5].rotations[0].numpy())
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures drawn, which are written all the same."""
+    drawn = []
+    write = evaluation._write_figure
+
+    def keep(path, figure):
+        drawn.append(figure)
+        write(path, figure)
+
+    monkeypatch.setattr(evaluation, "_write_figure", keep)
+    return drawn
+
+
+def check_png(path):
+    from matplotlib.image import imread
+
+    image = imread(str(path))
+    assert image.shape[0] > 300 and image.shape[1] > 400 and image.std() > 0.05
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_picture_of_the_bodies_errors(tmp_path, figures):
+    errors = torch.tensor([[0.1, 0.2], [0.3, math.nan], [0.2, 0.4]])  # (T, J-1)
+    evaluation.plot_body_errors(str(tmp_path / "a.png"), errors, ["head", "hand"], 0.5)
+    axes, scale = figures[0].axes
+    np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), errors.T.numpy())
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["head 0.200", "hand 0.300"]
+    assert axes.images[0].get_extent() == [0.0, 1.5, 1.5, -0.5]
+    assert axes.get_xlabel() == "time [s]" and scale.get_ylabel() == "pose error [m]"
+    check_png(tmp_path / "a.png")
+
+
+def test_picture_of_a_table(tmp_path, figures):
+    table = [[0.0, 0.256, 1.0], [0.5, 0.75, math.nan]]
+    evaluation.plot_table(
+        str(tmp_path / "a.png"), table, ["1.0", "2.0"], ["-90", "0", "90"], "speed [m/s]", "turn [degrees]", "return"
+    )
+    axes, scale = figures[0].axes
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells == {(0, 0): "0.00", (1, 0): "0.26", (2, 0): "1.00", (0, 1): "0.50", (1, 1): "0.75", (2, 1): "nan"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["-90", "0", "90"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1.0", "2.0"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("turn [degrees]", "speed [m/s]")
+    assert scale.get_ylabel() == "return" and axes.images[0].get_clim() == (0, 1)
+    for text in axes.texts:  # it can be read: bright on dark, dark on bright
+        x, y = text.get_position()
+        red, green, blue, opacity = axes.images[0].to_rgba(np.array([table[y][x]]))[0]
+        bright = opacity == 0 or red + green + blue > 1.5
+        assert text.get_color() == ("black" if bright else "white")
+    check_png(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("draw", ["plot_body_errors", "plot_table"])
+def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, draw):
+    """And an OSError, such as that of a full disk, reaches the caller."""
+    arguments = {
+        "plot_body_errors": (torch.ones(2, 1), ["head"], 0.1),
+        "plot_table": ([[0.5]], ["a"], ["b"], "c", "d", "e"),
+    }[draw]
+    written = {}
+    monkeypatch.setattr(ml, "write_file", written.__setitem__)
+    getattr(evaluation, draw)("a.png", *arguments)
+    assert written["a.png"].startswith(b"\x89PNG") and written["a.png"].endswith(b"IEND\xaeB`\x82")
+    monkeypatch.undo()
+    with pytest.raises(OSError):
+        getattr(evaluation, draw)(str(tmp_path / "none/a.png"), *arguments)
+
+
+def tool(tmp_path, monkeypatch, text):
+    """Put a program in the place of motions/render.py."""
+    path = tmp_path / "tool.py"
+    path.write_text(text)
+    monkeypatch.setattr(evaluation, "RENDER", str(path))
+
+
+def test_film_asks_the_tool(tmp_path, monkeypatch, capfd):
+    """By this Python, with the arguments in its order; what it prints does not mix with ours."""
+    tool(
+        tmp_path,
+        monkeypatch,
+        "import json, sys\nprint('chatter')\nprint('warning', file=sys.stderr)\n"
+        "open(sys.argv[2], 'w').write(json.dumps([sys.executable, sys.stdin.read(), *sys.argv[1:]]))",
+    )
+    out = tmp_path / "a b.mp4"
+    evaluation.film("000.npz", str(out), "humanoid.xml")
+    expected = [sys.executable, "", "000.npz", str(out), "--character-file", "humanoid.xml"]
+    assert json.loads(out.read_text()) == expected
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        (
+            "import sys; print('warning\\nerror: no OpenGL', file=sys.stderr); sys.exit(2)",
+            "out.mp4: .*error: no OpenGL$",
+        ),
+        ("raise MemoryError('all of it')", "MemoryError: all of it$"),
+        ("import os; os.abort()", "exit code -6$"),
+        ("import sys; sys.stderr.buffer.write(b'error: \\xff\\n'); sys.exit(2)", "error: \ufffd$"),
+        ("import sys; sys.exit(3)", "exit code 3$"),
+    ],
+)
+def test_a_film_that_fails_is_an_oserror(tmp_path, monkeypatch, text, complaint):
+    tool(tmp_path, monkeypatch, text)
+    with pytest.raises(OSError, match=complaint) as error:
+        evaluation.film("000.npz", "out.mp4", "humanoid.xml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_film_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    tool(
+        tmp_path,
+        monkeypatch,
+        f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)",
+    )
+    monkeypatch.setattr(evaluation, "FILM_SECONDS", 2.0)
+    with pytest.raises(OSError, match=r"out\.mp4: no film in 2 s"):
+        evaluation.film("000.npz", "out.mp4", "humanoid.xml")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_the_tool_is_there(root):
+    assert Path(evaluation.RENDER) == root / "motions/render.py" and Path(evaluation.RENDER).is_file()
+    assert evaluation.FILM_SECONDS == 600.0

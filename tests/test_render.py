@@ -41,7 +41,7 @@ def opengl():
 
 @pytest.fixture
 def draw(opengl, tmp_path):
-    """draw(clip, name, *options) -> pictures (T, H, W, 3) as numbers, and the file's properties as imageio reads them."""
+    """draw(clip, name, *options) -> pictures (T, H, W, 3), and what imageio says about the file."""
     imageio = pytest.importorskip("imageio.v2", reason="pip install -r requirements-test.txt")
 
     def run(clip, name, *arguments):
@@ -125,15 +125,16 @@ def test_the_camera_keeps_a_steady_pace_and_drops_the_sway(frames):
 
 
 def test_strip(draw, root):
-    (picture,), _ = draw(root / "motions/walk.npz", "strip.png", "--poses", 3, "--size", 300, 120)
+    (picture,), _ = draw(root / "motions/walk.npz", "strip.png", "--poses", 5, "--size", 300, 120)
     assert picture.shape == (120, 300, 3)
     assert (picture[:5] > 250).all()  # a white sky
-    for mask in limbs(picture):
-        columns = mask.any(0)
-        for third in range(3):
-            assert columns[100 * third + 25 : 100 * third + 75].any()
-        assert not columns[:5].any() and not columns[-5:].any()
-        assert not mask.any(1)[:10].any()
+    orange, blue = limbs(picture)
+    occupied = (orange | blue).any(0)  # columns
+    begin = (occupied[1:] & ~occupied[:-1]).nonzero()[0]
+    end = (occupied[:-1] & ~occupied[1:]).nonzero()[0]
+    assert len(begin) == 5 and not occupied[:5].any() and not occupied[-5:].any()
+    for left, right in zip(begin, end):
+        assert orange[:, left : right + 1].any() and blue[:, left : right + 1].any()
 
 
 def test_a_strip_does_not_depend_on_where_the_clip_was_recorded(draw, root, write_clip):
@@ -158,13 +159,13 @@ def test_film(draw, root):
         assert 5 < min(map(np.min, rows)) and max(map(np.max, rows)) < 85
     assert pictures[:, :5].min() > 240
     steps = np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3))  # on the floor, beside the character
-    assert 1.0 < steps.min() and steps.max() < 3 * np.median(steps)
+    assert 0.3 < steps.min() and steps.max() < 3 * np.median(steps)
     assert np.abs(np.diff(pictures[:, 20:70, 60:100], axis=0)).mean((1, 2, 3)).min() > 0.5
 
 
 def test_who_stands_still_is_filmed_in_front_of_a_floor_that_does(draw, write_clip):
     pictures, _ = draw(write_clip(frames=5), "film.mp4", *SMALL)
-    assert pictures.shape == (5, 90, 160, 3) and np.abs(pictures - pictures[:1]).mean() < 0.5
+    assert pictures.shape == (5, 90, 160, 3) and np.abs(np.diff(pictures, axis=0)).mean() < 0.1
     assert all(mask.any() for mask in limbs(pictures))
 
 
@@ -206,9 +207,9 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("film.gif", ("--character-file", "nothing.xml"), "nothing.xml"),
     ],
 )
-def test_bad_options_end_with_one_line(root, tmp_path, name, options, words):
-    code, lines = start(tmp_path, root / "motions/walk.npz", name, *options)
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+def test_bad_options_end_with_one_line(run_script, root, tmp_path, name, options, words):
+    code, out, err = run_script("motions/render.py", root / "motions/walk.npz", name, *options)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@ Dimension key: E episodes, T control steps of the simulation, R frames of the re
 """
 
 import io
+import json
 import math
 import os
 import re
@@ -173,6 +174,20 @@ def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor
 # ---- 3. What an evaluation writes ------------------------------------------------------------------------------------
 
 
+def episode_limit(motions: ml.MotionLib, clip: Tensor, start: Tensor, dt: float, longest: int) -> Tensor:
+    """Control steps of dt [s] that episodes may last: to the end of a clip (E,) that does not loop, from start (E,) [s]."""
+    left = ((motions.length[clip] - start) / dt).round().long().clamp(1, longest)
+    return torch.where(motions.loop[clip], longest, left)
+
+
+def averages(sums: Dict[str, Tensor], steps: Tensor, fell: Tensor, dt: float) -> Dict[str, float]:
+    """Figures of episodes of `steps` (E,) control steps lived, fell (E,) bool, from sums (E,) over the steps taken."""
+    figures = {"episodes": len(steps), "mean_episode_s": float(steps.float().mean()) * dt}
+    figures["fall_rate"] = float(fell.float().mean())
+    figures.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
+    return figures
+
+
 def episodes(states: List[ml.MotionState], steps: Tensor, fps: float) -> List[ml.Clip]:
     """Episodes as clips: T + 1 states of batch (E,), the start first; an episode lived through steps (E,) more."""
     roots = torch.stack([state.root_position for state in states], 1).cpu().numpy()  # (E, T + 1, 3)
@@ -241,11 +256,27 @@ def plot_table(
     _write_figure(path, figure)
 
 
-def film(rollout: str, out: str, character_file: str) -> None:
-    """Draw a roll-out as a film, .mp4 or .gif, in a process of its own: OpenGL and ffmpeg cannot end this one.
+def write(
+    checkpoint: str, character: ml.Character, filmed: bool, metrics: Dict[str, float], clips: List[ml.Clip], errors: Tensor
+) -> None:
+    """Print the figures of an evaluation of a checkpoint, and write roll-outs, errors of bodies and a film beside it.
+
+    errors (T, J-1) [m] (see plot_body_errors). Raises OSError."""
+    print(json.dumps(metrics))
+    stem = os.path.splitext(checkpoint)[0]
+    plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
+    write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(checkpoint)}")
+    if filmed:
+        film(f"{stem}_rollouts/episode.mp4", clips[0], character)
+
+
+def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
+    """Film a roll-out, .mp4 or .gif, and write it beside, in a process of its own: OpenGL and ffmpeg cannot end this one.
 
     Raises OSError with what the tool says."""
-    command = [sys.executable, RENDER, rollout, out, "--character-file", character_file]
+    rollout = os.path.splitext(out)[0] + ".npz"
+    ml.save_clip(rollout, clip, character.body_names, "a roll-out", "as the clips it imitates")
+    command = [sys.executable, RENDER, rollout, out, "--character-file", character.path]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FILM_SECONDS)
     except subprocess.TimeoutExpired as error:
@@ -253,3 +284,20 @@ def film(rollout: str, out: str, character_file: str) -> None:
     if done.returncode != 0:
         complaint = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise OSError(f"{out}: no film: {complaint[-1]}")
+
+
+# ---- 3. What a training is told of its log ---------------------------------------------------------------------------
+
+
+def training_health(log: Dict[str, float], clip_speed: float) -> str:
+    """What a researcher should know of these averages over many iterations, and what to try; empty if all is well.
+
+    clip_speed: mean forward speed of the clips [m/s]."""
+    if min(log["disc/accuracy_demo"], log["disc/accuracy_agent"]) > 0.98 and log["reward/style"] < 0.02:
+        return "the discriminator is always right, no style reward is left; raise --grad-penalty, lower --disc-updates"
+    if log.get("episode/length", 0.0) > 100 and abs(log["episode/speed_m_s"]) < 0.2 * clip_speed:
+        return "the character stands still while the clips move; lower --gamma, or give it a task that rewards speed"
+    visits = [x for name, x in log.items() if name.startswith("eval/visits_")]
+    if len(visits) > 1 and max(visits) > 0.95:
+        return "nearly all poses are nearest to one clip; give the others more weight in the dataset"
+    return ""

@@ -6,12 +6,16 @@ simulator has otherwise is converted inside its class. Dimension key: N copies o
 J bodies, A = D actions and dofs.
 """
 
+import os
 import sys
 import xml.etree.ElementTree as ET
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from typing import Dict, Tuple
 
+# Threads of torch that wait leave their core, soon, to the physics or to other programs; read when torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 try:  # before torch, which motion_lib imports: Isaac Gym insists on it
     from isaacgym import gymapi, gymtorch  # noqa: F401  (isaacgym_sim.py uses them)
 

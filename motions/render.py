@@ -89,7 +89,7 @@ def poses_of(clip: Clip, character: Character, first: int, last: int, count: int
     way = torch.as_tensor(clip.root_position[last] - clip.root_position[first]).float()
     # a character that stays where it is shows its right side in the first pose
     yaw = torch.atan2(way[1], way[0]) if way[:2].norm() > 0.3 else ml.heading(rotations[0, 0])
-    turn = ml.quat_from_yaw(yaw).expand(count, 4)
+    turn = ml.quat_from_yaw(-yaw).expand(count, 4)
     rotations = torch.cat((ml.quat_multiply(turn, rotations[:, 0])[:, None], rotations[:, 1:]), 1)
     return ml.forward_kinematics(character, ml.quat_rotate(turn, root), rotations)
 

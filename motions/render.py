@@ -161,9 +161,7 @@ class Stage:
 
     def draw(self, position: Tensor, rotation: Tensor, focus: np.ndarray) -> np.ndarray:
         """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle."""
-        self.data.mocap_pos[0] = 2 * np.round(
-            focus * [0.5, 0.5, 0]
-        )  # floor and light go along, by the 2 m of its pattern
+        self.data.mocap_pos[0] = 2 * np.round(focus * [0.5, 0.5, 0])  # floor and light go along, by whole patterns
         self.data.mocap_pos[1:] = position.reshape(-1, 3).numpy()
         self.data.mocap_quat[1:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
         self.mujoco.mj_kinematics(self.model, self.data)

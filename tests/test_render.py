@@ -145,6 +145,15 @@ def test_a_strip_does_not_depend_on_where_the_clip_was_recorded(draw, root, writ
     assert np.abs(one - two).mean() < 0.05 and np.abs(one - other).mean() > 1.0
 
 
+def test_limbs_point_from_joint_to_joint(draw, write_clip):
+    """Who stands upright is narrow, with no gap between foot and shoulder, from whichever side it is seen."""
+    away = np.array([[0.0, 0.0, 0.9], [0.0, 1.0, 0.9]])  # it goes to its left, so that the picture shows its back
+    (picture,), _ = draw(write_clip(frames=2, root_position=away), "strip.png", "--poses", 1, "--size", 120, 120)
+    for mask in limbs(picture):
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        assert len(rows) > 0.9 * (rows.max() - rows.min()) > 45 and columns.max() - columns.min() < 20
+
+
 # ---- Films ----
 
 

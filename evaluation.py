@@ -175,7 +175,7 @@ def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor
 
 
 def episode_limit(motions: ml.MotionLib, clip: Tensor, start: Tensor, dt: float, longest: int) -> Tensor:
-    """Control steps of dt [s] that episodes may last: to the end of a clip (E,) that does not loop, from start (E,) [s]."""
+    """Control steps of dt [s] an episode may last (E,): from start (E,) [s] to the end of a clip that does not loop."""
     left = ((motions.length[clip] - start) / dt).round().long().clamp(1, longest)
     return torch.where(motions.loop[clip], longest, left)
 
@@ -230,13 +230,7 @@ def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> 
 
 
 def plot_table(
-    path: str,
-    table: List[List[float]],
-    rows: List[str],
-    columns: List[str],
-    row_label: str,
-    column_label: str,
-    label: str,
+    path: str, table: List[list], rows: List[str], columns: List[str], row_label: str, column_label: str, label: str
 ) -> None:
     """Draw numbers table[row][column] from 0 (bad) to 1 (good), with the number in each cell. Raises OSError.
 
@@ -257,23 +251,23 @@ def plot_table(
 
 
 def write(
-    checkpoint: str, character: ml.Character, filmed: bool, metrics: Dict[str, float], clips: List[ml.Clip], errors: Tensor
+    path: str, character: ml.Character, filmed: bool, metrics: Dict[str, float], clips: List[ml.Clip], errors: Tensor
 ) -> None:
-    """Print the figures of an evaluation of a checkpoint, and write roll-outs, errors of bodies and a film beside it.
+    """Print the figures of an evaluation of the checkpoint at path; write roll-outs, bodies' errors, a film beside it.
 
     errors (T, J-1) [m] (see plot_body_errors). Raises OSError."""
     print(json.dumps(metrics))
-    stem = os.path.splitext(checkpoint)[0]
+    stem = os.path.splitext(path)[0]
     plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
-    write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(checkpoint)}")
+    write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(path)}")
     if filmed:
         film(f"{stem}_rollouts/episode.mp4", clips[0], character)
 
 
 def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
-    """Film a roll-out, .mp4 or .gif, and write it beside, in a process of its own: OpenGL and ffmpeg cannot end this one.
+    """Film a roll-out, .mp4 or .gif, and write it beside as a clip. Raises OSError with what the tool says.
 
-    Raises OSError with what the tool says."""
+    The tool is a process of its own, so that OpenGL and ffmpeg cannot end this one."""
     rollout = os.path.splitext(out)[0] + ".npz"
     ml.save_clip(rollout, clip, character.body_names, "a roll-out", "as the clips it imitates")
     command = [sys.executable, RENDER, rollout, out, "--character-file", character.path]
@@ -286,7 +280,7 @@ def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
         raise OSError(f"{out}: no film: {complaint[-1]}")
 
 
-# ---- 3. What a training is told of its log ---------------------------------------------------------------------------
+# ---- 4. What a training is told of its log ---------------------------------------------------------------------------
 
 
 def training_health(log: Dict[str, float], clip_speed: float) -> str:

@@ -298,6 +298,41 @@ def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):
     assert names[:2] == ["000.npz", "001.npz"] and names[999:] == ["999.npz", "1000.npz"]
 
 
+def test_how_long_an_episode_may_last(write_clip, character, tmp_path):
+    """A clip of 0.4 s that does not loop, and one that does, at 10 steps a second."""
+    write_clip("a.npz")
+    write_clip("b.npz", loop=np.array("wrap"))
+    (tmp_path / "set.json").write_text('{"clips": [{"file": "a.npz"}, {"file": "b.npz"}]}')
+    motions = ml.MotionLib(str(tmp_path / "set.json"), character)
+    clip = torch.tensor([0, 0, 0, 1, 1])
+    start = torch.tensor([0.1, 0.26, 0.4, 0.0, 0.3])
+    assert evaluation.episode_limit(motions, clip, start, 0.1, 9).tolist() == [3, 1, 1, 9, 9]
+    assert evaluation.episode_limit(motions, clip, start, 0.1, 2).tolist() == [2, 1, 1, 2, 2]
+
+
+def test_averages_of_episodes():
+    """Sums are over the steps taken: those lived, and the one of a fall."""
+    sums = {"task_reward": torch.tensor([6.0, 2.0])}
+    found = evaluation.averages(sums, torch.tensor([3, 1]), torch.tensor([False, True]), 0.5)
+    assert found == {"episodes": 2, "mean_episode_s": 1.0, "fall_rate": 0.5, "task_reward": pytest.approx(8 / 5)}
+
+
+@pytest.mark.parametrize("filmed", [True, False])
+def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, filmed):
+    films = []
+    monkeypatch.setattr(evaluation, "film", lambda *arguments: films.append(arguments))
+    clips = clips_of(walk, 5, 9)
+    path = tmp_path / "latest.pt"
+    evaluation.write(str(path), walk.character, filmed, {"episodes": 2}, clips, torch.rand(8, 14))
+    assert sorted(os.listdir(tmp_path)) == ["latest_pose_error.png", "latest_rollouts"]
+    assert sorted(os.listdir(tmp_path / "latest_rollouts")) == ["000.npz", "001.npz"]
+    with np.load(tmp_path / "latest_rollouts/001.npz", allow_pickle=False) as file:
+        assert str(file["source"]) == "roll-out of latest.pt" and len(file["rotations"]) == 9
+    assert capsys.readouterr().out == '{"episodes": 2}\n'
+    expected = [(str(tmp_path / "latest_rollouts/episode.mp4"), clips[0], walk.character)]
+    assert films == (expected if filmed else [])
+
+
 def test_episodes_end_with_the_last_step_lived(walk):
     states = [walk.state(torch.zeros(3, dtype=torch.long), torch.full((3,), t / 30)) for t in range(6)]
     clips = evaluation.episodes(states, torch.tensor([5, 2, 0]), 30.0)
@@ -376,11 +411,19 @@ def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, draw):
         getattr(evaluation, draw)(str(tmp_path / "none/a.png"), *arguments)
 
 
-def tool(tmp_path, monkeypatch, text):
-    """Put a program in the place of motions/render.py."""
-    path = tmp_path / "tool.py"
-    path.write_text(text)
-    monkeypatch.setattr(evaluation, "RENDER", str(path))
+# ---- Films -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def film(tmp_path, monkeypatch, walk):
+    """film(text) films a clip of five frames as "a b.mp4", with a program of this text in the place of the tool."""
+
+    def run(text):
+        (tmp_path / "tool.py").write_text(text)
+        monkeypatch.setattr(evaluation, "RENDER", str(tmp_path / "tool.py"))
+        evaluation.film(str(tmp_path / "a b.mp4"), clips_of(walk, 5)[0], walk.character)
+
+    return run
 
 
 @pytest.fixture
@@ -397,54 +440,71 @@ def typed():
     os.close(read)
 
 
-def test_film_asks_the_tool(tmp_path, monkeypatch, capfd, typed):
+def test_film_asks_the_tool(film, tmp_path, capfd, typed, walk):
     """By this Python, with the arguments in its order; it reads nothing of ours, and what it prints goes nowhere."""
-    tool(
-        tmp_path,
-        monkeypatch,
+    film(
         "import json, sys\nprint('chatter')\nprint('warning', file=sys.stderr)\n"
-        "open(sys.argv[2], 'w').write(json.dumps([sys.executable, sys.stdin.read(), *sys.argv[1:]]))",
+        "open(sys.argv[2], 'w').write(json.dumps([sys.executable, sys.stdin.read(), *sys.argv[1:]]))"
     )
-    out = tmp_path / "a b.mp4"
-    evaluation.film("000.npz", str(out), "humanoid.xml")
-    expected = [sys.executable, "", "000.npz", str(out), "--character-file", "humanoid.xml"]
-    assert json.loads(out.read_text()) == expected
+    rollout, out = [str(tmp_path / f"a b.{ending}") for ending in ("npz", "mp4")]
+    expected = [sys.executable, "", rollout, out, "--character-file", walk.character.path]
+    assert json.loads(Path(out).read_text()) == expected
+    assert len(ml.load_clip(rollout, walk.character.body_names).rotations) == 5
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    "text, complaint",
-    [
-        (
-            "import sys; print('warning\\nerror: no OpenGL', file=sys.stderr); sys.exit(2)",
-            "out.mp4: .*error: no OpenGL$",
-        ),
-        ("raise MemoryError('all of it')", "MemoryError: all of it$"),
-        ("import os; os.abort()", "exit code -6$"),
-        ("import sys; sys.stderr.buffer.write(b'error: \\xff\\n'); sys.exit(2)", "error: \ufffd$"),
-        ("import sys; sys.exit(3)", "exit code 3$"),
-    ],
-)
-def test_a_film_that_fails_is_an_oserror(tmp_path, monkeypatch, text, complaint):
-    tool(tmp_path, monkeypatch, text)
+TROUBLE = {  # what the tool does, complaint
+    "says it": (
+        "import sys; print('hm\\nerror: no OpenGL', file=sys.stderr); sys.exit(2)",
+        ".mp4: .*error: no OpenGL$",
+    ),
+    "traceback": ("raise MemoryError('all of it')", "MemoryError: all of it$"),
+    "killed": ("import os; os.abort()", "exit code -6$"),
+    "no text": ("import sys; sys.stderr.buffer.write(b'error: \\xff\\n'); sys.exit(2)", "error: \ufffd$"),
+    "silent": ("import sys; sys.exit(3)", "exit code 3$"),
+}
+
+
+@pytest.mark.parametrize("text, complaint", TROUBLE.values(), ids=TROUBLE.keys())
+def test_a_film_that_fails_is_an_oserror(film, text, complaint):
     with pytest.raises(OSError, match=complaint) as error:
-        evaluation.film("000.npz", "out.mp4", "humanoid.xml")
+        film(text)
     assert "\n" not in str(error.value)
 
 
-def test_a_film_that_never_ends_is_given_up(tmp_path, monkeypatch):
-    tool(
-        tmp_path,
-        monkeypatch,
-        f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)",
-    )
+def test_a_film_that_never_ends_is_given_up(film, tmp_path, monkeypatch):
+    assert evaluation.FILM_SECONDS == 600.0
     monkeypatch.setattr(evaluation, "FILM_SECONDS", 2.0)
-    with pytest.raises(OSError, match=r"out\.mp4: no film in 2 s"):
-        evaluation.film("000.npz", "out.mp4", "humanoid.xml")
+    with pytest.raises(OSError, match=r"a b\.mp4: no film in 2 s"):
+        film(f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_the_tool_is_there(root):
     assert Path(evaluation.RENDER) == root / "motions/render.py" and Path(evaluation.RENDER).is_file()
-    assert evaluation.FILM_SECONDS == 600.0
+
+
+# ---- What is said of a training --------------------------------------------------------------------------------------
+
+WELL = {"disc/accuracy_demo": 0.99, "disc/accuracy_agent": 0.99, "reward/style": 0.16}
+WELL.update({"episode/length": 290.0, "episode/speed_m_s": 1.0})
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({}, ""),
+        ({"reward/style": 0.01}, "discriminator is always right"),
+        ({"reward/style": 0.01, "disc/accuracy_agent": 0.9}, ""),
+        ({"reward/style": 0.01, "disc/accuracy_demo": 0.9}, ""),
+        ({"episode/speed_m_s": 0.1}, "stands still"),
+        ({"episode/speed_m_s": 0.1, "episode/length": 30.0}, ""),  # it falls, which is another matter
+        ({"eval/visits_walk.npz": 0.97, "eval/visits_run.npz": 0.03}, "one clip"),
+        ({"eval/visits_walk.npz": 0.6, "eval/visits_run.npz": 0.4}, ""),
+        ({"eval/visits_walk.npz": 1.0}, ""),  # there is no other
+    ],
+)
+def test_what_is_said_of_a_training(changes, word):
+    said = evaluation.training_health({**WELL, **changes}, 1.0)
+    assert (word in said) if word else said == ""

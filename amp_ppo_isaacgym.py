@@ -1,7 +1,6 @@
 """Adversarial Motion Priors with PPO: a simulated humanoid learns to move like a recorded clip, at a chosen speed.
 
-Peng, Ma, Abbeel, Levine, Kanazawa: "AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control",
-ACM Trans. Graph. 40(4), 2021 (arXiv 2104.02180).
+Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
     python amp_ppo_isaacgym.py                                          # walk; about 10 minutes on two CPU cores
     python amp_ppo_isaacgym.py --motion-file motions/run.npz --total-timesteps 5000000
@@ -50,13 +49,13 @@ class Data:
     """What is imitated, by whom, from where to where."""
 
     motion_file: str = "motions/walk.npz"
-    """clip to imitate (.npz), folder of clips, or dataset file (.json); formats in motions/README.md"""
+    """clip to imitate (.npz), folder of clips, or dataset file (.json); see motions/README.md"""
     character_file: str = "motions/humanoid.xml"
     """the character (MJCF)"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
-    """where in a clip episodes start: anywhere (reference state initialisation), at its start, or either"""
+    """where in a clip episodes start; random is the paper's reference state initialisation"""
     episode_steps: int = 300
-    """control steps until a time-out (300 = 10 s, IsaacGymEnvs)"""
+    """control steps until a time-out (IsaacGymEnvs)"""
     control_hz: int = 30
     """control steps per second [Hz] (DeepMimic)"""
     substeps: int = 4
@@ -70,11 +69,11 @@ class Task:
     """What the character is to do, and how much its style counts."""
 
     task: Literal["speed", "none"] = "speed"
-    """speed: r_task = exp(-2 (v - target_speed)^2); none: r_task = 0, pure imitation as in the paper's table 3"""
+    """speed: r_task = exp(-2 (v - target_speed)^2); none: r_task = 0, as in the paper's table 3"""
     target_speed: Optional[float] = None
     """forward speed for --task speed [m/s]; None: the clips' mean forward speed"""
     style_weight: float = 2.0
-    """style_weight in r_total = r_task + style_weight * r_style; public AMP code uses 2"""
+    """style_weight in r_total = r_task + style_weight * r_style (2 in public AMP code)"""
 
 
 @dataclasses.dataclass
@@ -100,17 +99,17 @@ class Training:
     target_kl: float = 0.018
     """mean KL divergence of an update, to which the policy's learning rate is steered"""
     anneal: float = 0.0
-    """last share of the training, over which target_kl falls to a twentieth; falls then cease to come and go"""
+    """last share of the training, over which target_kl falls to a twentieth"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
     max_grad_norm: float = 1.0
-    """gradients are scaled down to this norm, for each network"""
+    """norm to which the gradient of each network is scaled down"""
     action_std_log: float = -2.5
-    """logarithm of the fixed standard deviation of the action noise (e^-2 topples the character)"""
+    """logarithm of the standard deviation of the action noise (e^-2 topples the character)"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
-    """widths of the hidden layers of all three networks"""
+    """widths of the hidden layers of each network"""
 
 
 @dataclasses.dataclass
@@ -118,7 +117,7 @@ class Discriminator:
     """The motion prior."""
 
     disc_loss: Literal["bce", "lsgan"] = "bce"
-    """bce: cross entropy; lsgan: least squares, the paper's equation 6 with the style reward of its equation 7"""
+    """bce: cross entropy; lsgan: least squares, the paper's equations 6 and 7"""
     disc_steps: int = 2
     """successive states that the discriminator sees (2 is the paper's, 10 MimicKit's)"""
     disc_learning_rate: float = 2e-4
@@ -126,11 +125,11 @@ class Discriminator:
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 1024, 4096) = None
-    """clip transitions per update, and as many of the character's, half of them replayed; of all processes"""
+    """clip transitions per update of all processes, and as many of the character's, half of them replayed"""
     grad_penalty: float = 5.0
-    """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code uses 10 / 2)"""
+    """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code: 10 / 2)"""
     logit_reg: float = 0.05
-    """weight of the squared weights of the discriminator's last layer (IsaacGymEnvs)"""
+    """weight of the squared weights of its last layer (IsaacGymEnvs)"""
     disc_weight_decay: float = 1e-4
     """weight of the squared weights of all its layers (IsaacGymEnvs)"""
     replay_size: int = 200_000
@@ -139,7 +138,7 @@ class Discriminator:
     """random transitions of an iteration that replace random old ones once the buffer is full"""
 
 
-Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and those of any training, in command_line.py
+Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and General, Evaluation in command_line.py
 
 
 def check_args(args: Args) -> None:
@@ -192,7 +191,7 @@ def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, gen
     """Sample n transitions of the clips, disc_steps states that lie dt [s] apart: disc_obs_demo (n, P)."""
     clip, start = motions.sample(n, (disc_steps - 1) * dt, generator)
     time = start[:, None] + dt * torch.arange(disc_steps, device=start.device)  # (n, S) [s]
-    state = motions.state(clip[:, None].expand(time.shape), time)
+    state = motions.state(clip[:, None], time)
     body_position, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
     return observe(state, body_position, motions.character).flatten(1)
 
@@ -222,11 +221,11 @@ POOL_STEPS = 32  # control steps until the initial states are drawn anew
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors.
 
-    Observations are (N, D), actions (N, A). Who is done is reset in the same step: info["final_obs"] is what was seen
-    before, info["disc_obs"] (N, P) the transition that the discriminator judges: it never spans a reset."""
+    Who is done is reset in the same step: info["final_obs"] (N, D) is what was seen before, info["disc_obs"] (N, P) the
+    transition that the discriminator judges, which never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, sim: simulators.Sim, num_envs: int, episode_steps: int) -> None:
-        """Use the first num_envs copies in sim. Raises InputError for a character or clips that do not serve."""
+        """Use the first num_envs copies in sim. Raises InputError for clips or a character that do not serve."""
         character = motions.character
         device = motions.length.device
         self.args = args
@@ -238,10 +237,9 @@ class AMPEnv:
         self.span = (args.disc_steps - 1) * self.dt  # of a transition [s]
         absent = [name for name in KEY_BODIES if name not in character.body_names]
         if absent:
-            raise InputError(f"{character.path}: the character has no {', '.join(absent)}, which observations need")
+            raise InputError(f"{character.path}: no {', '.join(absent)}, which observations need")
         if bool((motions.length < self.span).any()):
-            short = motions.files[int(motions.length.argmin())]
-            raise InputError(f"{short}: shorter than {self.span:.3f} s, which the discriminator sees")
+            raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
         # Zero action is the clips' mean pose: a mid-range pose (elbows bent by 80 degrees) learns far more slowly.
         self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
@@ -260,7 +258,7 @@ class AMPEnv:
         self.single_action_space = Box(-math.inf, math.inf, (len(character.dof_names),))
         self.disc_obs_size = args.disc_steps * D
 
-    state_dict = get_state  # whatever attribute holds tensors, or has a state of its own
+    state_dict = get_state  # of whatever attribute holds tensors, or has a state of its own
     load_state_dict = set_state
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Any]]:
@@ -281,7 +279,7 @@ class AMPEnv:
         clip, start = self.motions.sample(self.num_envs, self.span, self.generator)
         start = start * (torch.rand(self.num_envs, generator=self.generator, device=start.device) >= share)
         time = start[:, None] + self.dt * torch.arange(self.args.disc_steps - 1, device=start.device)  # (N, S - 1)
-        state = self.motions.state(clip[:, None].expand(time.shape), time)
+        state = self.motions.state(clip[:, None], time)
         character = self.motions.character
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
         # A pose that reaches into the ground would be thrown up by the contact solver; its past is lifted with it.
@@ -291,9 +289,7 @@ class AMPEnv:
         return [clip, time[:, -1], *[x[:, -1] for x in state], history]
 
     def _reset(self, done: Tensor) -> None:
-        """Put environments that are done (N,) into the pool's next states.
-
-        All shapes are known beforehand, so that the host need not wait for a GPU to say how many are done."""
+        """Put environments that are done (N,) into the pool's next states; nobody waits for a GPU to say how many."""
         rows = (self.next + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
         self.next = (rows[-1] + 1) % self.num_envs
         clip, start, *state, history = [x.index_select(0, rows) for x in self.pool]
@@ -307,9 +303,9 @@ class AMPEnv:
         """One control step under actions (N, A) -> obs (N, D), reward (N,), terminated (N,), truncated (N,), info."""
         character = self.motions.character
         state, diverged = self.sim.step(self.action_offset + self.args.action_scale * action)
-        # NaN, infinities and a character in the sky, whatever the simulator says, never reach the networks
-        height = 1e4 * state.root_position[:, 2:]  # z may be 100 m, x and all else 1e6
-        size = torch.cat([x.flatten(1) for x in (*state, height)], -1).abs().amax(-1)
+        # whatever the simulator says: NaN, infinities and a character in the sky never reach the networks
+        height = 1e4 * state.root_position[:, 2:]  # may be 100 m, all else 1e6
+        size = torch.cat([x.flatten(1) for x in (*state, height)], -1).abs().amax(-1)  # (N,)
         diverged = diverged | ~(size < 1e6)
         state = MotionState(*[x.nan_to_num(0.0, 0.0, 0.0) for x in state])
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
@@ -389,7 +385,7 @@ class Agent(nn.Module):
         self.action_std = math.exp(action_std_log)
 
     def log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
-        """Log density of actions under the Gaussian policy, up to its constant. (..., A), (..., A) -> (...)."""
+        """Log density of actions under the Gaussian policy, but for a constant. (..., A), (..., A) -> (...)."""
         return -0.5 * (((action - mean) / self.action_std) ** 2).sum(-1)
 
     def value(self, obs: Tensor) -> Tensor:
@@ -402,7 +398,7 @@ class Agent(nn.Module):
 
 
 class ReplayBuffer:
-    """The character's past transitions. Fills up, then keeps a random part: newcomers replace random old rows."""
+    """The character's past transitions; once it is full, newcomers replace random old ones."""
 
     def __init__(self, capacity: int, width: int, device: torch.device) -> None:
         self.data = torch.zeros(capacity, width, device=device)
@@ -521,17 +517,17 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
 # ---- 7. Main loop ----------
 
 
-def main(args: Args, checkpoint: Optional[Dict[str, Any]] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict[str, float]]]:
-    """Train, an iteration a step of this generator, which yields agent, environment of evaluations, and the log.
+def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict]]:
+    """Train: a generator that yields agent, environment of evaluations and log after each iteration. Or evaluate.
 
-    checkpoint: what --evaluate or --resume has named (command_line.parse_args). Raises InputError."""
+    checkpoint: what --evaluate or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
     torch.manual_seed(seed)
     motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device))
     clip_speed = motions.statistics()[2]  # mean forward speed [m/s]
-    if args.task == "none" or args.target_speed is None:
-        args.target_speed = None if args.task == "none" else clip_speed
+    if args.target_speed is None or args.task == "none":
+        args.target_speed = clip_speed if args.task == "speed" else None
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
     B = T * N
@@ -556,7 +552,7 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]] = None) -> Iterator[Tu
     replay = ReplayBuffer(math.ceil(args.replay_size / world), env.disc_obs_size, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
-    # The normalisers start from the clip, whose states the character starts from.
+    # The normalisers start from the clip, as the character does.
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
     obs, _ = env.reset(seed)
     agent.obs_norm.update(obs)
@@ -575,21 +571,21 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]] = None) -> Iterator[Tu
                 mean = agent.actor(agent.obs_norm(obs))  # (N, A)
                 action = mean + agent.action_std * torch.randn_like(mean)
                 next_obs, task, terminated, truncated, info = env.step(action)
-                steps.append((obs, action, mean, task, terminated, truncated, info["final_obs"], info["disc_obs"]))
+                steps.append((obs, info["final_obs"], info["disc_obs"], mean, action, task, terminated, truncated))
                 obs = next_obs
                 length = torch.where(terminated | truncated, info["episode_length"], math.nan)
                 log.add("episode", length=length, speed_m_s=info["scores"]["speed_m_s"], diverged=info["diverged"])
         torch.set_num_threads(threads)
-        all_obs, action, mean, task, terminated, truncated, final_obs, disc_obs = map(torch.stack, zip(*steps))
-        disc_obs = disc_obs.flatten(0, 1)  # (T, N, P) -> (B, P)
+        columns = [torch.stack(x) for x in zip(*steps)]  # (T, N, ...)
+        obs_buf, final_buf, disc_buf, mean_buf, action_buf, task_buf, terminated_buf, truncated_buf = columns
+        disc_obs = disc_buf.view(B, -1)  # (B, P)
         replay.add(disc_obs, math.ceil(args.replay_keep / world))
 
         # 2. Sample reference transitions.
         demo = demo_transitions(motions, args.disc_updates * 2 * disc_half, args.disc_steps, env.dt, demo_generator)
-        some = disc_obs[torch.randint(B, (len(demo),), device=device)]
-        agent.disc_norm.update(torch.cat((demo, some)))
+        agent.disc_norm.update(torch.cat((demo, disc_obs[torch.randint(B, (len(demo),), device=device)])))
         for disc_obs_demo in agent.disc_norm(demo).chunk(args.disc_updates):  # (2 disc_half, P)
-            # 3. Sample the character's transitions, half of them fresh, half from the replay buffer.
+            # 3. Sample the character's, half of them fresh, half from the replay buffer.
             fresh = disc_obs[torch.randint(B, (disc_half,), device=device)]
             disc_obs_agent = agent.disc_norm(torch.cat((fresh, replay.sample(disc_half))))
 
@@ -606,39 +602,39 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]] = None) -> Iterator[Tu
             loss = demo_loss + agent_loss + args.grad_penalty * penalty + regulariser
             skipped = update(disc_optimizer, loss, (agent.disc,), args.max_grad_norm)
             log.add("update", skipped=skipped)
-            log.add("disc", loss_demo=demo_loss, loss_agent=agent_loss, grad_penalty=penalty)
-            log.add("disc", logit_demo=demo_logit, accuracy_demo=demo_logit > 0)
-            log.add("disc", logit_agent=agent_logit, accuracy_agent=agent_logit < 0)
+            log.add("disc", loss_demo=demo_loss, logit_demo=demo_logit, accuracy_demo=demo_logit > 0)
+            log.add("disc", loss_agent=agent_loss, logit_agent=agent_logit, accuracy_agent=agent_logit < 0)
+            log.add("disc", grad_penalty=penalty)
 
         # 5. Task reward plus style_weight times style reward; advantages.
         with torch.no_grad():
-            style = style_reward(agent.logit(disc_obs), args.disc_loss).view(T, N)
+            style_buf = style_reward(agent.logit(disc_obs), args.disc_loss).view(T, N)
             # r_total = r_task + style_weight * r_style
-            reward = task + args.style_weight * style
-            value = agent.value(torch.cat((all_obs, obs[None])))  # (T + 1, N)
+            reward = task_buf + args.style_weight * style_buf
+            value = agent.value(torch.cat((obs_buf, obs[None])))  # (T + 1, N)
             # A time-out is not the end: bootstrap from the state before the reset.
-            late = truncated.nonzero(as_tuple=True)
-            next_value = value[1:].index_put(late, agent.value(final_obs[late]))
-            done = terminated | truncated
-            advantage = gae(reward, value[:-1], next_value, terminated, done, args.gamma, args.gae_lambda)
+            late = truncated_buf.nonzero(as_tuple=True)
+            next_value = value[1:].index_put(late, agent.value(final_buf[late]))
+            done_buf = terminated_buf | truncated_buf
+            advantage = gae(reward, value[:-1], next_value, terminated_buf, done_buf, args.gamma, args.gae_lambda)
             returns = advantage + value[:-1]
-            average_of, variance, _ = moments(torch.stack((advantage, returns), -1).view(B, 2))
+            centre, variance, _ = moments(torch.stack((advantage, returns), -1).view(B, 2))
             agent.return_norm.update(returns.view(B, 1))
-            b_obs = agent.obs_norm(all_obs.flatten(0, 1))  # (B, D) normalised, like the returns
+            b_obs = agent.obs_norm(obs_buf.view(B, -1))  # normalised, like the returns
             b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
-            b_advantage = ((advantage - average_of[0]) / (variance[0].sqrt() + 1e-8)).view(B)
-            b_mean = mean.flatten(0, 1)  # (B, A)
-            b_action = action.flatten(0, 1)
+            b_advantage = ((advantage - centre[0]) / (variance[0].sqrt() + 1e-8)).view(B)
+            b_mean = mean_buf.view(B, -1)  # (B, A)
+            b_action = action_buf.view(B, -1)
             b_log_prob = agent.log_prob(b_mean, b_action)  # (B,)
-        log.add("reward", task=task, style=style, total=reward)
-        log.add("episode", falls_per_step=terminated)
+        log.add("reward", task=task_buf, style=style_buf, total=reward)
+        log.add("episode", falls_per_step=terminated_buf)
         log.add("policy", explained_variance=1.0 - variance[0] / variance[1].clamp_min(1e-8))
 
         # 6. Update the policy by PPO.
         for _ in range(args.update_epochs):
             for mb in torch.randperm(B, device=device).split(B // args.num_minibatches):
-                mean = agent.actor(b_obs[mb])  # (M, A)
-                ratio = torch.exp(agent.log_prob(mean, b_action[mb]) - b_log_prob[mb])
+                new_mean = agent.actor(b_obs[mb])  # (M, A)
+                ratio = torch.exp(agent.log_prob(new_mean, b_action[mb]) - b_log_prob[mb])
                 # L_clip = -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)]   (Schulman et al. 2017, equation 7)
                 clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
@@ -646,11 +642,11 @@ def main(args: Args, checkpoint: Optional[Dict[str, Any]] = None) -> Iterator[Tu
                 nets = (agent.actor, agent.critic)  # each with its own learning rate and gradient norm
                 skipped = update(ppo_optimizer, policy_loss + value_loss, nets, args.max_grad_norm)
                 # KL of two Gaussians with the same standard deviation
-                kl = 0.5 * (((mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
+                kl = 0.5 * (((new_mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
                 outside = (ratio - 1).abs() > args.clip_coef
                 log.add("update", skipped=skipped)
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, clip_fraction=outside)
-        agent.obs_norm.update(all_obs.flatten(0, 1))
+        agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
         # The learning rate follows the KL divergence, whose target may fall towards the end.
         left = min((1.0 - iteration / run.iterations) / args.anneal, 1.0) if args.anneal else 1.0

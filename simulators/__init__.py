@@ -13,8 +13,7 @@ from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from typing import Dict, Tuple
 
-# Threads of torch that wait leave their core, soon, to the physics or to other programs; read when torch is loaded.
-if "OMP_WAIT_POLICY" not in os.environ:
+if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads soon leave their core to others when they wait
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 try:  # before torch, which motion_lib imports: Isaac Gym insists on it
     from isaacgym import gymapi, gymtorch  # noqa: F401  (isaacgym_sim.py uses them)
@@ -72,9 +71,7 @@ def choose(name: str, cuda: bool) -> str:
             print(f"Isaac Gym is there but cannot be imported ({isaacgym_fault}): trying MuJoCo", file=sys.stderr)
         name = "warp" if cuda and find_spec("mujoco_warp") else "mujoco"
     if name == "isaacgym" and isaacgym_fault:
-        advice = (
-            "install NVIDIA's Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
-        )
+        advice = "NVIDIA's Isaac Gym Preview 4 needs Python 3.8; --sim mujoco is there"
         raise InputError(f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}")
     if name == "mujoco" and not find_spec("mujoco"):
         raise InputError("--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)")
@@ -121,5 +118,5 @@ def _check_numbers(character: Character) -> None:
                 except ValueError:  # a name
                     continue
                 if not low <= number < 1e9:  # NaN too, which is "not given" to MuJoCo
-                    place = f"{character.path}: {element.tag} {element.get('name', '')}".strip()
-                    raise InputError(f"{place}: {key}={word}: expected a number between {low:g} and 1e9")
+                    place = f"{character.path}: {element.tag} {element.get('name', '')} {key}={word}"
+                    raise InputError(f"{place}: expected a number between {low:g} and 1e9")

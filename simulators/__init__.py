@@ -71,7 +71,7 @@ def choose(name: str, cuda: bool) -> str:
             print(f"Isaac Gym is there but cannot be imported ({isaacgym_fault}): trying MuJoCo", file=sys.stderr)
         name = "warp" if cuda and find_spec("mujoco_warp") else "mujoco"
     if name == "isaacgym" and isaacgym_fault:
-        advice = "NVIDIA's Isaac Gym Preview 4 needs Python 3.8; --sim mujoco is there"
+        advice = "get Isaac Gym Preview 4 (developer.nvidia.com/isaac-gym, Python 3.8), or use --sim mujoco"
         raise InputError(f"--sim isaacgym: it cannot be imported ({isaacgym_fault}); {advice}")
     if name == "mujoco" and not find_spec("mujoco"):
         raise InputError("--sim mujoco: pip install mujoco (it needs Python 3.10 or newer)")

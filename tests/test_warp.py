@@ -7,6 +7,7 @@ import json
 import math
 import os
 import subprocess
+import traceback
 from collections import Counter
 
 import pytest
@@ -23,6 +24,7 @@ mujoco_warp = pytest.importorskip("mujoco_warp", reason="pip install -r requirem
 warp = pytest.importorskip("warp")
 CPU = torch.device("cpu")
 SCRIPTS = ("amp_ppo_isaacgym.py", "amp_ppo_heading.py")
+ARGS = amp.Args(cuda=False, target_speed=1.0)
 
 
 def make_sim(character, num_envs, name="warp"):
@@ -31,8 +33,7 @@ def make_sim(character, num_envs, name="warp"):
 
 def make_env(motions, num_envs, name="warp", episode_steps=300, seed=0):
     """An environment in its first states, in a simulator of its own."""
-    args = amp.Args(cuda=False, target_speed=1.0)
-    env = amp.AMPEnv(args, motions, make_sim(motions.character, num_envs, name), num_envs, episode_steps)
+    env = amp.AMPEnv(ARGS, motions, make_sim(motions.character, num_envs, name), num_envs, episode_steps)
     env.reset(seed)
     return env
 
@@ -83,7 +84,7 @@ def test_thirty_control_steps_as_in_c_until_a_contact_differs(walk):
     c, w = (make_env(walk, num_envs, name, seed=2) for name in ("mujoco", "warp"))
     same, compared, touching = torch.ones(num_envs, dtype=torch.bool), 0, 0
     for action in noise(30, num_envs, 0.08):
-        target = w.action_offset + w.action_scale * action
+        target = w.action_offset + ARGS.action_scale * action
         c.sim.control[:] = target.double().numpy()[:, None]
         w.sim.kept["ctrl"][:] = target
         in_c, (in_warp, end) = contacts_in_c(c.sim), contacts_in_warp(w.sim)
@@ -168,7 +169,7 @@ def test_an_evaluation_leaves_the_training_undisturbed(walk):
         for step, action in enumerate(noise(20, 6, 0.2)):
             if evaluated and step == 9:
                 before = env.sim.state_dict()
-                other = amp.AMPEnv(amp.Args(cuda=False, target_speed=1.0), walk, env.sim, 3, 300)
+                other = amp.AMPEnv(ARGS, walk, env.sim, 3, 300)
                 other.reset(8)
                 for one in noise(5, 3, 0.5):
                     other.step(one)
@@ -199,6 +200,7 @@ class Waits(TorchDispatchMode):
 
     READERS = ("cpu", "numpy", "tolist")  # of torch.Tensor; a dispatch mode does not see them on the CPU
     WORDS = ("nonzero", "_local_scalar_dense", "unique", "masked_select", "repeat_interleave.Tensor", "is_nonzero")
+    HOST = ("pool_age", "self.size", "flag")  # names of tensors with one number that never lie on a GPU
 
     def __init__(self, patch):
         super().__init__()
@@ -217,7 +219,9 @@ class Waits(TorchDispatchMode):
             x for x in (args[1] if "aten.index" in name and isinstance(args[1], (list, tuple)) else ()) if x is not None
         ]
         if any(word in name for word in self.WORDS) or any(x.dtype == torch.bool for x in masks):
-            self.waits.update([name])
+            lines = [frame.line for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename]
+            if "_local_scalar_dense" not in name or not any(word in lines[-1] for word in self.HOST):
+                self.waits.update([name])
         self.names.append(name)
         return function(*args, **(kwargs or {}))
 
@@ -294,8 +298,7 @@ def test_an_iteration_waits_for_the_device_once(root, run_script, monkeypatch, s
         assert result.code == 0, result.err
         counts[iterations] = waits.waits
     per_iteration = {name: (n - counts[3][name]) / 6 for name, n in counts[9].items() if n != counts[3][name]}
-    # the log, the time-outs; and two numbers that are on the host anyway: the pool's age at each step, whether to stop
-    assert per_iteration == {"tolist": 1, "aten.nonzero.default": 1, "aten._local_scalar_dense.default": 40 + 1}
+    assert per_iteration == {"tolist": 1, "aten.nonzero.default": 1}  # the log, the time-outs
 
 
 # ---- Whole runs ------------------------------------------------------------------------------------------------------
@@ -325,7 +328,8 @@ def test_a_whole_training(root, tmp_path, run_script, script):
         script, "--evaluate", "--checkpoint", folder / "latest.pt", "--sim", "mujoco", "--no-cuda", *files
     )
     assert shown.code == 0, shown.err
-    assert "simulator mujoco" in shown.out
+    assert "MuJoCo Warp" not in shown.err
+    assert json.loads(shown.out.splitlines()[-1])["episodes"] == 4
 
 
 def test_the_gpu_benchmark_refuses_without_a_gpu(root, tmp_path):

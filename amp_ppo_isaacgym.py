@@ -6,15 +6,15 @@ Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Bas
     python amp_ppo_isaacgym.py --motion-file motions/run.npz --total-timesteps 5000000
     python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
-A discriminator D learns to tell the clip's transitions (s, s') from the character's; the better these fool it, the
-larger the style reward; PPO maximises that plus a task reward:
+A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
+larger is their style reward, which PPO maximises together with a task reward:
 
     L_disc  = -E_clip[log D(s, s')] - E_agent[log(1 - D(s, s'))]
     r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
-What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan is the paper's), PD targets
-around the clip's mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence.
+What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), PD targets around the clip's
+mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
 A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. Not AMP, and elsewhere: physics
@@ -24,9 +24,10 @@ A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. No
 import dataclasses
 import math
 from collections import defaultdict
-from typing import Any, Dict, Iterator, List, Literal, Optional, Tuple
+from typing import Dict, Iterator, List, Literal, Optional, Tuple
 
-import simulators  # before torch: Isaac Gym insists on it
+import simulators  # before torch, for Isaac Gym
+
 import torch
 import torch.nn.functional as F
 from gymnasium.spaces import Box
@@ -39,21 +40,21 @@ from motion_lib import Character, InputError, MotionLib, MotionState
 from processes import average, moments, processes
 from training_run import Log, Run, fit_checkpoint, get_state, set_state
 
-KIND = "amp_ppo_isaacgym"  # of checkpoints; others are refused
+KIND = "amp_ppo_isaacgym"  # of checkpoints
 
-# ---- 1. Options ----------
+# ---- 1. Options ----
 
 
 @dataclasses.dataclass
 class Data:
-    """What is imitated, by whom, from where to where."""
+    """What is imitated, and by whom."""
 
     motion_file: str = "motions/walk.npz"
     """clip to imitate (.npz), folder of clips, or dataset file (.json); see motions/README.md"""
     character_file: str = "motions/humanoid.xml"
     """the character (MJCF)"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
-    """where in a clip episodes start; random is the paper's reference state initialisation"""
+    """where in a clip episodes start; random: the paper's reference state initialisation"""
     episode_steps: int = 300
     """control steps until a time-out (IsaacGymEnvs)"""
     control_hz: int = 30
@@ -61,12 +62,12 @@ class Data:
     substeps: int = 4
     """physics steps per control step"""
     action_scale: float = 1.2
-    """PD target = the clip's mean pose + action_scale * action [rad]"""
+    """PD target = the clips' mean pose + action_scale * action [rad]"""
 
 
 @dataclasses.dataclass
 class Task:
-    """What the character is to do, and how much its style counts."""
+    """What the character is to do."""
 
     task: Literal["speed", "none"] = "speed"
     """speed: r_task = exp(-2 (v - target_speed)^2); none: r_task = 0, as in the paper's table 3"""
@@ -81,9 +82,9 @@ class Training:
     """PPO."""
 
     total_timesteps: by_device(int, 3_000_000, 100_000_000) = None
-    """control steps of training, summed over environments (not measured on CUDA)"""
+    """control steps of training, of all environments"""
     num_envs: by_device(int, 512, 4096) = None
-    """parallel environments, shared out among all processes"""
+    """parallel environments, of all processes"""
     num_steps: by_device(int, 8, 16) = None
     """control steps per environment and iteration"""
     gamma: float = 0.95
@@ -107,7 +108,7 @@ class Training:
     max_grad_norm: float = 1.0
     """norm to which the gradient of each network is scaled down"""
     action_std_log: float = -2.5
-    """logarithm of the standard deviation of the action noise (e^-2 topples the character)"""
+    """logarithm of the standard deviation of the action noise (e^-2 topples it)"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
     """widths of the hidden layers of each network"""
 
@@ -119,23 +120,23 @@ class Discriminator:
     disc_loss: Literal["bce", "lsgan"] = "bce"
     """bce: cross entropy; lsgan: least squares, the paper's equations 6 and 7"""
     disc_steps: int = 2
-    """successive states that the discriminator sees (2 is the paper's, 10 MimicKit's)"""
+    """successive states that the discriminator sees (the paper: 2, MimicKit: 10)"""
     disc_learning_rate: float = 2e-4
     """Adam's learning rate for the discriminator"""
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 1024, 4096) = None
-    """clip transitions per update of all processes, and as many of the character's, half of them replayed"""
+    """clip transitions per update, and as many of the character's, half of them replayed"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code: 10 / 2)"""
     logit_reg: float = 0.05
     """weight of the squared weights of its last layer (IsaacGymEnvs)"""
     disc_weight_decay: float = 1e-4
-    """weight of the squared weights of all its layers (IsaacGymEnvs)"""
+    """weight of the squared weights of all its layers"""
     replay_size: int = 200_000
-    """transitions in the replay buffer, shared out among all processes"""
+    """transitions in the replay buffer"""
     replay_keep: int = 512
-    """random transitions of an iteration that replace random old ones once the buffer is full"""
+    """transitions of an iteration that replace random old ones once the buffer is full"""
 
 
 Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and General, Evaluation in command_line.py
@@ -149,7 +150,7 @@ def check_args(args: Args) -> None:
     if not -10 <= args.action_std_log <= 2:
         raise InputError("--action-std-log has to lie between -10 and 2")
     if args.target_kl == 0 or args.gamma >= 1 or max(args.gae_lambda, args.anneal) > 1:
-        raise InputError("--target-kl lies above 0, --gamma below 1, --gae-lambda and --anneal at most at 1")
+        raise InputError("--target-kl has to lie above 0, --gamma below 1, --gae-lambda and --anneal at most at 1")
     if args.disc_steps < 2:
         raise InputError("--disc-steps: a transition has 2 states or more")
     batch = math.ceil(args.num_envs / processes().world) * args.num_steps
@@ -160,18 +161,17 @@ def check_args(args: Args) -> None:
     args.sim = simulators.choose(args.sim, args.cuda)
 
 
-# ---- 2. Observations and rewards ----------
+# ---- 2. Observations and rewards ----
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
-    """What policy and discriminator see of one instant; all in the heading frame of the root (IsaacGymEnvs' selection).
+    """What policy and discriminator see of one instant, in the root's heading frame (IsaacGymEnvs' selection).
 
-    state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height [m] 1, root rotation 6, root
-    linear 3 [m/s] and angular 3 [rad/s] velocity, ball joints 6 each, hinges 1 each [rad], dof velocities [rad/s],
-    key bodies from the root 3 each [m]."""
+    state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height 1, rotation 6, velocities 3 and 3,
+    ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each; [m, rad, s]."""
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
     keys = torch.stack([body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2)
@@ -213,7 +213,7 @@ def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
     raise ValueError(f"no style reward for {disc_loss}")
 
 
-# ---- 3. Environment ----------
+# ---- 3. Environment ----
 
 POOL_STEPS = 32  # control steps until the initial states are drawn anew
 
@@ -241,9 +241,9 @@ class AMPEnv:
         if bool((motions.length < self.span).any()):
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
-        # Zero action is the clips' mean pose: a mid-range pose (elbows bent by 80 degrees) learns far more slowly.
+        # Zero action is the clips' mean pose; with a mid-range pose it learns far more slowly.
         self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
-        # A fall is ground contact of a body, the feet excepted, that the clips keep at least 0.05 m off the ground.
+        # A fall is contact of a body, the feet excepted, that the clips keep 0.05 m off the ground.
         watched = [name not in FEET and low > 0.05 for name, low in zip(character.body_names, lowest.tolist())]
         self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
@@ -261,7 +261,7 @@ class AMPEnv:
     state_dict = get_state  # of whatever attribute holds tensors, or has a state of its own
     load_state_dict = set_state
 
-    def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict[str, Any]]:
+    def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict]:
         """Start all episodes anew: obs (N, D), info with the "state" that they start from."""
         if seed is not None:
             self.generator.manual_seed(seed)
@@ -270,11 +270,15 @@ class AMPEnv:
         self.next.zero_()
         info = {"state": MotionState(*self.pool[2:7])}
         self._reset(torch.ones_like(self.clip, dtype=torch.bool))
-        return self.history[:, -1], info
+        return self.obs(), info
+
+    def obs(self) -> Tensor:
+        """What the policy sees now: (N, D)."""
+        return self.history[:, -1]
 
     def _new_pool(self) -> List[Tensor]:
-        """N initial states by reference state initialisation, drawn in advance since a few cost as much as many: clip
-        (N,), time (N,) [s], the tensors of a MotionState, what the discriminator has seen by then (N, S - 1, D)."""
+        """Reference state initialisation, in advance since a few cost as much as many: clip (N,), time (N,) [s], the
+        tensors of a MotionState, what the discriminator has seen by then (N, S - 1, D)."""
         share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[self.args.reset_mode]  # of starts at the clip's start
         clip, start = self.motions.sample(self.num_envs, self.span, self.generator)
         start = start * (torch.rand(self.num_envs, generator=self.generator, device=start.device) >= share)
@@ -282,7 +286,7 @@ class AMPEnv:
         state = self.motions.state(clip[:, None], time)
         character = self.motions.character
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        # A pose that reaches into the ground would be thrown up by the contact solver; its past is lifted with it.
+        # The contact solver would throw up a pose that reaches into the ground. Its past is lifted with it.
         lowest = ml.lowest_points(character, body_position[:, -1], body_rotation[:, -1]).amin(-1)  # (N,) [m]
         state.root_position[..., 2] += (-lowest).clamp_min(0.0)[:, None]
         history = observe(state, body_position, character)
@@ -299,27 +303,26 @@ class AMPEnv:
         self.steps = self.steps * ~done
         self.history = torch.where(done[:, None, None], history, self.history)
 
-    def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict[str, Any]]:
+    def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict]:
         """One control step under actions (N, A) -> obs (N, D), reward (N,), terminated (N,), truncated (N,), info."""
         character = self.motions.character
         state, diverged = self.sim.step(self.action_offset + self.args.action_scale * action)
-        # whatever the simulator says: NaN, infinities and a character in the sky never reach the networks
-        height = 1e4 * state.root_position[:, 2:]  # may be 100 m, all else 1e6
-        size = torch.cat([x.flatten(1) for x in (*state, height)], -1).abs().amax(-1)  # (N,)
-        diverged = diverged | ~(size < 1e6)
+        # NaN, infinities and a character in the sky never reach the networks
+        size = torch.cat([x.flatten(1) for x in state], -1).abs().amax(-1)  # (N,)
+        diverged = diverged | ~(size < 1e6) | (state.root_position[:, 2] > 100.0)
         state = MotionState(*[x.nan_to_num(0.0, 0.0, 0.0) for x in state])
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
         # after a step that broke the physics nothing has been seen, and nothing is earned
-        seen = observe(state, body_position, character)
-        final_obs = torch.where(diverged[:, None], self.history[:, -1], seen)
-        disc_obs = torch.cat((self.history.flatten(1), final_obs), -1)  # (N, P)
-        self.history = torch.cat((self.history[:, 1:], final_obs[:, None]), 1)
-        speed = ml.forward_speed(state)
-        reward = task_reward(speed, self.args.target_speed) * ~diverged
+        seen = torch.where(diverged[:, None], self.history[:, -1], observe(state, body_position, character))
+        disc_obs = torch.cat((self.history.flatten(1), seen), -1)  # (N, P)
+        self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
+        final_obs = self.obs()
         self.steps += 1
         lowest = ml.lowest_points(character, body_position, body_rotation).index_select(-1, self.fall_bodies)
         terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
         truncated = (self.steps >= self.episode_steps) & ~terminated
+        speed = ml.forward_speed(state)
+        reward = task_reward(speed, self.args.target_speed) * ~diverged
         scores = {"speed_m_s": speed, "task_reward": reward}
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
@@ -327,14 +330,14 @@ class AMPEnv:
         if self.pool_age % POOL_STEPS == 0:
             self.pool = self._new_pool()
         self._reset(terminated | truncated)
-        return self.history[:, -1], reward, terminated, truncated, info
+        return self.obs(), reward, terminated, truncated, info
 
 
-# ---- 4. Networks, normaliser, replay buffer ----------
+# ---- 4. Networks, normaliser, replay buffer ----
 
 
 class Normaliser(nn.Module):
-    """Running mean and variance of the rows that all processes have updated it with."""
+    """Running mean and variance of rows, those of all processes."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -422,13 +425,11 @@ class ReplayBuffer:
         return self.data[torch.randint(int(self.size), (n,), device=self.data.device)]
 
 
-# ---- 5. Losses and advantages ----------
+# ---- 5. Losses and advantages ----
 
 
 def disc_term(logit: Tensor, target: int, disc_loss: str) -> Tensor:
-    """Discriminator loss of each transition, of a clip's with target 1, of the character's with -1. (n,) -> (n,).
-
-    Raises ValueError for a loss that nothing handles."""
+    """Discriminator loss of transitions; target 1: a clip's, -1: the character's. (n,) -> (n,). Raises ValueError."""
     if disc_loss == "bce":
         # -log D for the clip, -log(1 - D) for the character, D = sigmoid(logit)
         return F.softplus(-target * logit)
@@ -450,7 +451,7 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, equation 16). All (T, N) -> (T, N).
 
-    next_value[t]: of the state that step t led to, before any reset. terminated cuts the bootstrap, done the trace."""
+    next_value is of the states before any reset; terminated cuts the bootstrap, done the trace."""
     advantage = torch.zeros_like(reward)
     trace = torch.zeros_like(reward[0])
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
@@ -463,9 +464,7 @@ def gae(
 
 
 def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...], max_grad_norm: float) -> Tensor:
-    """One step of fused Adam, with each network's gradient scaled down to max_grad_norm.
-
-    -> () 1.0 if a gradient was not finite and the step was left out, on the device: nothing waits to know."""
+    """One step of fused Adam -> () 1.0 if it was left out, on the device, because a gradient was not finite."""
     optimizer.zero_grad()
     loss.backward()
     average(*[parameter.grad for net in nets for parameter in net.parameters()])
@@ -475,23 +474,21 @@ def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...
     return optimizer.found_inf
 
 
-# ---- 6. Evaluation: the roll-out without noise ----------
+# ---- 6. Evaluation: the roll-out without noise ----
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], List[ml.Clip], Tensor]:
+def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     """Run the policy without noise, one episode per environment. The simulator is left as it was found.
 
-    -> figures, the episodes as clips, pose error of each body but the root over time (T, J-1) [m]"""
-    motions = env.motions
+    -> figures, episodes as clips, pose error of each body but the root over time (T, J-1) [m], sums of scores (N,)"""
     before = env.sim.state_dict()
     obs, info = env.reset(args.seed + 1000)
-    clip = env.clip.clone()
-    start = env.time.clone()
-    limit = evaluation.episode_limit(motions, clip, start, env.dt, env.episode_steps)  # (N,) control steps
-    alive = torch.ones_like(clip, dtype=torch.bool)
-    fell = torch.zeros_like(alive)
-    steps = torch.zeros_like(clip)
+    clip = env.clip
+    start = env.time
+    limit = evaluation.episode_limit(env.motions, clip, start, env.dt, env.episode_steps)  # (N,) control steps
+    alive = torch.ones_like(limit, dtype=torch.bool)
+    steps = torch.zeros_like(limit)
     sums = defaultdict(float)
     poses = []
     states = [info["state"]]
@@ -500,7 +497,6 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
         info["scores"]["style_reward"] = style_reward(agent.logit(info["disc_obs"]), args.disc_loss)
         for name, x in info["scores"].items():
             sums[name] = sums[name] + x * alive  # (N,)
-        fell |= alive & terminated
         steps += alive & ~terminated
         states.append(info["state"])
         poses.append(evaluation.relative_positions(info["body_position"], info["state"].rotations[:, 0]))
@@ -508,23 +504,24 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple[Dict[str, float], L
         if not alive.any():
             break
     env.sim.load_state_dict(before)
-    metrics = evaluation.averages(sums, steps, fell, env.dt)
-    errors = evaluation.episode_error(motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
-    metrics["pose_error_m"], body_errors = errors
-    return metrics, evaluation.episodes(states, steps, args.control_hz), body_errors
+    metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
+    errors = evaluation.episode_error(env.motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
+    metrics["pose_error_m"] = errors[0]
+    return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
 
 
-# ---- 7. Main loop ----------
+# ---- 7. Main loop ----
 
 
 def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict]]:
-    """Train: a generator that yields agent, environment of evaluations and log after each iteration. Or evaluate.
+    """Train, and yield agent, environment of evaluations and log after each iteration; or evaluate.
 
     checkpoint: what --evaluate or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
     torch.manual_seed(seed)
-    motions = MotionLib(args.motion_file, ml.load_character(args.character_file, str(device)), str(device))
+    character = ml.load_character(args.character_file, str(device))
+    motions = MotionLib(args.motion_file, character, str(device))
     clip_speed = motions.statistics()[2]  # mean forward speed [m/s]
     if args.target_speed is None or args.task == "none":
         args.target_speed = clip_speed if args.task == "speed" else None
@@ -533,14 +530,14 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     B = T * N
     disc_half = math.ceil(args.disc_batch / (2 * world))
     copies = args.eval_episodes if args.evaluate else max(N, args.eval_episodes)
-    sim = simulators.make(args.sim, motions.character, copies, args.control_hz, args.substeps, device, cores)
+    sim = simulators.make(args.sim, character, copies, args.control_hz, args.substeps, device, cores)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     agent = Agent(eval_env, args.hidden, args.action_std_log).to(device)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
     if args.evaluate:
-        fit_checkpoint(checkpoint, motions.character, policy)
+        fit_checkpoint(checkpoint, character, policy)
         if rank == 0:
-            evaluation.write(args.checkpoint, motions.character, args.capture_video, *evaluate(agent, eval_env, args))
+            evaluation.write(args, character, *evaluate(agent, eval_env, args)[:3])
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)
@@ -554,17 +551,17 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
 
     # The normalisers start from the clip, as the character does.
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
-    obs, _ = env.reset(seed)
-    agent.obs_norm.update(obs)
+    env.reset(seed)
+    agent.obs_norm.update(env.obs())
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
-    run = Run(args, KIND, motions.character, B * world, shared, own, checkpoint)
-    obs = env.history[:, -1]
+    run = Run(args, KIND, character, B * world, shared, own, checkpoint)
+    obs = env.obs()
     log = Log()
     threads = torch.get_num_threads()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
         # 1. Collect transitions with the current policy, and store them.
-        torch.set_num_threads(1)  # a second one would spin where a physics thread wants to run
+        torch.set_num_threads(1)  # the physics wants the other cores
         steps = []
         with torch.no_grad():
             for _ in range(T):
@@ -658,13 +655,12 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         # ---- Here the algorithm ends. Log, evaluate, save.
         run.count(iteration, scalars, evaluation.training_health(log.smooth, clip_speed))
         scalars["policy/learning_rate"] = actor_group["lr"]
-        if rank == 0 and (iteration == run.iterations or (args.eval_interval and iteration % args.eval_interval == 0)):
-            metrics, clips, _ = evaluate(agent, eval_env, args)
+        if rank == 0 and run.due(args.eval_interval):
+            metrics, clips, *_ = evaluate(agent, eval_env, args)
             scalars.update({f"eval/{name}": x for name, x in metrics.items()})
             run.keep_best(-metrics["pose_error_m"], metrics, policy)
             if args.capture_video:
-                with run.forgiving():
-                    evaluation.film(f"{run.folder}/episode_{run.progress['samples']}.mp4", clips[0], motions.character)
+                run.attempt(evaluation.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

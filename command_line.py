@@ -11,7 +11,6 @@ import sys
 from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
 
 import torch
-import torch.distributed as dist
 import tyro
 from typing_extensions import Annotated
 
@@ -96,14 +95,17 @@ def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]
 
 
 def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple:
-    """Args of the command line, and the checkpoint that --evaluate or --resume names, or None: its options are defaults.
+    """Args of the command line, and the checkpoint that --evaluate or --resume names, or None.
 
-    name: kind of the checkpoints that fit; restarted: the run that torchrun has started anew. Raises InputError."""
+    The checkpoint's options are the defaults. name: the kind of checkpoint that fits; restarted: a run that torchrun has
+    started anew. Raises InputError."""
     args = _command_line(kind, argv, {})
     resume = restarted or args.resume
     checkpoint = None
     if args.evaluate != (args.checkpoint is not None) or (args.evaluate and resume is not None):
         raise InputError("--evaluate and --checkpoint FILE go together, and without --resume")
+    if getattr(args, "eval_commands", None) is not None and not args.evaluate:
+        raise InputError("--eval-commands needs --evaluate")
     if args.evaluate or resume is not None:
         checkpoint = load_checkpoint(args.checkpoint or os.path.join(resume, "latest.pt"), name)
         unknown = sorted(set(checkpoint["args"]) - {field.name for field in dataclasses.fields(kind)})
@@ -123,12 +125,13 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
 
 
 def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]) -> None:
-    """Refuse numbers that are not finite, real ones below 0 but for `signed`, whole ones below 1 but for `from_zero`."""
+    """Refuse numbers that are not finite, real ones below 0 (but `signed`) and whole ones below 1 (but `from_zero`)."""
     for name, value in vars(args).items():
         for x in value if isinstance(value, tuple) else (value,):
             low = -1e15 if name in signed else 1 if type(x) is int and name not in from_zero else 0
             if type(x) in (int, float) and not low <= x < 1e15:
-                raise InputError(f"--{name.replace('_', '-')} {x}: expected a finite number" + f" from {low}" * (low >= 0))
+                bound = f" from {low}" if low >= 0 else ""
+                raise InputError(f"--{name.replace('_', '-')} {x}: expected a finite number{bound}")
 
 
 # ---- 2. Launch ----------
@@ -155,12 +158,12 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
     except SystemExit as end:
         status = end.code
     except RuntimeError as error:
-        lost = in_group() and ("gloo" in str(error).lower() or type(error).__module__.startswith("torch.distributed"))
-        if not lost:
+        of_group = "gloo" in str(error).lower() or type(error).__module__.startswith("torch.distributed")
+        if not (in_group() and of_group):
             raise
-        print(f"error: process {rank}: another process is gone; go on from the last save with --resume", file=sys.__stderr__)
+        print(f"error: process {rank}: another one is gone; --resume goes on from the last save", file=sys.__stderr__)
         status = 1
-    if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch issue 190489)
+    if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch#190489)
         atexit._run_exitfuncs()
         sys.__stdout__.flush()
         sys.__stderr__.flush()

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import warnings
-from typing import Any, Dict, Iterator, List, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -156,10 +156,12 @@ def nearest_clips(
 # ---- 2. Commands -----------------------------------------------------------------------------------------------------
 
 
-def load_commands(path: str, num_envs: int, device: str = "cpu") -> Tuple[Tensor, Tensor, Tensor]:
-    """Read a command file, lines of "time [s], heading [degrees], speed [m/s]", each valid until the next.
+def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Optional[Tuple[Tensor, Tensor, Tensor]]:
+    """Read a command file, lines of "time [s], heading [degrees], speed [m/s]", each valid until the next. None: none.
 
     -> times (C,) [s], headings (C, num_envs) [rad], speeds (C, num_envs) [m/s], the same for all. Raises InputError."""
+    if path is None:
+        return None
     with ml.reading(path, 'lines of "time [s], heading [degrees], speed [m/s]"'):
         with open(path, encoding="utf-8") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns of an empty file
@@ -250,18 +252,15 @@ def plot_table(
     _write_figure(path, figure)
 
 
-def write(
-    path: str, character: ml.Character, filmed: bool, metrics: Dict[str, float], clips: List[ml.Clip], errors: Tensor
-) -> None:
-    """Print the figures of an evaluation of the checkpoint at path; write roll-outs, bodies' errors, a film beside it.
-
-    errors (T, J-1) [m] (see plot_body_errors). Raises OSError."""
+def write(args: Any, character: ml.Character, metrics: Dict, clips: List[ml.Clip], errors: Tensor) -> None:
+    """Print the figures of an evaluation of args.checkpoint; write beside it roll-outs, the bodies' errors (T, J-1) [m]
+    as a picture, and, with args.capture_video, a film. Raises OSError."""
     print(json.dumps(metrics))
-    stem = os.path.splitext(path)[0]
+    stem = os.path.splitext(args.checkpoint)[0]
     plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
-    write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(path)}")
-    if filmed:
-        film(f"{stem}_rollouts/episode.mp4", clips[0], character)
+    write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(args.checkpoint)}")
+    if args.capture_video:
+        film(f"{stem}_episode.mp4", clips[0], character)
 
 
 def film(out: str, clip: ml.Clip, character: ml.Character) -> None:

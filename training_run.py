@@ -3,7 +3,6 @@
 A script uses Log, Run, get_state, set_state and fit_checkpoint. Nothing here knows what is trained, or how.
 """
 
-import contextlib
 import glob
 import io
 import json
@@ -16,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from typing import Any, Dict, Iterator, List
+from typing import Any, Callable, Dict, List
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from processes import average, gather, in_group, processes, share
 
 
 class Log:
-    """Means over the entries of all tensors that were added under a name since the last call of means(), NaN left out."""
+    """Means over the entries of all tensors that were added under a name since the last means(), NaN left out."""
 
     def __init__(self) -> None:
         self.parts: Dict[str, List[Tensor]] = defaultdict(list)
@@ -41,7 +40,7 @@ class Log:
             self.parts[f"{group}/{name}"].append(x.detach())
 
     def means(self) -> Dict[str, float]:
-        """The mean of each name over entries and processes, NaN where there is none: the one transfer from the device."""
+        """The mean of each name over entries and processes, or NaN: the one transfer from the device."""
         columns = [torch.stack(parts).float() for parts in self.parts.values()]
         table = torch.stack([torch.stack((x.nansum(), (~x.isnan()).sum().float())) for x in columns])  # (names, 2)
         average(table)
@@ -147,10 +146,12 @@ class Run:
 
     A disk that is full or gone stops nothing: that is said once, and the next save tries again. Process 0 writes."""
 
-    def __init__(self, args: Any, kind: str, character: Character, batch: int, shared: Dict, own: Dict, checkpoint: Any):
+    def __init__(
+        self, args: Any, kind: str, character: Character, batch: int, shared: Dict, own: Dict, checkpoint: Any
+    ) -> None:
         """Begin a run, or go on with the checkpoint of one; batch: samples of an iteration of all processes.
 
-        shared, own: name -> what has a state that all processes share, or that each has for itself. Raises InputError."""
+        shared, own: name -> what has a state that all processes share, or each has for itself. Raises InputError."""
         self.args = args
         self.content = {"kind": kind, "character": _names(character), "args": dict(vars(args), resume=None)}
         self.batch = batch
@@ -222,15 +223,19 @@ class Run:
         print(f"{folder}: simulator {args.sim}, learning on {self.device}, {group}; options: {options}")
         return folder
 
-    @contextlib.contextmanager
-    def forgiving(self) -> Iterator[None]:
-        """Around what writes: an OSError is said once, and costs only what was to be written."""
+    def attempt(self, write: Callable, *args: Any) -> str:
+        """write(*args), where an OSError is said once and costs only what was to be written -> the error, or ""."""
         try:
-            yield
+            write(*args)
         except OSError as error:
-            self.fault = str(error)
-            self.writer = None
-            self._say(f"{self.folder} cannot be written ({error}); the training goes on, and tries again at its next save")
+            self._say(f"{self.folder}: not written ({error}); the training goes on, and tries again at its next save")
+            return str(error)
+        return ""
+
+    def due(self, interval: int) -> bool:
+        """Whether something is to be done that is done every `interval` iterations, and after the last one."""
+        iteration = self.progress["iteration"]
+        return iteration == self.iterations or (interval > 0 and iteration % interval == 0)
 
     def _say(self, text: str) -> None:
         """Tell the user something, once, above the progress bar; an empty text is not said."""
@@ -253,44 +258,47 @@ class Run:
 
     def log(self, scalars: Dict[str, float]) -> None:
         """A point of every curve that has a number."""
+        if self.rank == 0 and not self.fault:
+            self.fault = self.attempt(self._add, scalars)
+
+    def _add(self, scalars: Dict[str, float]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        if self.rank > 0 or self.fault:
-            return
-        with self.forgiving():
-            if self.writer is None:  # what is there of later samples is void
-                self.writer = SummaryWriter(self.folder, purge_step=self.progress["samples"])
-            for name, x in scalars.items():
-                if not math.isnan(x):
-                    self.writer.add_scalar(name, x, self.progress["samples"])
+        samples = self.progress["samples"]
+        if self.writer is None:  # what is there of later samples is void
+            self.writer = SummaryWriter(self.folder, purge_step=samples)
+        for name, x in scalars.items():
+            if not math.isnan(x):
+                self.writer.add_scalar(name, x, samples)
 
     def keep_best(self, score: float, metrics: Dict[str, float], policy: Dict[str, Any]) -> None:
         """Note an evaluation, and save its policy as best.pt if the score is the best so far."""
         self.progress["metrics"] = metrics
         if score > self.progress["best"]:
             self.progress["best"] = score
-            with self.forgiving():
-                self._write("best.pt", policy, {})
+            self.attempt(self._write, "best.pt", policy, {})
 
     def save_when_due(self) -> bool:
-        """Save everything as latest.pt if it is time, or a signal has come -> whether to stop. Every process calls it."""
+        """Save all as latest.pt if it is time, or a signal has come -> whether to stop. Every process calls it."""
         flag = torch.tensor(float(bool(self.caught)))
         average(flag)  # they stop together
         self.stopped = bool(flag > 0)
-        if not (self.stopped or self.progress["iteration"] == self.iterations or self.progress["iteration"] % self.args.save_interval == 0):
-            return False
-        own = {name: get_state(x) for name, x in self.own.items()}
-        own["random"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            own["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        parts = gather(own)
-        if self.rank == 0:
-            self.fault = ""
-            with self.forgiving():
-                if self.writer is not None:
-                    self.writer.flush()
-                self._write("latest.pt", self.shared, {"processes": parts, "progress": self.progress})
+        if self.stopped or self.due(self.args.save_interval):
+            own = {name: get_state(x) for name, x in self.own.items()}
+            own["random"] = torch.get_rng_state()
+            if self.device.type == "cuda":
+                own["random_cuda"] = torch.cuda.get_rng_state(self.device)
+            parts = gather(own)
+            if self.rank == 0:
+                self.fault = self.attempt(self._save, parts)
         return self.stopped
+
+    def _save(self, parts: List[Any]) -> None:
+        if self.fault:  # the writer's thread has died of it
+            self.writer = None
+        if self.writer is not None:
+            self.writer.flush()
+        self._write("latest.pt", self.shared, {"processes": parts, "progress": self.progress})
 
     def _write(self, name: str, shared: Dict[str, Any], more: Dict[str, Any]) -> None:
         content = {**self.content, **self.progress, **more}
@@ -304,10 +312,10 @@ class Run:
         self.bar.close()
         if self.rank > 0:
             return
+        if self.fault:
+            raise InputError(f"{self.folder}: not written ({self.fault}); free some space and --resume it")
         if self.writer is not None:
             self.writer.close()
-        if self.fault:
-            raise InputError(f"{self.folder} cannot be written ({self.fault}); free some space and --resume it")
         script = os.path.basename(sys.argv[0])
         if self.stopped:
             print(f"stopped after {self.progress['samples']} samples; python {script} --resume {self.folder}")

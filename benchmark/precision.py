@@ -7,9 +7,10 @@
     value      the critic on all observations of an iteration
     style      the style reward of all transitions of an iteration
 
-On random numbers, in the sizes of the options (defaults by device, as the script has them). bfloat16 is torch.autocast around networks and
-losses, with float32 weights. The variants take turns; times are medians, "of float32" the median of the ratios within a round. PyTorch
-cannot compile a gradient penalty (double backward). `python` has torch's own threads; OMP_NUM_THREADS=1 gives one.
+On random numbers, in the sizes of the options (defaults by device, as the script has them). bfloat16 is torch.autocast
+around networks and losses, with float32 weights. The variants take turns; times are medians, "of float32" the median of
+the ratios within a round. PyTorch cannot compile a gradient penalty (double backward). `python` has torch's own
+threads; OMP_NUM_THREADS=1 gives one.
 """
 
 import argparse

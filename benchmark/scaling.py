@@ -1,12 +1,13 @@
-"""What more processes give: samples/s of a training by `python`, and by 1, 2, 4 and 8 processes of torchrun, in one table.
+"""What more processes give, in one table: samples/s of a training by `python`, and by 1, 2, 4 and 8 of torchrun's.
 
-    python benchmark/scaling.py [--processes 1 2 4 8] [--repeats 3] [--iterations 60] [--out FILE.json] [option of amp_ppo_isaacgym.py ...]
+    python benchmark/scaling.py [--processes 1 2 4 8] [--repeats 3] [--iterations 60] [--out FILE.json]
+                                [option of amp_ppo_isaacgym.py ...]
 
-The same --num-envs is shared out each time; the trainings take turns, --repeats rounds of them. Rates are between the first quarter of
-the iterations and the last but one, by the clock of the log, so that they hold everything but start and end. On the CPU all share the
-machine's cores, and `of python` is what is left of the one process with all of them; with --cuda every process has a GPU of its own,
-and `of python` divided by the processes is the efficiency. Memory is that of all processes together, pages that they share counted once
-(Linux), without the GPUs'; looked at twice a second.
+The same --num-envs is shared out each time; the trainings take turns, --repeats rounds of them. Rates are between the
+first quarter of the iterations and the last but one, by the clock of the log, so that they hold everything but start
+and end. On the CPU all share the machine's cores, and `of python` is what is left of the one process with all of them;
+with --cuda every process has a GPU of its own, and `of python` divided by the processes is the efficiency. Memory is
+that of all processes together, pages that they share counted once (Linux), without the GPUs'; looked at twice a second.
 """
 
 import argparse
@@ -75,7 +76,8 @@ def main() -> None:
     own, options = parser.parse_known_args()
     if min(own.processes) < 1 or own.repeats < 1 or own.iterations < 8:
         sys.exit("error: --processes and --repeats from 1, --iterations from 8")
-    probe = "import sys, amp_ppo_isaacgym as amp; args, _ = amp.parse_args(sys.argv[1:]); print(args.num_envs * args.num_steps)"
+    probe = "import sys, amp_ppo_isaacgym as amp; args, _ = amp.parse_args(sys.argv[1:]); "
+    probe += "print(args.num_envs * args.num_steps)"
     batch = subprocess.run(
         [sys.executable, "-c", probe, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )

@@ -1,24 +1,29 @@
 """How much of the machine's physics speed the environment and the training keep: one table of control steps per second.
 
-    python benchmark/throughput.py [--repeats 10] [--steps 32] [--iterations 80] [--out FILE.json] [option of amp_ppo_isaacgym.py ...]
+    python benchmark/throughput.py [--repeats 10] [--steps 32] [--iterations 80] [--out FILE.json]
+                                   [option of amp_ppo_isaacgym.py ...]
 
-    physics    mujoco.rollout alone, or MuJoCo Warp's graph alone (--sim warp): the environment's own model, substeps and threads, on
-                the very states and PD targets of `env step`
-    env step   AMPEnv.step with observations, rewards, falls and resets, under random actions of the policy's noise; torch on one
-                thread, as in the training's roll-out
-    training   the script itself, in a process of its own: samples_per_s/training of its TensorBoard log, the first quarter left out
+    physics    mujoco.rollout alone, or MuJoCo Warp's graph alone (--sim warp): the environment's own model, substeps
+               and threads, on the very states and PD targets of `env step`
+    env step   AMPEnv.step with observations, rewards, falls and resets, under random actions of the policy's noise;
+               torch on one thread, as in the training's roll-out
+    training   the script itself, in a process of its own: samples_per_s/training of its TensorBoard log, the first
+               quarter left out
 
-Physics and env step take turns, a block of --steps each, and the training runs once before them and once after them. Their characters
-fall as often as those of an untrained policy: "episode" is how long they last. Peak memory is that of the training, without the GPU's.
+Physics and env step take turns, a block of --steps each, and the training runs once before them and once after them.
+Their characters fall as often as those of an untrained policy: "episode" is how long they last. Peak memory is that of
+the training, without the GPU's.
 
 Two other questions, answered by the training alone, in whose place they then come (gpu.sh asks all three):
 
-    --profile      the largest costs: which kernels, or on the CPU which operators of PyTorch, take how much of --iterations iterations
-    --until ERROR  samples and minutes from the start of the command to the first evaluation without falls and with at most this pose
-                   error [m]; give --eval-interval as well
+    --profile      the largest costs: which kernels, or on the CPU which operators of PyTorch, take how much of
+                   --iterations iterations
+    --until ERROR  samples and minutes from the start of the command to the first evaluation without falls and with at
+                   most this pose error [m]; give --eval-interval as well
 """
 
 import argparse
+import functools
 import glob
 import importlib.util
 import json
@@ -71,7 +76,9 @@ def clock(device: Any) -> float:
 
 
 def env_block(env: Any, actions: Any) -> Tuple[float, List[Any], List[Any], List[int]]:
-    """Seconds that env.step takes over actions (K, N, A); states and PD targets that it simulated; lengths of the episodes that ended."""
+    """Seconds that env.step takes over actions (K, N, A); what it simulated; lengths of the episodes that ended.
+
+    The second are states and PD targets."""
     seconds, states, targets, lengths = 0.0, [], [], []
     for action in actions:
         states.append(env.sim.snapshot())
@@ -90,10 +97,11 @@ def physics_block(sim: Any, device: Any, states: List[Any], targets: List[Any]) 
         sim.restore(state)
         if hasattr(sim, "graph"):
             sim.kept[-1].copy_(target)
-            step = lambda: sim.warp.capture_launch(sim.graph)  # noqa: E731
+            step = functools.partial(sim.warp.capture_launch, sim.graph)
         else:
             sim.control[:] = target.cpu().double().numpy()[:, None]
-            step = lambda: sim.rollout.rollout(sim.model, sim.data, sim.state, sim.control, state=sim.trajectory)  # noqa: E731
+            inputs = (sim.model, sim.data, sim.state, sim.control)
+            step = functools.partial(sim.rollout.rollout, *inputs, state=sim.trajectory)
         before = clock(device)
         step()
         seconds += clock(device) - before
@@ -114,9 +122,8 @@ def profile(amp: Any, options: List[str], iterations: int, cuda: bool) -> None:
     costs = sorted(((getattr(event, own), event.key) for event in profiler.key_averages()), reverse=True)
     total = sum(cost for cost, _ in costs)
     where = "GPU" if cuda else "CPU"
-    print(
-        f"\nLargest of {total / 1e6:.2f} s on the {where} in {iterations} iterations:\n\n| kernel | share | s |\n|---|---|---|"
-    )
+    print(f"\nLargest of {total / 1e6:.2f} s on the {where} in {iterations} iterations:\n")
+    print("| kernel | share | s |\n|---|---|---|")
     for cost, name in costs[:10]:
         print(f"| `{name[:100]}` | {cost / total:.1%} | {cost / 1e6:.2f} |")
 
@@ -137,9 +144,8 @@ def time_to_walk(options: List[str], error: float) -> None:
     print(f"commit {where['commit']}; {where['machine']}\n\n{header}")
     for event in scalars:
         minutes = (event.wall_time - started) / 60
-        training = (
-            sum(rates[0].step / rate.value for rate in rates if rate.step <= event.step) / 60
-        )  # the first step is a batch
+        # the first step is a batch
+        training = sum(rates[0].step / rate.value for rate in rates if rate.step <= event.step) / 60
         print(f"| {event.step} | {minutes:.1f} | {training:.1f} | {falls[event.step]:.3f} | {event.value:.4f} |")
         if falls[event.step] == 0 and event.value <= error:
             print(
@@ -231,9 +237,8 @@ def main() -> None:
     steps_per_s.update({name: rates[name] + more[name] for name in ("training", "wall")})
     physics = statistics.median(steps_per_s["physics"])
     ratio = {name: statistics.median(values) / physics for name, values in steps_per_s.items()}
-    ratio["env"] = statistics.median(
-        [p / e for p, e in zip(seconds["physics"], seconds["env"])]
-    )  # of blocks side by side
+    # of blocks side by side
+    ratio["env"] = statistics.median([p / e for p, e in zip(seconds["physics"], seconds["env"])])
     where = stamp()
     settings = dict(
         num_envs=args.num_envs, num_steps=args.num_steps, substeps=args.substeps, control_hz=args.control_hz

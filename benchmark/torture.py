@@ -1,10 +1,11 @@
 """What a run survives, by hand (minutes): python benchmark/torture.py PART [PART ...] [--count N] [--folder DIR]
 
-kill      N (50) times kill -9 at a random moment of a short training, after its first checkpoint, then --resume: every run has to end
-          bit for bit as the one that was left alone, with the same curves.
+kill      N (50) times kill -9 at a random moment of a short training, after its first checkpoint, then --resume: every
+          run has to end bit for bit as the one that was left alone, with the same curves.
 nan       N (1000) times NaN, infinity or an absurd number in the state of a random environment, during one training.
 files     N (10000) mutated checkpoints and motion files: our own error or success, nothing executed.
-disk      a training in DIR, a small file system of its own that is full for a part of the time (mount -t tmpfs -o size=16m tmpfs DIR).
+disk      a training in DIR, a small file system of its own that is full for a part of the time (mount -t tmpfs -o
+          size=16m tmpfs DIR).
 overhead  seconds that one checkpoint of the default size takes, against the seconds of training between two.
 
 One JSON object a part is printed and appended to torture.jsonl beside this file.
@@ -34,7 +35,8 @@ from train import stamp  # noqa: E402
 import amp_ppo_isaacgym as amp  # noqa: E402
 import motion_lib as ml  # noqa: E402
 
-SIZES = "--num-envs 32 --num-steps 8 --hidden 32 32 --disc-batch 64 --replay-size 3000 --eval-episodes 2 --eval-seconds 1 --no-cuda"
+SIZES = "--num-envs 32 --num-steps 8 --hidden 32 32 --disc-batch 64 --replay-size 3000"
+SIZES += " --eval-episodes 2 --eval-seconds 1 --no-cuda"
 FILES = [
     "--motion-file",
     os.path.join(ROOT, "motions/walk.npz"),
@@ -149,7 +151,9 @@ def run_here(folder: str, words: List[str]) -> int:
 
 
 def nan(count: int) -> Dict[str, Any]:
-    """Break the state that a random environment's physics returns, in one training; then look for NaN in everything that was saved."""
+    """Break the state that a random environment's physics returns, in one training.
+
+    Then look for NaN in everything that was saved."""
     random_, broken, step = random.Random(0), [0], amp.MujocoSim.step
 
     def breaking(sim: Any, targets: torch.Tensor) -> Any:
@@ -239,7 +243,9 @@ def files(count: int) -> Dict[str, Any]:
 
 
 def disk(folder: str) -> Dict[str, Any]:
-    """Train on a file system that is full from the third second to the tenth after the first checkpoint, then resume for more."""
+    """Train on a file system that is full from the third second to the tenth after the first checkpoint.
+
+    Then resume for more."""
     fill, env = os.path.join(folder, "fill"), {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         training(32 * 8 * 200), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -274,7 +280,7 @@ def disk(folder: str) -> Dict[str, Any]:
 
 
 def overhead() -> Dict[str, Any]:
-    """One checkpoint of the default training with a full replay buffer, three times, and the training between two of them."""
+    """One checkpoint of the default training with a full replay buffer, three times, and the training between two."""
     args = amp.Args(cuda=False, motion_file=FILES[1], character_file=FILES[3], target_speed=1.0)
     amp.check_args(args)
     motions = ml.MotionLib(args.motion_file, ml.load_character(args.character_file))

@@ -1,14 +1,17 @@
-"""Train and evaluate with several seeds, one after another, and print one table; train_walk.sh and train_run.sh call this.
+"""Train and evaluate with several seeds, one after another, and print one table.
+
+train_walk.sh and train_run.sh call this.
 
     python benchmark/train.py OUT.jsonl [OPTIONS ...] -- [SEED ...] [OPTION ...]
     python benchmark/train.py --table OUT.jsonl       # the table again, from the file
 
-Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, or another script's name and its options, in one argument;
-`torchrun K` in front of them trains with K processes.
-Seeds (default 1 2 3) follow, and further options, which go to every training. Every run appends one JSON object to OUT: its command,
-commit, machine, versions and result. Paths in options are relative to the repository, where everything runs. Minutes are those of the
-whole training command, from its start to its end; walk_samples and walk_minutes lead from the start of the run to the first evaluation of
-its log without falls and with a pose error of at most .035 m, if there is one.
+Each OPTIONS before `--` is one experiment: options of amp_ppo_isaacgym.py, or another script's name and its options, in
+one argument; `torchrun K` in front of them trains with K processes.
+Seeds (default 1 2 3) follow, and further options, which go to every training. Every run appends one JSON object to OUT:
+its command, commit, machine, versions and result. Paths in options are relative to the repository, where everything
+runs. Minutes are those of the whole training command, from its start to its end; walk_samples and walk_minutes lead
+from the start of the run to the first evaluation of its log without falls and with a pose error of at most .035 m, if
+there is one.
 """
 
 import datetime
@@ -49,9 +52,10 @@ class Run(NamedTuple):
 
 
 def run_script(options: List[str], cwd: str = ROOT, echo: bool = True, name: str = SCRIPT, processes: int = 0) -> Run:
-    """Run the script with these options, its progress on our stderr; with torchrun if `processes` are given. Exits with its code, or 1.
+    """Run the script with these options, its progress on our stderr; with torchrun if `processes` are given.
 
-    On Linux a child's peak memory counts from that of the process that starts it: call this before anything large is imported."""
+    Exits with its code, or 1. On Linux a child's peak memory counts from that of the process that starts it: call this
+    before anything large is imported."""
     started, lines, peak = time.perf_counter(), [], float("nan")
     launcher = [*TORCHRUN, f"--nproc_per_node={processes}"] if processes else []
     script = [sys.executable, *launcher, os.path.join(ROOT, name), *options]
@@ -101,7 +105,9 @@ def stamp() -> Dict[str, Any]:
 
 
 def first_walk(folder: str, error: float = 0.035) -> Dict[str, float]:
-    """Samples and minutes to the first evaluation in a run's log without falls and with a pose error of at most `error` [m], or nothing."""
+    """Samples and minutes to the first evaluation in a run's log without falls and a pose error of at most `error`.
+
+    `error` is in metres; if there is none, nothing."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(folder, size_guidance={"scalars": 0})
@@ -152,7 +158,7 @@ def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
 
 
 def print_table(records: List[Dict[str, Any]]) -> None:
-    """One table in Markdown for each command and commit: a row a seed, then mean and standard deviation over the seeds."""
+    """One table in Markdown for each command and commit: a row a seed, then mean and standard deviation over seeds."""
     groups: Dict[Any, List[Dict[str, Any]]] = {}
     for r in records:
         groups.setdefault(

@@ -1,11 +1,12 @@
-"""BVH files: a skeleton and its motion as Euler angles in degrees. Exporters differ in axes, units and rest pose: retarget.py finds out.
+"""BVH files: a skeleton and its motion as Euler angles in degrees.
 
-Own parser: of the libraries, pybvh refuses position channels below the root, which Blender writes, and bvhio does not return
-from a file that is cut off (docs/log.md); both are fine on what bvh_text writes.
+Exporters differ in axes, units and rest pose: retarget.py finds out. Own parser: of the libraries, pybvh refuses
+position channels below the root, which Blender writes, and bvhio does not return from a file that is cut off
+(docs/log.md); both are fine on what bvh_text writes.
 """
 
 import io
-from typing import List, NamedTuple, Tuple
+from typing import Iterable, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ class Recording(NamedTuple):
 
 
 def continuous(q: np.ndarray) -> np.ndarray:
-    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first: q and -q are one."""
+    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first.
+
+    q and -q are one."""
     flip = np.concatenate((q[:1, ..., 3], (q[1:] * q[:-1]).sum(-1))) < 0
     return q * np.where(np.cumsum(flip, 0) % 2, -1.0, 1.0)[..., None]
 
@@ -47,7 +50,8 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
     """The joints, parents first, and the number of the line that says MOTION. Raises InputError."""
     joints: List[Joint] = []
     blocks: List[int] = []  # the joints whose braces are open; -1 is an end site
-    opening, at_end = -1, False
+    opening = -1
+    at_end = False
     for number, line in enumerate(lines):
         word, *rest = line.split() or [""]
         try:
@@ -66,12 +70,9 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
                 joints[blocks[-1]].offset[:] = [float(x) for x in rest]
             elif word == "CHANNELS":
                 joints[blocks[-1]].channels[:] = [channel[:1].upper() + channel[1:].lower() for channel in rest[1:]]
-                known = [f"{axis}{kind}" for axis in AXES for kind in ("position", "rotation")]
-                if (
-                    blocks[-1] < 0
-                    or len(rest) - 1 != int(rest[0])
-                    or not set(joints[blocks[-1]].channels) <= set(known)
-                ):
+                known = {f"{axis}{kind}" for axis in AXES for kind in ("position", "rotation")}
+                channels = joints[blocks[-1]].channels
+                if blocks[-1] < 0 or len(rest) - 1 != int(rest[0]) or not set(channels) <= known:
                     raise ValueError("channels are a number and as many names like Xposition or Zrotation")
                 if len(set(rest[1:])) != len(rest) - 1:
                     raise ValueError("a channel comes twice")
@@ -88,9 +89,8 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
             raise InputError(f"{path}: line {number + 1}, {line.strip()[:40]!r}: {error}") from error
     sound = at_end and all(len(j.offset) == 3 and all(abs(x) < 1e5 for x in j.offset) for j in joints)
     if not sound or len({joint.name for joint in joints}) != len(joints):
-        raise InputError(
-            f"{path}: not a complete BVH file; joints need three finite offsets and names of their own, then comes MOTION"
-        )
+        needs = "joints need three finite offsets and names of their own, then comes MOTION"
+        raise InputError(f"{path}: not a complete BVH file; {needs}")
     return joints, number
 
 
@@ -108,40 +108,42 @@ def read_bvh(path: str, text: str) -> Recording:
         values = np.loadtxt(io.StringIO("\n".join(lines[start + 1 :])), ndmin=2, comments=None)  # (F, width)
     except (ValueError, IndexError, StopIteration) as error:
         brief = " ".join(str(error).split())[:80]
-        raise InputError(
-            f'{path}: after MOTION come "Frames: N", "Frame Time: SECONDS" and rows of {width} numbers ({brief})'
-        ) from error
+        expected = f'"Frames: N", "Frame Time: SECONDS" and rows of {width} numbers'
+        raise InputError(f"{path}: after MOTION come {expected} ({brief})") from error
     if values.shape != (frames, width) or not 2 <= frames <= 200_000:
-        raise InputError(
-            f"{path}: {values.shape[0]} rows of {values.shape[-1]} numbers; the file promises {frames} of {width}, at least 2"
-        )
+        found = f"{values.shape[0]} rows of {values.shape[-1]} numbers"
+        raise InputError(f"{path}: {found}; the file promises {frames} of {width}, at least 2")
     if not (np.abs(values) < 1e6).all() or not 1e-3 <= step <= 1.0:
-        raise InputError(
-            f"{path}: NaN, infinity or huge numbers in a frame, or a frame time that is not between 0.001 and 1 s"
-        )
+        fault = "NaN, infinity or huge numbers in a frame, or a frame time that is not between 0.001 and 1 s"
+        raise InputError(f"{path}: {fault}")
     fps = 1.0 / step
     fps = float(round(fps)) if abs(1 / round(fps) - step) < 1.1e-6 else fps  # 0.033333 s means 30 frames a second
     rotations = torch.zeros(frames, len(joints), 4, dtype=torch.float64)
-    offsets, root_position, column = np.array([joint.offset for joint in joints]), np.zeros((frames, 3)), 0
+    offsets = np.array([joint.offset for joint in joints])
+    root_position = np.zeros((frames, 3))
+    column = 0
     for j, joint in enumerate(joints):
         q = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64).expand(frames, 4)
         for channel in joint.channels:
-            axis, data = AXES.index(channel[0]), values[:, column]
+            axis = AXES.index(channel[0])
+            data = values[:, column]
             if channel.endswith("rotation"):  # R = R_first R_second R_third
                 rotvec = torch.zeros(frames, 3, dtype=torch.float64)
                 rotvec[:, axis] = torch.from_numpy(np.deg2rad(data))
                 q = lib.quat_multiply(q, lib.quat_from_rotvec(rotvec))
             elif j == 0:
                 root_position[:, axis] = data
-            else:  # exporters that write positions for every joint repeat the offset; bones of changing length are averaged
+            else:
+                # exporters that write positions for every joint repeat the offset; changing lengths are averaged
                 offsets[j, axis] = np.median(data)
             column += 1
         rotations[:, j] = q
-    names, parents = [joint.name for joint in joints], [joint.parent for joint in joints]
+    names = [joint.name for joint in joints]
+    parents = [joint.parent for joint in joints]
     return Recording(fps, "", root_position, continuous(rotations.numpy()), names, parents, offsets, "")
 
 
-# ---- Writing -------------------------------------------------------------------------------------------------------------------
+# ---- Writing ---------------------------------------------------------------------------------------------------------
 
 
 def euler_zxy(q: np.ndarray) -> np.ndarray:
@@ -157,33 +159,32 @@ def euler_zxy(q: np.ndarray) -> np.ndarray:
 
 
 def bvh_text(recording: Recording) -> str:
-    """A BVH file in centimetres, Y up and facing +Z, of a recording in metres, Z up and facing +X, that stands upright in its zero pose."""
+    """A BVH file in centimetres, Y up and facing +Z, of a recording in metres, Z up and facing +X.
+
+    The recording stands upright in its zero pose."""
     order = [1, 2, 0]  # +Y left -> +X, +Z up -> +Y, +X forward -> +Z
-    offsets, root = 100 * recording.offsets[:, order], 100 * recording.root_position[:, order]
+    offsets = 100 * recording.offsets[:, order]
+    root = 100 * recording.root_position[:, order]
     angles = np.rad2deg(euler_zxy(recording.rotations[..., order + [3]]))  # (F, J, 3)
     children = [[c for c, parent in enumerate(recording.parents) if parent == j] for j in range(len(offsets))]
-    vector = lambda v: " ".join(f"{x:.6f}" for x in v)  # noqa: E731
-    lines, sequence = ["HIERARCHY"], []
+    lines = ["HIERARCHY"]
+    sequence = []
+
+    def vector(v: Iterable[float]) -> str:
+        return " ".join(f"{x:.6f}" for x in v)
 
     def write(j: int, indent: str) -> None:
         sequence.append(j)
         place = "Xposition Yposition Zposition " if j == 0 else ""
-        lines.extend(
-            [
-                f"{indent}{'JOINT' if j else 'ROOT'} {recording.names[j]}",
-                indent + "{",
-                f"{indent}  OFFSET {vector(offsets[j])}",
-            ]
-        )
+        lines.append(f"{indent}{'JOINT' if j else 'ROOT'} {recording.names[j]}")
+        lines.append(indent + "{")
+        lines.append(f"{indent}  OFFSET {vector(offsets[j])}")
         lines.append(f"{indent}  CHANNELS {6 if j == 0 else 3} {place}Zrotation Xrotation Yrotation")
         for child in children[j]:
             write(child, indent + "  ")
         if not children[j]:
-            tip = (
-                (0.0, 0.0, 10.0)
-                if "foot" in recording.names[j]
-                else (0.0, 20.0 if "head" in recording.names[j] else -10.0, 0.0)
-            )
+            upward = 20.0 if "head" in recording.names[j] else -10.0
+            tip = (0.0, 0.0, 10.0) if "foot" in recording.names[j] else (0.0, upward, 0.0)
             lines.extend([f"{indent}  End Site", indent + "  {", f"{indent}    OFFSET {vector(tip)}", indent + "  }"])
         lines.append(indent + "}")
 

@@ -1,9 +1,9 @@
 """Convert motions of other formats to this project's clips, and back; motions/README.md says what a clip holds.
 
-    python motions/convert.py IN [OUT.npz]                           # DeepMimic, poselib, MimicKit, Isaac Lab, BVH: told by content
-    python motions/convert.py IN OUT --format poselib|isaaclab|bvh   # for use elsewhere
-    python motions/convert.py --pybullet pybullet_data/data/motions  # makes every clip here, from pybullet's folder
-    python motions/convert.py --table motions/*.npz                  # prints the table in motions/README.md
+    python motions/convert.py IN [OUT.npz]  # DeepMimic, poselib, MimicKit, Isaac Lab, BVH: told by content
+    python motions/convert.py IN OUT --format poselib|isaaclab|bvh      # for use elsewhere
+    python motions/convert.py --pybullet pybullet_data/data/motions     # makes every clip here, from pybullet's folder
+    python motions/convert.py --table motions/*.npz                     # prints the table in motions/README.md
 
 Bad input ends with one line that names the file and the fault, and exit code 2; OUT is then left as it was.
 safe.py reads files that may lie, formats.py and bvh.py know the formats, retarget.py and plant.py other skeletons.
@@ -77,15 +77,15 @@ def change_rate(content: Content, fps: float) -> Content:
     if length * fps > safe.MAX_FRAMES:
         raise InputError(f"--fps {fps:g} makes more than {safe.MAX_FRAMES} frames; cut with --start and --end")
     new = np.linspace(0.0, length, max(round(length * fps), 1) + 1)
-    root_position, rotations = formats.resample(
-        np.arange(frames) / content.fps, new, content.root_position, content.rotations
-    )
+    old = np.arange(frames) / content.fps
+    root_position, rotations = formats.resample(old, new, content.root_position, content.rotations)
     return content._replace(fps=(len(new) - 1) / length, root_position=root_position, rotations=rotations)
 
 
 def choose_loop(character: Character, clip: Clip, wish: str) -> Tuple[Clip, str]:
-    """The clip with its loop mode decided, and a remark. wish: "auto" keeps the file's mode, and where there is none, looks whether
-    the motion closes; "wrap" closes it."""
+    """The clip with its loop mode decided, and a remark.
+
+    wish: "auto" keeps the file's mode, and where there is none, looks whether the motion closes; "wrap" closes it."""
     if wish == "wrap":
         return close_loop(clip._replace(loop="wrap")), "wrap, seam blended"
     if wish == "clamp":
@@ -99,7 +99,9 @@ def choose_loop(character: Character, clip: Clip, wish: str) -> Tuple[Clip, str]
 
 
 def close_loop(clip: Clip, window: float = 0.25) -> Clip:
-    """Make the last pose the first one, but for place and heading: each end gives way by half, over a quarter second or half the clip."""
+    """Make the last pose the first one, but for place and heading.
+
+    Each end gives way by half, over a quarter second or half the clip."""
     frames = len(clip.root_position)
     reach = min(window * clip.fps, 0.5 * (frames - 1))
     ramp = 0.5 + 0.5 * np.cos(np.pi * np.minimum(np.arange(frames) / max(reach, 1.0), 1.0))  # (F,) 1 in the first frame
@@ -165,13 +167,15 @@ def print_table(character: Character, paths: List[str]) -> None:
 
 
 def joint_speeds(character: Character, clip: Clip) -> np.ndarray:
-    """How fast each body turns relative to its parent, the root in the world, from each frame to the next. -> (F-1, J) [rad/s]."""
+    """How fast each body turns relative to its parent, the root in the world, from each frame to the next.
+
+    -> (F-1, J) [rad/s]."""
     q = torch.from_numpy(clip.rotations)
     return (lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(q[:-1]), q[1:])).norm(dim=-1) * clip.fps).numpy()
 
 
 def leaps(step: np.ndarray, least: float) -> np.ndarray:
-    """Which steps (F-1, n) between frames are larger than `least`, and than three times the step before and the one after."""
+    """Which steps (F-1, n) between frames are larger than `least`, and than three times the step before and after."""
     padded = np.pad(step, ((1, 1), (0, 0)))
     return (step > least) & (step > 3.0 * np.maximum(padded[:-2], padded[2:]))
 
@@ -179,40 +183,35 @@ def leaps(step: np.ndarray, least: float) -> np.ndarray:
 def report(character: Character, clip: Clip) -> List[str]:
     """Lines for a person: speed, largest joint speed, seam; and a warning for each thing that will hurt a training."""
     length = (len(clip.root_position) - 1) / clip.fps
-    turning, steps = (
-        joint_speeds(character, clip),
-        np.linalg.norm(np.diff(clip.root_position, axis=0), axis=-1),
-    )  # (F-1, J), (F-1,)
+    turning = joint_speeds(character, clip)  # (F-1, J)
+    steps = np.linalg.norm(np.diff(clip.root_position, axis=0), axis=-1)  # (F-1,)
     frame, body = np.unravel_index(turning[:, 1:].argmax(), turning[:, 1:].shape)
-    fastest, name = turning[frame, body + 1], character.body_names[body + 1]
+    fastest = turning[frame, body + 1]
+    name = character.body_names[body + 1]
     speed = np.linalg.norm((clip.root_position[-1] - clip.root_position[0])[:2]) / length
     gap, turn = np.rad2deg(seam(character, clip))
     fast = f"largest joint speed {fastest:.1f} rad/s ({name}, frame {frame})"
     lines = [f"mean speed {speed:.2f} m/s, {fast}, seam {gap:.1f} deg, turn {turn:.0f} deg"]
     low = lowest(character, clip).numpy()  # (F,)
     if low.min() < -DEEP:
-        share = f"{(low < -DEEP).sum()} of {len(low)} frames"
-        lines.append(
-            f"warning: reaches {100 * -low.min():.0f} cm into the ground (frame {low.argmin()}), more than {100 * DEEP:.0f} in {share}"
-        )
+        share = f"more than {100 * DEEP:.0f} in {(low < -DEEP).sum()} of {len(low)} frames"
+        deepest = f"{100 * -low.min():.0f} cm into the ground (frame {low.argmin()})"
+        lines.append(f"warning: reaches {deepest}, {share}")
     if low.min() > DEEP:
         lines.append(f"warning: hovers, it never comes nearer to the ground than {100 * low.min():.0f} cm; use --lift")
     jump = np.flatnonzero(leaps(turning / clip.fps, JUMP).any(1) | leaps(steps[:, None], LEAP)[:, 0])
     if len(jump):
         more = f" (and {len(jump) - 1} times more)" if len(jump) > 1 else ""
-        lines.append(
-            f"warning: jumps from frame {jump[0]} to the next{more}; cut it out or smooth it, or expect the pose error to peak there"
-        )
+        advice = "cut it out or smooth it, or expect the pose error to peak there"
+        lines.append(f"warning: jumps from frame {jump[0]} to the next{more}; {advice}")
     if fastest > MOTOR:
-        lines.append(
-            f"warning: {name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}"
-        )
+        turns = f"{name} turns at {fastest:.0f} rad/s in frame {frame}"
+        lines.append(f"warning: {turns}; hardly a motor reaches {MOTOR:.0f}")
     if length < SHORT:
         lines.append(f"warning: lasts {length:.2f} s only; little can be learnt from less than {SHORT} s")
     if clip.loop == "wrap" and gap > SEAM:
-        lines.append(
-            f"warning: the pose leaps by {gap:.0f} deg a joint at the seam; --loop wrap blends it, --loop clamp does without"
-        )
+        advice = "--loop wrap blends it, --loop clamp does without"
+        lines.append(f"warning: the pose leaps by {gap:.0f} deg a joint at the seam; {advice}")
     return lines
 
 
@@ -222,9 +221,12 @@ def report(character: Character, clip: Clip) -> List[str]:
 
 
 def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, str]:
-    """The motion of args.input on our character, cut, resampled and retargeted; and what it was understood to be. Raises InputError."""
+    """The motion of args.input on our character, cut, resampled and retargeted; and what it was understood to be.
+
+    Raises InputError."""
     motion = formats.read(args.input, character)
-    content, frames = motion.content, len(motion.content.root_position)
+    content = motion.content
+    frames = len(content.root_position)
     understood = f"read as {motion.format}: {frames} frames at {content.fps:.2f} /s, {motion.notes}"
     content = cut(args.input, content, args.start, args.end)
     content = change_rate(content, args.fps) if args.fps else content
@@ -232,20 +234,19 @@ def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, str]:
         return content, understood
     try:
         ground = args.lift is not False
-        clip, notes = retarget.retarget(
-            character, content, motion.content, retarget.load_joint_map(args.joint_map), not args.no_plant, ground
-        )
+        joint_map = retarget.load_joint_map(args.joint_map)
+        clip, notes = retarget.retarget(character, content, motion.content, joint_map, not args.no_plant, ground)
     except InputError as error:
-        raise InputError(
-            f"{args.input}: {error}" if not str(error).startswith(str(args.joint_map)) else str(error)
-        ) from error
+        named = str(error).startswith(str(args.joint_map))  # the joint map, not the motion
+        raise InputError(str(error) if named else f"{args.input}: {error}") from error
     return clip, f"{understood}, {notes}"
 
 
 def lift(character: Character, clip: Clip) -> Clip:
     """One constant raises or lowers the whole clip until a quarter of its frames reach the ground.
 
-    Not until the lowest frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm)."""
+    Not until the lowest frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm).
+    """
     rise = -float(lowest(character, clip).quantile(0.25))
     return clip._replace(root_position=clip.root_position + [0.0, 0.0, rise])
 
@@ -253,9 +254,7 @@ def lift(character: Character, clip: Clip) -> Clip:
 def write(path: str, data: bytes) -> None:
     """Atomically: a reader sees the old file or the whole new one. Raises InputError."""
     try:
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(data)
-        os.replace(f"{path}.tmp", path)
+        lib.write_file(path, data)
     except OSError as error:
         raise InputError(f"{path}: cannot write the clip: {error.strerror}") from error
 
@@ -263,10 +262,8 @@ def write(path: str, data: bytes) -> None:
 def save(path: str, clip: Clip, character: Character, args: argparse.Namespace) -> None:
     """Write the clip in the format args.format. Raises InputError."""
     if args.format != "clip":
-        writer = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}[
-            args.format
-        ]
-        return write(path, writer(clip, character))
+        writers = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}
+        return write(path, writers[args.format](clip, character))
     try:
         lib.save_clip(path, clip, character.body_names, args.source, args.license)
     except OSError as error:
@@ -279,14 +276,16 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
     clip, loop = choose_loop(character, clip, args.loop)
     clip = lib.mirror_clip(clip, character) if args.mirror else clip
     before = lowest(character, clip)  # (F,)
-    # our own clips, roll-outs among them, are where they should be; what others call the ground may be the ankles' height
+    # our own clips, roll-outs among them, are where they should be;
+    # what others call the ground may be the ankles' height
     raise_it = args.lift if args.lift is not None else not understood.startswith("read as our own clip")
     clip = lift(character, clip) if raise_it else clip
     check(args.input, clip, character)
     replaced = " (replaced)" if os.path.exists(out) else ""
     save(out, clip, character, args)
     after = lowest(character, clip)
-    # a low minimum tells of frames that sink into the ground, a high mean on a clip that never jumps of frames that hover
+    # a low minimum tells of frames that sink into the ground,
+    # a high mean on a clip that never jumps of frames that hover
     print(f"{out}{replaced}: {args.format}, {len(after)} frames, {clip.fps:.2f} /s, {loop}; lowest point [m]", end=" ")
     print(f"{before.min():.3f} -> {after.min():.3f}, its mean over frames {before.mean():.3f} -> {after.mean():.3f}")
     print("  " + "\n  ".join([understood, *report(character, clip)]))
@@ -294,12 +293,8 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
 
 def check(path: str, clip: Clip, character: Character) -> None:
     """What load_clip and MotionLib would refuse is not written. Raises InputError."""
-    sound = (
-        np.isfinite(clip.root_position).all()
-        and np.isfinite(clip.rotations).all()
-        and np.abs(clip.root_position).max() < 1e4
-    )
-    if not sound or not 1.0 <= clip.fps <= 1000.0:
+    finite = np.isfinite(clip.root_position).all() and np.isfinite(clip.rotations).all()
+    if not finite or not np.abs(clip.root_position).max() < 1e4 or not 1.0 <= clip.fps <= 1000.0:
         raise InputError(f"{path}: comes out with NaN, beyond 10 km, or with a rate that is not 1 to 1000 /s")
     lib.check_joints(path, clip, character)
 
@@ -308,38 +303,27 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(
         description="Convert motions of other formats to clips, and clips to other formats (motions/README.md)."
     )
-    parser.add_argument(
-        "input",
-        nargs="?",
-        metavar="IN",
-        help="DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH, or a clip",
-    )
-    parser.add_argument("output", nargs="?", metavar="OUT", help="file to write; default: IN with the format's ending")
-    parser.add_argument(
-        "--format", choices=tuple(ENDINGS), default="clip", help="format of OUT; clip is our own, to train from"
-    )
-    parser.add_argument("--start", type=float, metavar="S", help="first moment to keep [s]")
-    parser.add_argument("--end", type=float, metavar="S", help="last moment to keep [s]")
-    parser.add_argument("--fps", type=float, help="resample to about this rate [1/s]")
-    parser.add_argument(
-        "--loop",
-        choices=("auto", "wrap", "clamp"),
-        default="auto",
-        help="auto: the file's mode; wrap: close it, seam blended",
-    )
-    parser.add_argument("--mirror", action="store_true", help="exchange left and right")
-    parser.add_argument(
-        "--lift", action="store_true", default=None, help="put the feet on the ground (default but for our own clips)"
-    )
-    parser.add_argument("--no-lift", action="store_false", default=None, dest="lift", help="keep the file's heights")
-    parser.add_argument(
-        "--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide"
-    )
-    parser.add_argument("--joint-map", metavar="JSON", help="which joint is which body, where the names do not tell")
-    parser.add_argument("--source", default="not stated", help="where the motion comes from; stored in the clip")
-    parser.add_argument("--license", default="not stated", help="the motion's licence; stored in the clip")
-    parser.add_argument("--pybullet", metavar="DIR", help="convert the clips of pybullet's folder into motions/")
-    parser.add_argument("--table", metavar="CLIP", nargs="+", help="print the markdown table of these clips")
+    add = parser.add_argument
+    known = "DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH, or a clip"
+    add("input", nargs="?", metavar="IN", help=known)
+    add("output", nargs="?", metavar="OUT", help="file to write; default: IN with the format's ending")
+    formats_help = "format of OUT; clip is our own, to train from"
+    add("--format", choices=tuple(ENDINGS), default="clip", help=formats_help)
+    add("--start", type=float, metavar="S", help="first moment to keep [s]")
+    add("--end", type=float, metavar="S", help="last moment to keep [s]")
+    add("--fps", type=float, help="resample to about this rate [1/s]")
+    loop_help = "auto: the file's mode; wrap: close it, seam blended"
+    add("--loop", choices=("auto", "wrap", "clamp"), default="auto", help=loop_help)
+    add("--mirror", action="store_true", help="exchange left and right")
+    lift_help = "put the feet on the ground (default but for our own clips)"
+    add("--lift", action="store_true", default=None, help=lift_help)
+    add("--no-lift", action="store_false", default=None, dest="lift", help="keep the file's heights")
+    add("--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide")
+    add("--joint-map", metavar="JSON", help="which joint is which body, where the names do not tell")
+    add("--source", default="not stated", help="where the motion comes from; stored in the clip")
+    add("--license", default="not stated", help="the motion's licence; stored in the clip")
+    add("--pybullet", metavar="DIR", help="convert the clips of pybullet's folder into motions/")
+    add("--table", metavar="CLIP", nargs="+", help="print the markdown table of these clips")
     return parser.parse_args(), parser
 
 
@@ -362,12 +346,8 @@ def main() -> None:
         parser.error("--fps goes from 1 to 1000")
     if not all(moment is None or 0.0 <= moment < np.inf for moment in (args.start, args.end)):
         parser.error("--start and --end are seconds from the motion's beginning")
-    alone = [
-        name
-        for name in vars(args)
-        if name not in ("pybullet", "table") and getattr(args, name) != parser.get_default(name)
-    ]
-    if args.pybullet and alone:
+    others = set(vars(args)) - {"pybullet", "table"}
+    if args.pybullet and any(getattr(args, name) != parser.get_default(name) for name in others):
         parser.error("--pybullet goes alone: it knows sources, licences and loop modes")
     try:
         out = output_path(args, parser)

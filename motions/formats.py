@@ -1,4 +1,4 @@
-"""The formats that motions/convert.py reads and writes (motions/README.md describes them), except BVH, which is in bvh.py.
+"""The formats that motions/convert.py reads and writes (motions/README.md describes them), but for BVH: see bvh.py.
 
 A reader gives a Clip of our own character, or a Recording of another skeleton, which retarget.py turns into a clip.
 Dimension key: F frames, J bodies of the character or joints of a recording (row 0 is the root), D dofs.
@@ -52,7 +52,7 @@ def read(path: str, character: Character) -> Motion:
     raise InputError(f"{path}: not a motion file that is known here; it is none of {known}")
 
 
-# ---- 1. DeepMimic text ---------------------------------------------------------------------------------------------------------
+# ---- 1. DeepMimic text -----------------------------------------------------------------------------------------------
 
 # A row of a DeepMimic file: duration, root position, then these bodies' rotations relative to their parents, each a
 # quaternion wxyz or the angle of a hinge. The hands are not in it: they are welded.
@@ -65,7 +65,9 @@ WIDTH = 1 + 3 + sum(width for _, width in COLUMNS)
 
 
 def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
-    """Loop mode "wrap" or "clamp", and the checked rows (F, 44) of a DeepMimic file as stored: Y up, s, m, rad, wxyz. Raises InputError."""
+    """Loop mode "wrap" or "clamp", and the checked rows (F, 44) of a DeepMimic file as stored: Y up, s, m, rad, wxyz.
+
+    Raises InputError."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -75,9 +77,8 @@ def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
     if data.get("Loop", "none") not in ("wrap", "none"):
         raise InputError(f'{path}: "Loop" is {data["Loop"]!r:.40}; expected "wrap" or "none"')
     if not 2 <= len(data["Frames"]) <= safe.MAX_FRAMES:
-        raise InputError(
-            f"{path}: {len(data['Frames'])} frame(s); a motion needs at least 2, and {safe.MAX_FRAMES} at most"
-        )
+        found = f"{len(data['Frames'])} frame(s)"
+        raise InputError(f"{path}: {found}; a motion needs at least 2, and {safe.MAX_FRAMES} at most")
     for index, row in enumerate(data["Frames"]):
         if not isinstance(row, list) or len(row) != WIDTH:
             found = f"{len(row)} columns" if isinstance(row, list) else "no list"
@@ -92,8 +93,9 @@ def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
 
 
 def read_deepmimic(path: str, text: str, character: Character) -> Motion:
-    """A DeepMimic file as a clip: root_position (F, 3) world, Z up [m], rotations (F, J, 4) unit xyzw, parent-relative, row 0 the
-    root in the world. Heights are the file's. Raises InputError (see check_deepmimic)."""
+    """A DeepMimic file as a clip: root_position (F, 3) world, Z up [m], rotations (F, J, 4) unit xyzw, parent-relative.
+
+    Row 0 is the root in the world. Heights are the file's. Raises InputError (see check_deepmimic)."""
     loop, frames = check_deepmimic(path, text)
     # Y up, +Z right -> Z up, +Y left: (x, y, z) -> (x, -z, y), for positions and for the axes of rotations alike
     root_position = frames[:, 1:4][:, [0, 2, 1]] * [1.0, -1.0, 1.0]  # (F, 3) world
@@ -114,7 +116,8 @@ def read_deepmimic(path: str, text: str, character: Character) -> Motion:
         rotations[:, character.body_names.index(name)] = continuous(q / norm)
         column += width
     time = np.concatenate(([0.0], np.cumsum(frames[:-1, 0])))  # (F,) [s]
-    step, notes = np.diff(time), "Y up, metres, wxyz, arms hanging"
+    step = np.diff(time)
+    notes = "Y up, metres, wxyz, arms hanging"
     if np.ptp(step) > 1e-3 * np.median(step):
         uniform = np.linspace(0.0, time[-1], round(time[-1] / float(np.median(step))) + 1)
         root_position, rotations = resample(time, uniform, root_position, rotations)
@@ -133,7 +136,7 @@ def resample(
     return position, lib.slerp(a, b, t).numpy()
 
 
-# ---- 2. poselib and MimicKit ---------------------------------------------------------------------------------------------------
+# ---- 2. poselib and MimicKit -----------------------------------------------------------------------------------------
 
 
 def read_pickled(path: str, tree: Any, character: Character) -> Motion:
@@ -171,11 +174,8 @@ def _numbers(path: str, value: Any, key: str, *shape: Optional[int]) -> np.ndarr
 def _texts(path: str, value: Any, key: str) -> List[str]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if (
-        not isinstance(value, (list, tuple))
-        or not 2 <= len(value) <= bvh.MAX_JOINTS
-        or not all(type(name) is str for name in value)
-    ):
+    several = isinstance(value, (list, tuple)) and 2 <= len(value) <= bvh.MAX_JOINTS
+    if not several or not all(type(name) is str for name in value):
         raise InputError(f"{path}: {key} is not a list of 2 to {bvh.MAX_JOINTS} names")
     return list(value)
 
@@ -205,9 +205,14 @@ def _loop(value: Any) -> str:
 
 
 def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
-    """A motion of IsaacGymEnvs or ASE: xyzw, parent-relative or in the world, metres, Z up; its skeleton is in it. Raises InputError."""
+    """A motion of IsaacGymEnvs or ASE: xyzw, parent-relative or in the world, metres, Z up; its skeleton is in it.
+
+    Raises InputError."""
+
+    def array(part: Any, key: str, *shape: Optional[int]) -> np.ndarray:
+        return _numbers(path, _field(path, _field(path, part, key), "arr"), key, *shape)
+
     skeleton = _field(path, tree, "skeleton_tree")
-    array = lambda part, key, *shape: _numbers(path, _field(path, _field(path, part, key), "arr"), key, *shape)  # noqa: E731
     names = _texts(path, _field(path, skeleton, "node_names"), "node_names")
     J = len(names)
     parents = array(skeleton, "parent_indices", J).astype(int).tolist()
@@ -219,16 +224,9 @@ def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
     local = bool(_field(path, tree, "is_local") is True)
     if not local:
         rotations = local_rotations(rotations, parents)
-    content = Recording(
-        _rate(path, _field(path, tree, "fps")),
-        _loop(tree.get("loop")),
-        root_position,
-        rotations,
-        names,
-        parents,
-        offsets,
-        "+z",
-    )
+    fps = _rate(path, _field(path, tree, "fps"))
+    loop = _loop(tree.get("loop"))
+    content = Recording(fps, loop, root_position, rotations, names, parents, offsets, "+z")
     return Motion("poselib", content, f"xyzw, {'parent-relative' if local else 'in the world'}")
 
 
@@ -238,20 +236,22 @@ def local_rotations(world: np.ndarray, parents: List[int]) -> np.ndarray:
     return torch.cat((q[:, :1], lib.quat_multiply(lib.quat_conjugate(q[:, parents[1:]]), q[:, 1:])), 1).numpy()
 
 
+def _fits(row: Any) -> bool:
+    """Whether a row of MimicKit's is 34 finite numbers of sensible size."""
+    return len(row) == 34 and all(isinstance(x, (int, float, np.number)) and -1e4 < x < 1e4 for x in row)
+
+
 def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Motion:
-    """A motion of MimicKit's humanoid, whose joints are our own; in its zero pose the arms point sideways, and the elbows turn
-    about z. A file of the older skeleton with hanging arms is told by its right elbow, which bends the other way. Raises InputError."""
+    """A motion of MimicKit's humanoid, whose joints are our own.
+
+    In its zero pose the arms point sideways, and the elbows turn about z. A file of the older skeleton with hanging
+    arms is told by its right elbow, which bends the other way. Raises InputError."""
     rows = _field(path, tree, "frames")
     if isinstance(rows, (list, tuple)):
-        good = 2 <= len(rows) <= safe.MAX_FRAMES and all(
-            isinstance(safe.plain(row), (list, tuple, np.ndarray)) for row in rows
-        )
-        rows = [safe.plain(row) for row in rows] if good else []
-        fits = lambda x: isinstance(x, (int, float, np.number)) and -1e4 < x < 1e4  # noqa: E731
-        if not good or any(len(row) != 34 or not all(map(fits, row)) for row in rows):
-            raise InputError(
-                f"{path}: frames are not at least 2 rows of 34 numbers; only MimicKit's humanoid is known here"
-            )
+        rows = [safe.plain(row) for row in rows] if 2 <= len(rows) <= safe.MAX_FRAMES else []
+        if not rows or not all(isinstance(row, (list, tuple, np.ndarray)) and _fits(row) for row in rows):
+            fault = "frames are not at least 2 rows of 34 numbers"
+            raise InputError(f"{path}: {fault}; only MimicKit's humanoid is known here")
         rows = np.array(rows, np.float64)
     frames = _numbers(path, rows, "frames", None, 34)
     mode = float(_numbers(path, tree.get("loop_mode", 0), "loop_mode"))
@@ -260,7 +260,8 @@ def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Moti
     dofs = frames[:, 6:]  # (F, D), in the order of our character's dofs
     right, left = (dofs[:, character.dof_names.index(f"{side}_elbow")] for side in ("right", "left"))
     hanging = right.mean() < -1e-3 and left.mean() < -1e-3
-    offsets, axis = character.offsets.double().clone(), character.dof_axis.double().clone()
+    offsets = character.offsets.double().clone()
+    axis = character.dof_axis.double().clone()
     for side, outward in (("right", -1.0), ("left", 1.0)):
         for body in (f"{side}_lower_arm", f"{side}_hand"):
             j = character.body_names.index(body)
@@ -271,44 +272,49 @@ def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Moti
     rotvec.index_add_(1, character.dof_body, torch.from_numpy(dofs)[..., None] * axis)
     rotations = _unit(path, lib.quat_from_rotvec(rotvec).numpy(), "frames")
     skeleton = (character.body_names, character.parents, offsets.numpy(), "+z")
-    content = Recording(
-        _rate(path, _field(path, tree, "fps")), "wrap" if mode == 1 else "clamp", frames[:, :3], rotations, *skeleton
-    )
+    fps = _rate(path, _field(path, tree, "fps"))
+    content = Recording(fps, "wrap" if mode == 1 else "clamp", frames[:, :3], rotations, *skeleton)
     return Motion("MimicKit", content, "exponential maps")
 
 
-# ---- 3. Isaac Lab --------------------------------------------------------------------------------------------------------------
+# ---- 3. Isaac Lab ----------------------------------------------------------------------------------------------------
 
 
 def read_isaaclab(path: str, arrays: Dict[str, np.ndarray], character: Character) -> Motion:
-    """A motion of Isaac Lab: positions [m] and rotations (wxyz) of bodies in the world, Z up. It holds no skeleton: bodies are known by
-    our character's names, in any order, and bone lengths are measured. Raises InputError."""
+    """A motion of Isaac Lab: positions [m] and rotations (wxyz) of bodies in the world, Z up.
+
+    It holds no skeleton: bodies are known by our character's names, in any order, and bone lengths are measured.
+    Raises InputError."""
     names = _texts(path, _field(path, arrays, "body_names"), "body_names")
     missing = [name for name in character.body_names if name not in names]
     if missing:
-        raise InputError(
-            f"{path}: a motion of another robot, it lacks the body {missing[0]}; only the humanoid can be read"
-        )
-    order, B = [names.index(name) for name in character.body_names], len(names)
-    position = _numbers(path, _field(path, arrays, "body_positions"), "body_positions", None, B, 3)[
-        :, order
-    ]  # (F, J, 3)
+        fault = f"a motion of another robot, it lacks the body {missing[0]}"
+        raise InputError(f"{path}: {fault}; only the humanoid can be read")
+    order = [names.index(name) for name in character.body_names]
+    B = len(names)
+    position = _numbers(path, _field(path, arrays, "body_positions"), "body_positions", None, B, 3)
+    position = position[:, order]  # (F, J, 3)
     wxyz = _numbers(path, _field(path, arrays, "body_rotations"), "body_rotations", len(position), B, 4)[:, order]
     world = _unit(path, wxyz[..., [1, 2, 3, 0]], "body_rotations")  # (F, J, 4)
-    q, p, parents = torch.from_numpy(world), torch.from_numpy(position), character.parents
+    q = torch.from_numpy(world)
+    p = torch.from_numpy(position)
+    parents = character.parents
     offsets = lib.quat_rotate(lib.quat_conjugate(q[:, parents[1:]]), p[:, 1:] - p[:, parents[1:]]).mean(0)
     offsets = np.concatenate((np.zeros((1, 3)), offsets.numpy()))
     local = _unit(path, local_rotations(world, parents), "body_rotations")
-    fps, loop = _rate(path, _field(path, arrays, "fps")), _loop(arrays.get("loop"))
+    fps = _rate(path, _field(path, arrays, "fps"))
+    loop = _loop(arrays.get("loop"))
     content = Recording(fps, loop, position[:, 0], local, character.body_names, parents, offsets, "+z")
     return Motion("Isaac Lab", content, "wxyz, in the world")
 
 
-# ---- 4. Export -----------------------------------------------------------------------------------------------------------------
+# ---- 4. Export -------------------------------------------------------------------------------------------------------
 
 
 def body_states(clip: Clip, character: Character) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Position (F, J, 3) [m], rotation (F, J, 4), velocity and angular velocity (F, J, 3) of every body, all in the world."""
+    """Position [m], rotation, velocity and angular velocity of every body, all in the world.
+
+    -> (F, J, 3), (F, J, 4), (F, J, 3), (F, J, 3)"""
     character = character._replace(offsets=character.offsets.double())
     p, q = lib.forward_kinematics(character, torch.from_numpy(clip.root_position), torch.from_numpy(clip.rotations))
     turn = lib.rotvec_from_quat(lib.quat_multiply(q[1:], lib.quat_conjugate(q[:-1]))) * clip.fps  # (F-1, J, 3)
@@ -317,23 +323,27 @@ def body_states(clip: Clip, character: Character) -> Tuple[Tensor, Tensor, Tenso
 
 
 def poselib_bytes(clip: Clip, character: Character) -> bytes:
-    """A poselib .npy file. That format is a pickle by definition; this one has the names that NumPy 1 and 2 both know."""
+    """A poselib .npy file.
+
+    That format is a pickle by definition; this one has the names that NumPy 1 and 2 both know."""
+
+    def array(x: Any, kind: type = np.float32) -> Dict[str, Any]:
+        return OrderedDict(arr=np.asarray(x, kind), context={"dtype": np.dtype(kind).name})
+
     _, _, velocity, angular = body_states(clip, character)
-    array = lambda x, kind=np.float32: OrderedDict(arr=np.asarray(x, kind), context={"dtype": np.dtype(kind).name})  # noqa: E731
     skeleton = OrderedDict(node_names=list(character.body_names), parent_indices=array(character.parents, np.int64))
     skeleton["local_translation"] = array(character.offsets)
-    tree = OrderedDict(
-        rotation=array(clip.rotations), root_translation=array(clip.root_position), global_velocity=array(velocity)
-    )
+    tree = OrderedDict(rotation=array(clip.rotations), root_translation=array(clip.root_position))
+    tree.update(global_velocity=array(velocity))
     tree.update(global_angular_velocity=array(angular), skeleton_tree=skeleton, is_local=True, fps=clip.fps)
     tree.update({"__name__": "SkeletonMotion", "loop": clip.loop})  # the last one is ours; poselib takes what it knows
-    holder, file = np.empty((), object), io.BytesIO()
+    holder = np.empty((), object)
     holder[()] = tree
+    file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
     # NumPy 2 calls its module numpy._core; under the old name, which it knows as well, NumPy 1 can read the file, too
-    return file.getvalue() + pickle.dumps(holder, protocol=3).replace(
-        b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
-    )
+    data = pickle.dumps(holder, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    return file.getvalue() + data
 
 
 def isaaclab_bytes(clip: Clip, character: Character) -> bytes:

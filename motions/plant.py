@@ -1,5 +1,6 @@
-"""Keep the feet of a retargeted character where they stood: inverse kinematics by mink on our MuJoCo model (requirements-motions.txt).
+"""Keep the feet of a retargeted character where they stood.
 
+Inverse kinematics by mink on our MuJoCo model (requirements-motions.txt).
 Dimension key: F frames, P = 4 points (heel and toe of each foot), B bodies.
 """
 
@@ -19,7 +20,9 @@ STEPS = 8  # of the solver, a frame: each one halves what is left or better
 
 
 def sole_points(character: Character) -> List[Tuple[int, np.ndarray]]:
-    """Body and position in its frame [m] of right heel, right toe, left heel, left toe: the middle of the sole's back and front edge."""
+    """Body and position in its frame [m] of right heel, right toe, left heel, left toe.
+
+    They are the middle of the sole's back and front edge."""
     points = []
     for side in ("right", "left"):
         foot = character.body_names.index(f"{side}_foot")
@@ -43,7 +46,9 @@ def ground_height(character: Character, clip: Clip) -> float:
 
 
 def contacts(position: np.ndarray, fps: float) -> np.ndarray:
-    """Which points (F, P, 3) [m] stand on the ground at z = 0: low and slow, for a tenth of a second at least. -> (F, P) bool."""
+    """Which points (F, P, 3) [m] stand on the ground at z = 0: low and slow, for a tenth of a second at least.
+
+    -> (F, P) bool."""
     speed = np.linalg.norm(np.gradient(position, axis=0), axis=-1) * fps  # (F, P)
     stands = (position[..., 2] < NEAR) & (speed < SLOW)
     for point in range(stands.shape[1]):
@@ -60,27 +65,31 @@ def runs(mask: np.ndarray) -> List[Tuple[int, int]]:
 
 
 def targets(position: np.ndarray, stands: np.ndarray, fps: float) -> np.ndarray:
-    """Where the points (F, P, 3) should be: on one spot of the ground while they stand, else where they are plus what is left of the
-    corrections before and after. -> (F, P, 3) [m]."""
-    correction, weight = np.zeros_like(position), np.zeros(position.shape[:2])
+    """Where the points (F, P, 3) should be. -> (F, P, 3) [m].
+
+    On one spot of the ground while they stand, else where they are plus what is left of the corrections before and
+    after."""
+    correction = np.zeros_like(position)
+    weight = np.zeros(position.shape[:2])
     time = np.arange(len(position)) / fps
     for point in range(position.shape[1]):
         for first, last in runs(stands[:, point]):
             spot = position[first : last + 1, point].mean(0) * [1.0, 1.0, 0.0]
-            shift = (
-                spot - position[np.clip(np.arange(len(position)), first, last), point]
-            )  # (F, 3), held before and after
-            away = (
-                np.maximum(time[first] - time, time - time[last]).clip(0.0, FADE) / FADE
-            )  # (F,) 0 while it stands, 1 far away
+            held = np.clip(np.arange(len(position)), first, last)
+            shift = spot - position[held, point]  # (F, 3), held before and after
+            # (F,) 0 while it stands, 1 far away
+            away = np.maximum(time[first] - time, time - time[last]).clip(0.0, FADE) / FADE
             fade = 0.5 + 0.5 * np.cos(np.pi * away)
             take = fade > weight[:, point]
-            correction[take, point], weight[take, point] = (fade[:, None] * shift)[take], fade[take]
+            correction[take, point] = (fade[:, None] * shift)[take]
+            weight[take, point] = fade[take]
     return position + correction
 
 
 def ik_model(character: Character):
-    """MuJoCo's model of the character with a ball joint for each hinge triple, and a site at each heel and toe. Raises InputError."""
+    """MuJoCo's model of the character with a ball joint for each hinge triple, and a site at each heel and toe.
+
+    Raises InputError."""
     try:
         import mink  # noqa: F401
         import mujoco
@@ -100,8 +109,10 @@ def ik_model(character: Character):
 
 
 def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
-    """The clip with heels and toes held where they stand on the ground at z = 0, and as little else changed as that takes; and a
-    remark on how much they slid before and after. Raises InputError if mink is not installed."""
+    """The clip with heels and toes held where they stand on the ground at z = 0, and a remark on how much they slid.
+
+    As little else is changed as that takes. The remark tells of before and after. Raises InputError if mink is not
+    installed."""
     model = ik_model(character)
     import mink
 
@@ -115,14 +126,16 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
     pelvis = mink.FrameTask(character.body_names[0], "body", position_cost=1.0, orientation_cost=1.0)
     posture = mink.PostureTask(model, cost=0.3)
     limits = [mink.ConfigurationLimit(model)]  # of elbows and knees; the balls have none
-    start = model.jnt_qposadr[
-        model.body_jntadr[1:].clip(0)
-    ]  # (B,) of each body's joint in qpos; the root's rotation follows its position
-    balls, hinges = [0, *character.balls.tolist()], character.hinges.tolist()
+    # (B,) of each body's joint in qpos; the root's rotation follows its position
+    start = model.jnt_qposadr[model.body_jntadr[1:].clip(0)]
+    balls = [0, *character.balls.tolist()]
+    hinges = character.hinges.tolist()
     columns = [start[b] + (3 if b == 0 else 0) + np.arange(4) for b in balls]
     angles = lib.dof_positions(character, torch.from_numpy(clip.rotations))[:, character.hinge_dofs].numpy()  # (F, H)
     low, high = model.jnt_range[model.body_jntadr[1:][hinges]].T
-    root_position, rotations, q = clip.root_position.copy(), clip.rotations.copy(), model.qpos0.copy()
+    root_position = clip.root_position.copy()
+    rotations = clip.rotations.copy()
+    q = model.qpos0.copy()
     for frame in range(len(goal)):
         q[:3] = clip.root_position[frame]
         for b, column in zip(balls, columns):
@@ -148,9 +161,9 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
 
 def slide(position: np.ndarray, stands: np.ndarray) -> float:
     """The largest distance [m] on the ground of a point (F, P, 3) from where a run of standing (F, P) has begun."""
-    ways = [
-        position[a : b + 1, point, :2] - position[a, point, :2]
-        for point in range(stands.shape[1])
-        for a, b in runs(stands[:, point])
-    ]
-    return max((float(np.linalg.norm(way, axis=-1).max()) for way in ways), default=0.0)
+    furthest = 0.0
+    for point in range(stands.shape[1]):
+        for first, last in runs(stands[:, point]):
+            way = position[first : last + 1, point, :2] - position[first, point, :2]
+            furthest = max(furthest, float(np.linalg.norm(way, axis=-1).max()))
+    return furthest

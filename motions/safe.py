@@ -1,4 +1,6 @@
-"""Reading files that may lie: nothing in them is executed, and no header makes this allocate more than the file really holds.
+"""Reading files that may lie.
+
+Nothing in them is executed, and no header makes this allocate more than the file really holds.
 
 raw = read_bytes(path); arrays = read_npz(path, raw); tree = read_pickle(path, raw); tree = read_npy(path, raw)
 """
@@ -14,9 +16,8 @@ import numpy as np
 
 from motion_lib import InputError
 
-MAX_BYTES = (
-    64 * 2**20
-)  # of a file, and of what an archive unpacks to: an hour of motion at 30 frames a second takes about 30 MiB
+# of a file, and of what an archive unpacks to: an hour of motion at 30 frames a second takes about 30 MiB
+MAX_BYTES = 64 * 2**20
 MAX_FRAMES = 200_000  # almost two hours at 30 frames a second
 
 
@@ -33,7 +34,7 @@ def read_bytes(path: str) -> bytes:
     return raw
 
 
-# ---- 1. NumPy's own formats ----------------------------------------------------------------------------------------------------
+# ---- 1. NumPy's own formats ------------------------------------------------------------------------------------------
 
 
 def _header(file: io.BytesIO) -> Tuple[Tuple[int, ...], bool, np.dtype]:
@@ -51,17 +52,15 @@ def read_npz(path: str, raw: bytes) -> Dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-                raise InputError(
-                    f"{path}: unpacks to more than {MAX_BYTES >> 20} MiB; cut the motion into shorter files"
-                )
+                limit = f"{MAX_BYTES >> 20} MiB"
+                raise InputError(f"{path}: unpacks to more than {limit}; cut the motion into shorter files")
             for member in archive.infolist():
                 file = io.BytesIO(archive.read(member))
                 shape, fortran, dtype = _header(file)
                 data = file.read()
                 if dtype.hasobject:
-                    raise InputError(
-                        f"{path}: {member.filename} holds objects, which only a pickle can; no .npz motion needs them"
-                    )
+                    fault = f"{member.filename} holds objects, which only a pickle can"
+                    raise InputError(f"{path}: {fault}; no .npz motion needs them")
                 if math.prod(shape) * dtype.itemsize != len(data):
                     raise ValueError(f"the header of {member.filename} promises {shape}, but {len(data)} bytes follow")
                 name = member.filename[:-4] if member.filename.endswith(".npy") else member.filename
@@ -90,10 +89,11 @@ def _brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
-# ---- 2. Pickles ----------------------------------------------------------------------------------------------------------------
-# A pickle is a program. Python's unpickler runs all of it: even with a closed list of globals, an index of 2^31 in one opcode makes
-# it fill a table of 34 GB, and a shape of 2^40 makes numpy allocate. So this reads the few opcodes that dictionaries, lists, numbers,
-# texts and numpy arrays are made of, and the four names that numpy needs stand for functions of ours, which believe no size.
+# ---- 2. Pickles ------------------------------------------------------------------------------------------------------
+# A pickle is a program. Python's unpickler runs all of it: even with a closed list of globals, an index of 2^31 in one
+# opcode makes it fill a table of 34 GB, and a shape of 2^40 makes numpy allocate. So this reads the few opcodes that
+# dictionaries, lists, numbers, texts and numpy arrays are made of, and the four names that numpy needs stand for
+# functions of ours, which believe no size.
 
 CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")  # types of numbers in arrays
 
@@ -146,9 +146,8 @@ ALLOWED = (*RECONSTRUCT, "numpy ndarray", "numpy dtype", "collections OrderedDic
 
 def _global(name: str) -> _Name:
     if name not in ALLOWED:
-        raise InputError(
-            f"it asks for {name.replace(' ', '.')[:60]!r}, which no motion needs; refused, nothing was executed"
-        )
+        wanted = name.replace(" ", ".")[:60]
+        raise InputError(f"it asks for {wanted!r}, which no motion needs; refused, nothing was executed")
     return _Name(name)
 
 
@@ -239,9 +238,10 @@ def _run(raw: bytes) -> Any:
 
 
 def read_pickle(path: str, raw: bytes) -> Any:
-    """The tree of dictionaries (keys are texts), lists, tuples, numbers, texts and numpy arrays in a pickle; nothing is executed.
+    """The tree of dictionaries (keys are texts), lists, tuples, numbers, texts and numpy arrays in a pickle.
 
-    A part may occur many times in the tree, so never walk over it without a limit: a file of 1 kB can stand for 2^100 numbers.
+    Nothing is executed. A part may occur many times in the tree, so never walk over it without a limit: a file of 1 kB
+    can stand for 2^100 numbers.
     Raises InputError for anything else, globals other than numpy's arrays and OrderedDict first of all."""
     try:
         return plain(_run(raw))

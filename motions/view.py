@@ -1,14 +1,16 @@
 """Look at motion clips in a browser: on a page on localhost, or in one HTML file that needs neither server nor network.
 
-    python motions/view.py FILE [FILE ...]                    # side by side; FILE: a clip, a folder of clips, a dataset file (JSON)
+    python motions/view.py FILE [FILE ...]                              # side by side
     python motions/view.py ROLLOUT.npz CLIP.npz --layout overlay        # from the same place, heading and phase
     python motions/view.py ROLLOUT.npz CLIP.npz --html walk.html        # to send to a colleague
 
-It needs `pip install -r requirements-motions.txt`. Bodies that touch the ground turn red; the line on the ground is the root's path.
+FILE is a clip, a folder of clips, or a dataset file (JSON). It needs `pip install -r requirements-motions.txt`.
+Bodies that touch the ground turn red; the line on the ground is the root's path.
 Bad input ends with one line that says what is wrong, and exit code 2.
 
-Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the character's file, so a
-frame of a recording is one root position and the rotations that a clip holds. The file's follow camera is our own script (view_head.html).
+Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the
+character's file, so a frame of a recording is one root position and the rotations that a clip holds. The file's follow
+camera is our own script (view_head.html).
 Dimension key: T frames on the common clock, J bodies (row 0 is the root), C characters.
 """
 
@@ -39,18 +41,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
 RED = (214, 69, 65)
-COLOURS = [
-    (74, 122, 178),
-    (231, 150, 62),
-    (98, 155, 98),
-    (140, 105, 170),
-    (150, 150, 155),
-    (178, 132, 84),
-]  # of the characters, in turn
-LIVE_RATE, FILE_RATE = (
-    120.0,
-    60.0,
-)  # frames per second: sampled for the page, so that slow motion is smooth; at most, in a file
+# of the characters, in turn
+COLOURS = [(74, 122, 178), (231, 150, 62), (98, 155, 98), (140, 105, 170), (150, 150, 155), (178, 132, 84)]
+LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that slow motion is smooth
+FILE_RATE = 60.0  # frames per second in a file, at most
 LAYOUTS = {
     "side": "side by side, each file as it begins",
     "overlay": "all start at the place and with the heading of the first file, loops in the phase that fits it best",
@@ -58,7 +52,7 @@ LAYOUTS = {
 }
 
 
-# ---- 1. From files to frames ---------------------------------------------------------------------------------------------------
+# ---- 1. From files to frames -----------------------------------------------------------------------------------------
 
 
 class Take(NamedTuple):
@@ -80,9 +74,10 @@ def best_start(motions: ml.MotionLib, pose: Tensor) -> float:
 def place(
     root: Tensor, rotations: Tensor, root0: Tensor, rotations0: Tensor, layout: str, index: int
 ) -> Tuple[Tensor, Tensor]:
-    """Move a character relative to the first one: root (T, 3) [m], rotations (T, J, 4), both of both -> the same of the character.
+    """Move a character relative to the first one: root (T, 3) [m], rotations (T, J, 4) of both -> the character's.
 
-    A rigid motion on the ground, one for all frames or (pinned) one for each; "side" adds a step to the left. Heights stay."""
+    A rigid motion on the ground, one for all frames or (pinned) one for each; "side" adds a step to the left. Heights
+    stay."""
     at = slice(None) if layout == "pinned" else slice(1)
     facing = ml.heading(rotations0[at, 0])  # (T or 1,) [rad]
     turn = ml.quat_from_yaw(facing - ml.heading(rotations[at, 0]))
@@ -95,7 +90,9 @@ def place(
 
 
 def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple[float, int]:
-    """Frames per second, at most `limit`, and their number T. seconds 0: the longest clip that ends, else 10 s or the longest loop."""
+    """Frames per second, at most `limit`, and their number T.
+
+    seconds 0: the longest clip that ends, else 10 s or the longest loop."""
     rate = min(max(float(m.fps[0]) for m in motions), limit)
     if not seconds:
         ends = [float(m.length[0]) for m in motions if not m.loop[0]]
@@ -106,7 +103,7 @@ def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple
 def load_takes(
     character: Character, files: List[str], layout: str, seconds: float = 0.0, live: bool = False
 ) -> Tuple[float, List[Take]]:
-    """Load clips, folders and dataset files, and sample them all on one clock -> its rate [1/s], and a Take for each clip.
+    """Load clips, folders and dataset files, and sample them all on one clock -> its rate [1/s], a Take for each clip.
 
     The first clip stays where it is. Loops go on, other clips hold their end. Raises InputError."""
     paths = [path for file in files for path in ml.find_clips(file)[0]]
@@ -130,7 +127,7 @@ def load_takes(
     return rate, takes
 
 
-# ---- 2. The scene --------------------------------------------------------------------------------------------------------------
+# ---- 2. The scene ----------------------------------------------------------------------------------------------------
 
 
 Meshes = List[Tuple[np.ndarray, np.ndarray]]  # of each body: vertices (V, 3) in its frame [m], triangles (N, 3)
@@ -146,9 +143,9 @@ class Scene(NamedTuple):
 
 
 def body_meshes(path: str) -> Meshes:
-    """Vertices (V, 3) in the body's frame [m] and triangles (N, 3) of each body of an MJCF file: its spheres, capsules and boxes.
+    """Vertices (V, 3) in the body's frame [m] and triangles (N, 3) of each body of an MJCF file.
 
-    Raises InputError when MuJoCo cannot read the file."""
+    These are its spheres, capsules and boxes. Raises InputError when MuJoCo cannot read the file."""
     import mujoco
     import trimesh
 
@@ -184,43 +181,43 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     scene = server.scene
     world = scene.add_frame("/world", show_axes=False)
     centre = scene.add_frame("/world/centre", show_axes=False)
-    look = dict(
-        cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246), plane_opacity=1.0
-    )
+    look = dict(cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246))
+    look.update(plane_opacity=1.0)
     scene.add_grid("/world/ground", 400, 400, fade_distance=30, shadow_opacity=0.35, position=(0, 0, -0.001), **look)
-    bodies, paths = [], []
+    bodies = []
+    paths = []
     for i, take in enumerate(takes):
         folder = f"/world/{i} {take.name.replace('/', ' ')}"
         ghost = 0.45 if i and layout != "side" else None
-        names, nodes = [], []
+        names = []
+        nodes = []
         for j, (name, parent) in enumerate(zip(character.body_names, character.parents)):
             names.append(f"{names[parent] if j else folder}/{name}")
-            colour, (vertices, faces) = colour_of(i, name, False), meshes[j]
+            colour = colour_of(i, name, False)
+            vertices, faces = meshes[j]
             offset = character.offsets[j].numpy()
             nodes.append(scene.add_mesh_simple(names[j], vertices, faces, color=colour, opacity=ghost, position=offset))
         line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
         line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
-        paths.append(
-            scene.add_line_segments(
-                f"{folder} path", line, colour_of(i, "", False), thickness=3, thickness_units="screen"
-            )
-        )
+        colour = colour_of(i, "", False)
+        paths.append(scene.add_line_segments(f"{folder} path", line, colour, thickness=3, thickness_units="screen"))
         bodies.append(nodes)
     focus = centre_of(takes, 0)
     size = 3.2 + 0.8 * SPACING * (len(takes) - 1 if layout == "side" else 0)  # distance of the camera [m]
     server.initial_camera.fov = math.radians(40)
     server.initial_camera.look_at = focus + [0, 0, 0.75]
-    view = torch.tensor(
-        [0.85, -0.5, 0.0] if layout == "side" else [0.4, -0.9, 0.0]
-    )  # from the front right, or from the right
+    # from the front right, or from the right
+    view = torch.tensor([0.85, -0.5, 0.0] if layout == "side" else [0.4, -0.9, 0.0])
     view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
     server.initial_camera.position = focus + size * view + [0, 0, 0.75 + 0.2 * size]
     return Scene(world, centre, bodies, paths)
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
-    """Where the camera looks, on the ground: the middle of the characters at the start, moved by what the first has moved. -> (3,) [m]"""
+    """Where the camera looks, on the ground. -> (3,) [m]
+
+    It is the middle of the characters at the start, moved by what the first has moved."""
     middle = torch.stack([take.root[0] for take in takes]).mean(0)
     return (middle + takes[0].root[frame] - takes[0].root[0]).numpy() * [1, 1, 0]
 
@@ -237,18 +234,21 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
                 node.color = colour
 
 
-# ---- 3. One file ---------------------------------------------------------------------------------------------------------------
+# ---- 3. One file -----------------------------------------------------------------------------------------------------
 
 
 def legend_of(takes: List[Take]) -> str:
     """HTML lines that say which colour is which file."""
-    dot = '<div><i style="background:rgb{}; display:inline-block; width:12px; height:12px; border-radius:6px"></i> {}</div>'
+    shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
+    dot = f'<div><i style="background:rgb{{}}; {shape}"></i> {{}}</div>'
     rows = [dot.format(colour_of(i, "", False), html.escape(take.name)) for i, take in enumerate(takes)]
     return "".join(rows) + dot.format(RED, "touches the ground")
 
 
 def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str) -> str:
-    """The whole HTML document: viser's client, the recording, and view_head.html, which adds a legend and the camera that follows."""
+    """The whole HTML document: viser's client, the recording, and view_head.html.
+
+    The latter adds a legend and the camera that follows."""
     server = start_server("127.0.0.1", 0)  # only to make the messages that are recorded
     try:
         scene = build(server, character, meshes, takes, layout)
@@ -268,16 +268,18 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
 def check_writable(path: str) -> None:
     """Raise InputError when no file can be written there: known before the work, not after it."""
     folder = os.path.dirname(os.path.abspath(path))
-    fault = (
-        "it is a folder" if os.path.isdir(path) else f"there is no folder {folder}" if not os.path.isdir(folder) else ""
-    )
-    if not fault and not os.access(folder, os.W_OK):
+    fault = ""
+    if os.path.isdir(path):
+        fault = "it is a folder"
+    elif not os.path.isdir(folder):
+        fault = f"there is no folder {folder}"
+    elif not os.access(folder, os.W_OK):
         fault = f"the folder {folder} is write-protected"
     if fault:
         raise InputError(f"--html {path}: {fault}")
 
 
-# ---- 4. The page ---------------------------------------------------------------------------------------------------------------
+# ---- 4. The page -----------------------------------------------------------------------------------------------------
 
 
 def start_server(host: str, port: int) -> Any:
@@ -289,9 +291,8 @@ def start_server(host: str, port: int) -> Any:
             pass
     except (OSError, OverflowError) as error:
         fault = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--host {host} --port {port}: {fault}; try another --port, or 0 for any that is free"
-        ) from error
+        advice = "try another --port, or 0 for any that is free"
+        raise InputError(f"--host {host} --port {port}: {fault}; {advice}") from error
     with contextlib.redirect_stdout(io.StringIO()):  # its banner
         return viser.ViserServer(host=host, port=port, verbose=False)
 
@@ -300,7 +301,8 @@ def serve(
     server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event
 ) -> None:
     """Move the scene on the server's page, with controls, until `stop` is set."""
-    gui, length = server.gui, (len(takes[0].root) - 1) / rate
+    gui = server.gui
+    length = (len(takes[0].root) - 1) / rate
     gui.configure_theme(show_logo=False, show_share_button=False)
     gui.add_html(f'<div style="padding:0 1em 0.5em">{legend_of(takes)}</div>')
     button = gui.add_button("Pause")
@@ -324,7 +326,8 @@ def serve(
         for line in scene.paths:
             line.visible = path.value
 
-    start, last = centre_of(takes, 0), time.perf_counter()
+    start = centre_of(takes, 0)
+    last = time.perf_counter()
     while not stop.wait(1 / 60):
         now = time.perf_counter()
         if state["playing"]:
@@ -340,24 +343,17 @@ def serve(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file"
-    )
-    parser.add_argument(
-        "--layout", choices=LAYOUTS, default="side", help="; ".join(f"{k}: {v}" for k, v in LAYOUTS.items())
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=0.0, help="how long (default: the longest clip that ends; 10 s if all loop)"
-    )
-    parser.add_argument(
-        "--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page"
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=8080, help="its port (default 8080)")
-    parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
-    parser.add_argument("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file")
+    layouts = "; ".join(f"{name}: {meaning}" for name, meaning in LAYOUTS.items())
+    add("--layout", choices=LAYOUTS, default="side", help=layouts)
+    length = "how long (default: the longest clip that ends; 10 s if all loop)"
+    add("--seconds", type=float, default=0.0, help=length)
+    add("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
+    add("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
+    add("--port", type=int, default=8080, help="its port (default 8080)")
+    add("--no-browser", action="store_true", help="only print the page's address")
+    add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     args = parser.parse_args()
     try:
         if not 0.0 <= args.seconds <= 600.0:
@@ -372,9 +368,8 @@ def main() -> None:
             with open(f"{args.html}.tmp", "w", encoding="utf-8") as file:
                 file.write(page)
             os.replace(f"{args.html}.tmp", args.html)
-            print(
-                f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {os.path.getsize(args.html) / 1e6:.1f} MB"
-            )
+            size = os.path.getsize(args.html) / 1e6
+            print(f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {size:.1f} MB")
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)

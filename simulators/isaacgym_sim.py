@@ -11,7 +11,8 @@ from torch import Tensor
 
 import motion_lib as ml
 from motion_lib import Character, InputError, MotionState
-from simulators import MAX_SPEED, Sim
+
+from . import MAX_SPEED, Sim
 
 
 class IsaacGymSim(Sim):

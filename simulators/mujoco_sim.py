@@ -9,8 +9,9 @@ from mujoco import rollout
 from torch import Tensor
 
 from motion_lib import Character, MotionState
-from simulators import MAX_SPEED, Sim
-from simulators.mujoco_model import MujocoModel
+
+from . import MAX_SPEED, Sim
+from .mujoco_model import MujocoModel
 
 
 class MujocoSim(Sim):

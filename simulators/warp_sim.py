@@ -10,8 +10,9 @@ import warp
 from torch import Tensor
 
 from motion_lib import Character, InputError, MotionState
-from simulators import MAX_SPEED, Sim
-from simulators.mujoco_model import MujocoModel
+
+from . import MAX_SPEED, Sim
+from .mujoco_model import MujocoModel
 
 
 class WarpSim(Sim):

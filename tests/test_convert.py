@@ -10,10 +10,8 @@ import torch
 
 import motion_lib as ml
 
-SIXTH = (
-    math.cos(math.pi / 12),
-    math.sin(math.pi / 12),
-)  # half of a turn by 30 degrees: w and the length of the axis part
+# half of a turn by 30 degrees: w and the length of the axis part
+SIXTH = (math.cos(math.pi / 12), math.sin(math.pi / 12))
 NO_TURN = [1, 0, 0, 0]
 
 

@@ -1,4 +1,4 @@
-"""Motions of other formats and skeletons: hand-checked values, round trips, retargeting, options, and files that lie."""
+"""Motions of other formats and skeletons: hand-checked values, round trips, retargeting, options, files that lie."""
 
 import copy
 import io
@@ -65,9 +65,9 @@ def refuse(run_script, tmp_path):
     return run
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Files written by hand, not by the exporters
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def upright(frames=3):
@@ -133,7 +133,7 @@ def isaaclab_file(path, names, position, wxyz, fps=30):
 
 
 def deepmimic_file(path, character, clip):
-    """The clip as DeepMimic text, written from that format's description: Y up, +Z right, wxyz, hinges about their +Z."""
+    """The clip as DeepMimic text, from that format's description: Y up, +Z right, wxyz, hinges about their +Z."""
     bodies = ["torso", "head"]
     for side in ("right", "left"):
         bodies += [f"{side}_thigh", f"{side}_shin", f"{side}_foot", f"{side}_upper_arm", f"{side}_lower_arm"]
@@ -148,9 +148,9 @@ def deepmimic_file(path, character, clip):
     return path
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Formats
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_poselib_is_xyzw(tmp_path, character, convert):
@@ -182,7 +182,9 @@ def test_poselib_in_the_world(tmp_path, character, convert, protocol):
 
 
 def test_poselib_with_a_t_pose_skeleton(tmp_path, character, convert):
-    """Arms that point sideways in the zero pose: with all rotations zero, our arms must be raised by a quarter turn about x."""
+    """Arms that point sideways in the zero pose.
+
+    With all rotations zero, our arms must be raised by a quarter turn about x."""
     offsets = character.offsets.numpy().copy()
     for side, y in (("right", -1), ("left", 1)):
         for body in ("lower_arm", "hand"):
@@ -242,7 +244,8 @@ def test_mimickit_with_hanging_arms(tmp_path, character, convert):
 
 
 def test_isaac_lab_is_wxyz_and_in_any_order(tmp_path, character, convert):
-    # the whole character turned by 30 degrees about z, standing at (1, 2); its body names reversed, and one that is not ours
+    # the whole character turned by 30 degrees about z, standing at (1, 2);
+    # its body names reversed, and one that is not ours
     names = ["camera", *character.body_names[::-1]]
     turn = torch.tensor([0, 0, S, W]).float()
     identity = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(15, 1)
@@ -263,32 +266,32 @@ def test_isaac_lab_is_wxyz_and_in_any_order(tmp_path, character, convert):
 
 
 def test_the_same_motion_in_two_formats(tmp_path, character, convert, load):
-    """The back-flip as DeepMimic text and as poselib, both written by hand from the formats' descriptions; and as MimicKit."""
+    """The back-flip as DeepMimic text and as poselib, both by hand from the formats' descriptions; and as MimicKit."""
     flip = load("backflip")
     text, _ = convert(deepmimic_file(tmp_path / "a.txt", character, flip))
     pose, _ = convert(
         poselib_file(tmp_path / "a.npy", character, flip.rotations, flip.root_position, fps=flip.fps), "--loop", "auto"
     )
-    assert (
-        angle(text.rotations, pose.rotations).max() < 1e-3
-        and np.abs(text.root_position - pose.root_position).max() < 1e-3
-    )
-    assert angle(text.rotations, flip.rotations).max() < 1e-4 and text.fps == pytest.approx(pose.fps) == pytest.approx(
-        flip.fps
-    )
-    # MimicKit's shoulders start from a T, so that R = R_ours Rx(-+90 degrees) brings its arm to where ours is; elbows turn about z
+    assert angle(text.rotations, pose.rotations).max() < 1e-3
+    assert np.abs(text.root_position - pose.root_position).max() < 1e-3
+    assert angle(text.rotations, flip.rotations).max() < 1e-4
+    assert text.fps == pytest.approx(pose.fps) == pytest.approx(flip.fps)
+    # MimicKit's shoulders start from a T, so that R = R_ours Rx(-+90 degrees) brings its arm to where ours is;
+    # elbows turn about z
     dofs = ml.dof_positions(character, torch.from_numpy(flip.rotations)).numpy()
     root = ml.rotvec_from_quat(torch.from_numpy(flip.rotations[:, 0])).numpy()
+    columns = {
+        joint[:-1]: [d for d, dof in enumerate(character.dof_names) if dof.startswith(joint[:-1])] for joint in MIMICKIT
+    }
     rows = []
     for frame in range(len(dofs)):
-        at = lambda name: dofs[frame, [d for d, dof in enumerate(character.dof_names) if dof.startswith(name)]]  # noqa: B023, E731
-        row = {joint[:-1]: at(joint[:-1]) for joint in MIMICKIT}
+        row = {joint: dofs[frame, column] for joint, column in columns.items()}
         row["root"] = [*flip.root_position[frame], *root[frame]]
         for side, sign in (("right", 1.0), ("left", -1.0)):
             q = torch.from_numpy(flip.rotations[frame, character.body_names.index(f"{side}_upper_arm")])
             down = torch.tensor([sign * HALF, 0, 0, HALF]).double()
             row[f"{side}_shoulder"] = ml.rotvec_from_quat(ml.quat_multiply(q, down)).numpy()
-            row[f"{side}_elbow"] = -sign * at(f"{side}_elbow")
+            row[f"{side}_elbow"] = -sign * row[f"{side}_elbow"]
         rows.append(row)
     kit, _ = convert(mimickit_file(tmp_path / "a.pkl", rows, fps=flip.fps))
     assert (
@@ -347,9 +350,9 @@ def test_exports_are_what_others_read(root, tmp_path, character, load, run_scrip
         assert lab["dof_positions"].shape == lab["dof_velocities"].shape == (39, 28)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # BVH
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 SMALL = """HIERARCHY
 ROOT Hips
@@ -386,7 +389,8 @@ def test_bvh_values():
     np.testing.assert_allclose(found.offsets[1], [0, 12, 0])  # a position channel stands for the offset
     np.testing.assert_allclose(found.rotations[:, 1], [[0, 0, S, W]] * 2, atol=1e-12)
     np.testing.assert_allclose(found.rotations[0, 0], [0, 0, HALF, HALF], atol=1e-12)
-    # Rz(90) Rx(90): x goes to y, y (by Rx to z) stays z, z (by Rx to -y) goes to x: the cyclic permutation, 120 degrees about (1, 1, 1)
+    # Rz(90) Rx(90): x goes to y, y (by Rx to z) stays z, z (by Rx to -y) goes to x:
+    # the cyclic permutation, 120 degrees about (1, 1, 1)
     np.testing.assert_allclose(found.rotations[1, 0], [0.5, 0.5, 0.5, 0.5], atol=1e-12)
 
 
@@ -427,9 +431,8 @@ def test_an_independent_reader_agrees_on_our_bvh(root, tmp_path, character, load
     assert run_script(CONVERT, root / "motions/cartwheel.npz", tmp_path / "a.bvh", "--format", "bvh").code == 0
     theirs = pybvh.read_bvh_file(str(tmp_path / "a.bvh"), world_up="+y")
     position, _, _, _ = formats.body_states(clip, character)
-    found = theirs.joint_positions()[
-        :, [theirs.joint_names.index(name) for name in character.body_names]
-    ]  # (F, J, 3) in cm, Y up
+    order = [theirs.joint_names.index(name) for name in character.body_names]
+    found = theirs.joint_positions()[:, order]  # (F, J, 3) in cm, Y up
     np.testing.assert_allclose(0.01 * found[..., [2, 0, 1]], position.numpy(), atol=1e-6)
 
 
@@ -450,9 +453,10 @@ for _side in ("Left", "Right"):
 
 
 def foreign(character, clip, frames, names, world=retarget.UP["+y"], stretch=1.0, leg=1.0, unit=100.0):
-    """The clip on a skeleton whose joints' frames are `frames` (15, 4) away from our bodies', in another world: R = W^-1 R_ours C^-1.
+    """The clip on a skeleton whose joints' frames are `frames` (15, 4) away from our bodies', in another world.
 
-    Between pelvis and torso, and between torso and each arm, it has a joint more, as all skeletons from motion capture do."""
+    R = W^-1 R_ours C^-1. Between pelvis and torso, and between torso and each arm, it has a joint more, as all
+    skeletons from motion capture do."""
     world = torch.tensor(world).double()
     mul, inverse = ml.quat_multiply, ml.quat_conjugate
     _, q, _, _ = formats.body_states(clip, character)
@@ -492,9 +496,12 @@ def at_rest(character, drop):
 
 
 def text_of(recording):
-    """A BVH file of a recording as it is, Euler angles in the order x y z, positions for every joint, as Blender writes it."""
+    """A BVH file of a recording as it is, Euler angles in the order x y z, positions for every joint.
+
+    Blender writes it so."""
     x, y, z, w = np.moveaxis(recording.rotations, -1, 0)
-    # R = Rx(a) Ry(b) Rz(c): R[0,2] = sin b, R[1,2] = -sin a cos b, R[2,2] = cos a cos b, R[0,1] = -cos b sin c, R[0,0] = cos b cos c
+    # R = Rx(a) Ry(b) Rz(c): R[0,2] = sin b, R[1,2] = -sin a cos b, R[2,2] = cos a cos b, R[0,1] = -cos b sin c,
+    # R[0,0] = cos b cos c
     a = np.arctan2(-2 * (y * z - w * x), 1 - 2 * (x * x + y * y))
     b = np.arcsin(np.clip(2 * (x * z + w * y), -1, 1))
     c = np.arctan2(-2 * (x * y - w * z), 1 - 2 * (y * y + z * z))
@@ -529,9 +536,8 @@ def test_rest_poses_and_up_axes(tmp_path, character, convert, load, drop, said, 
     """Joint angles come out the same, whatever the arms do in the zero pose and whichever way is up."""
     clip = load("walk")
     world = torch.tensor(retarget.UP[up]).double()
-    frames = ml.quat_multiply(
-        ml.quat_conjugate(world), at_rest(character, drop)
-    )  # the joints' frames are the world's in the zero pose
+    # the joints' frames are the world's in the zero pose
+    frames = ml.quat_multiply(ml.quat_conjugate(world), at_rest(character, drop))
     path = tmp_path / "a.bvh"
     path.write_text(text_of(foreign(character, clip, frames, LAFAN, retarget.UP[up])))
     back, out = convert(path, "--no-plant", "--no-lift")
@@ -541,7 +547,9 @@ def test_rest_poses_and_up_axes(tmp_path, character, convert, load, drop, said, 
 
 
 def test_a_zero_pose_that_is_no_pose(tmp_path, character, convert, load):
-    """As in LaFAN1, where each bone lies along its own x axis: the frame that stands best is the rest pose, so a few degrees are lost."""
+    """As in LaFAN1, where each bone lies along its own x axis.
+
+    The frame that stands best is the rest pose, so a few degrees are lost."""
     clip = load("walk")
     numbers = torch.randn(15, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     path = tmp_path / "a.bvh"
@@ -554,7 +562,7 @@ def test_a_zero_pose_that_is_no_pose(tmp_path, character, convert, load):
 
 
 def test_the_rest_pose_may_lie_outside_the_cut(tmp_path, character, convert, load):
-    """A recording that begins in a T-pose, as LaFAN1's and most others do, loses nothing, not even if the T is cut away."""
+    """A recording that begins in a T-pose, as LaFAN1's and most others do, loses nothing, even if the T is cut away."""
     run, rest = load("run"), upright(5)
     for side, x in (("right", -HALF), ("left", HALF)):
         rest[:, character.body_names.index(f"{side}_upper_arm")] = [x, 0, 0, HALF]
@@ -575,7 +583,9 @@ def test_the_rest_pose_may_lie_outside_the_cut(tmp_path, character, convert, loa
 @needs_mink
 @pytest.mark.parametrize("name", ["walk", "walk_forward", "turn_left1"])
 def test_other_proportions(tmp_path, character, convert, load, name):
-    """Everything scaled by 1.2, legs by 1.1 more: angles within 3 degrees on average, feet sliding less than 2 cm while they stand."""
+    """Everything scaled by 1.2, legs by 1.1 more.
+
+    Angles are within 3 degrees on average, feet slide less than 2 cm while they stand."""
     clip = load(name)
     offsets = 1.2 * character.offsets.double().numpy()
     for side in ("right", "left"):
@@ -671,9 +681,9 @@ def test_joint_map(tmp_path, character, convert, refuse, load):
     assert "none.json" in refuse(tmp_path / "a.bvh", "--joint-map", tmp_path / "none.json")
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Options
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_start_end_fps(write_clip, convert):
@@ -743,16 +753,11 @@ def test_warnings(character, convert, write_clip):
     still = write_clip("still.npz", frames=50, root_position=np.tile([0, 0, 0.881416], (50, 1)))
     assert "warning:" not in convert(still)[1]
     rotations = upright(50)
-    rotations[25:, 2] = [
-        math.sin(0.9),
-        0,
-        0,
-        math.cos(0.9),
-    ]  # the head leaps by 1.8 rad, at 10 frames a second 18 rad/s
+    # the head leaps by 1.8 rad, at 10 frames a second 18 rad/s
+    rotations[25:, 2] = [math.sin(0.9), 0, 0, math.cos(0.9)]
     out = convert(write_clip("leap.npz", rotations=rotations, root_position=np.tile([0, 0, 0.8], (50, 1))))[1]
-    assert (
-        "jumps from frame 24 to the next" in out and "reaches 8 cm into the ground" in out and "50 of 50 frames" in out
-    )
+    assert "jumps from frame 24 to the next" in out
+    assert "reaches 8 cm into the ground" in out and "50 of 50 frames" in out
     assert "largest joint speed 18.0 rad/s (head, frame 24)" in out and "motor" not in out
     out = convert(
         write_clip("fast.npz", rotations=rotations, root_position=np.tile([0, 0, 0.881416], (50, 1)), fps=120.0)
@@ -797,9 +802,9 @@ def test_nothing_is_lost(tmp_path, root, run_script, load):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.npz", "in.npz", "out.npz"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Files that lie
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def planted(tree, payload):
@@ -860,7 +865,8 @@ def test_other_globals_are_refused():
 def bombs(character):
     """Files of a few kilobytes that ask for memory or time without end."""
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
-    kind = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    kind = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R(K\x03X\x01\x00\x00\x00<NNN"
+    kind += b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     huge = b"\x8a\x06\x00\x00\x00\x00\x00\x01"  # 2^40
     doubled = b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) + b"0" for i in range(100))
     frames = b"X\x06\x00\x00\x00frames"
@@ -962,7 +968,7 @@ def samples(root, tmp_path_factory):
 
 
 def unpacked(raw):
-    """A compressed or checksummed archive hides its content from mutations: the same archive, as its list of members."""
+    """A compressed or checksummed archive hides its content from mutations: the same one, as its list of members."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
@@ -1025,7 +1031,9 @@ def test_mutated_files(samples, run_in, name, data):
 
 @pytest.fixture
 def run_in(samples, root, monkeypatch, capsys):
-    """run_in(path): convert it inside this process; only an InputError may come out, or a clip that the trainer takes."""
+    """run_in(path): convert it inside this process.
+
+    Only an InputError may come out, or a clip that the trainer takes."""
     import argparse
     import runpy
 
@@ -1185,9 +1193,9 @@ def test_strange_bvh(samples, run_in, data):
     run_in(path)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Training
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @needs_mink
@@ -1198,8 +1206,10 @@ def test_training_from_an_imported_clip(tmp_path, root, character, load, run_scr
     (tmp_path / "mocap.bvh").write_text(text_of(foreign(character, clip, frames, LAFAN, stretch=1.1, leg=1.05)))
     result = run_script(CONVERT, "mocap.bvh")
     assert result.code == 0 and "mocap.npz" in result.out and "T-pose" in result.out
-    options = "--no-cuda --num-envs 8 --num-steps 8 --total-timesteps 384 --num-minibatches 4 --hidden 16 16 --disc-batch 64 --replay-size 256"
-    options += " --replay-keep 16 --eval-interval 4 --eval-episodes 2 --eval-seconds 1"
+    options = "--no-cuda --num-envs 8 --num-steps 8 --total-timesteps 384 --num-minibatches 4 --hidden 16 16"
+    options += (
+        " --disc-batch 64 --replay-size 256 --replay-keep 16 --eval-interval 4 --eval-episodes 2 --eval-seconds 1"
+    )
     result = run_script(
         "amp_ppo_isaacgym.py",
         "--motion-file",

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import simulators
+
 import numpy as np
 import pytest
 import torch
 from conftest import put
 
 import motion_lib as ml
-import simulators
 
 pytest.importorskip("mujoco")  # its physics
 DOUBLE = str(Path(__file__).resolve().parent / "isaacgym_double")

@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 
+import simulators
+
 import pytest
 import torch
 from conftest import put
@@ -17,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
-import simulators
 
 pytest.importorskip("mujoco")  # the physics of the double
 CPU = torch.device("cpu")

@@ -9,6 +9,8 @@ import stat
 import struct
 from pathlib import Path
 
+import simulators
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import motion_lib as ml
-import simulators
 
 
 def t64(*values):

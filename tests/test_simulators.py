@@ -3,13 +3,14 @@
 import math
 import re
 
+import simulators
+
 import numpy as np
 import pytest
 import torch
 from conftest import put
 
 import motion_lib as ml
-import simulators
 
 mujoco = pytest.importorskip("mujoco")  # also the physics of the double of Isaac Gym
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""motions/view.py: what it shows, the file that it writes, its page, and both in headless Chromium where there is one."""
+"""motions/view.py: what it shows, the file that it writes, its page, and both in headless Chromium, if there is one."""
 
 import base64
 import contextlib
@@ -28,8 +28,9 @@ import zstandard
 from motions import view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-FLAGS += " --disable-sync --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader"  # WebGL without a graphics card
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+FLAGS += " --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader"  # WebGL without a graphics card
 UP = [0.0, 0.0, 0.0, 1.0]
 
 
@@ -42,7 +43,9 @@ def yawed(degrees):
 
 
 def ways():
-    """The first character walks 1 m along +X at y = 5, the other 1 m along +Y, which is where it faces; (root, rotations) of both."""
+    """The first character walks 1 m along +X at y = 5, the other 1 m along +Y, which is where it faces.
+
+    -> (root, rotations) of both"""
     first = torch.tensor([[5.0, 5.0, 0.9], [6.0, 5.0, 0.8]]), torch.tensor([[UP], [UP]])
     other = torch.tensor([[1.0, 2.0, 0.7], [1.0, 3.0, 0.6]]), torch.tensor([[yawed(90)], [yawed(90)]])
     return other, first
@@ -92,9 +95,8 @@ def test_clock(write_clip, character):
 
 def test_only_feet_touch_the_ground(write_clip, character):
     """The soles of the standing character are 0.881416 m below its root: 0.421546 + 0.409870 + 0.05."""
-    heights = np.array(
-        [[0, 0, 0.8815], [0, 0, 0.8913], [0, 0, 0.8916], [0, 0, 0.85]]
-    )  # 0.1, 9.9, 10.2 mm above the ground; 3 cm below
+    # 0.1, 9.9, 10.2 mm above the ground; 3 cm below
+    heights = np.array([[0, 0, 0.8815], [0, 0, 0.8913], [0, 0, 0.8916], [0, 0, 0.85]])
     rate, (take,) = view.load_takes(character, [write_clip(frames=4, root_position=heights.astype(np.float32))], "side")
     feet = torch.tensor([name.endswith("foot") for name in character.body_names])
     assert rate == 10.0
@@ -138,15 +140,16 @@ def test_overlay_of_a_loop_starts_in_phase(character, root, tmp_path):
 
 def test_body_meshes_are_the_files_geoms(character):
     meshes = dict(zip(character.body_names, view.body_meshes(character.path)))
-    bounds = lambda name: (meshes[name][0].min(0).tolist(), meshes[name][0].max(0).tolist())  # noqa: E731
-    assert bounds("right_foot") == (
-        pytest.approx([-0.0435, -0.045, -0.05]),
-        pytest.approx([0.1335, 0.045, 0.005]),
-    )  # box
-    assert bounds("head") == (
-        pytest.approx([-0.095, -0.095, 0.08], abs=1e-3),
-        pytest.approx([0.095, 0.095, 0.27], abs=1e-3),
-    )  # sphere
+
+    def bounds(name):
+        return meshes[name][0].min(0).tolist(), meshes[name][0].max(0).tolist()
+
+    low, high = bounds("right_foot")  # box
+    assert low == pytest.approx([-0.0435, -0.045, -0.05])
+    assert high == pytest.approx([0.1335, 0.045, 0.005])
+    low, high = bounds("head")  # sphere
+    assert low == pytest.approx([-0.095, -0.095, 0.08], abs=1e-3)
+    assert high == pytest.approx([0.095, 0.095, 0.27], abs=1e-3)
     low, high = bounds("left_thigh")  # capsule
     assert (low[2], high[2]) == (pytest.approx(-0.415, abs=1e-3), pytest.approx(-0.005, abs=1e-3))
     assert all(faces.max() < len(vertices) and np.isfinite(vertices).all() for vertices, faces in meshes.values())
@@ -169,9 +172,8 @@ def page(root, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(sys, "argv", ["view.py", str(root / "motions/kick.npz"), "--html", str(path)])
         view.main()
-    assert (
-        out.getvalue() == f"{path}: 1 characters, 47 frames, {path.stat().st_size / 1e6:.1f} MB\n"
-    )  # and nothing from viser
+    # and nothing from viser
+    assert out.getvalue() == f"{path}: 1 characters, 47 frames, {path.stat().st_size / 1e6:.1f} MB\n"
     return path, path.read_text(encoding="utf-8")
 
 
@@ -184,13 +186,17 @@ def recording_of(text):
 
 
 def frames_of(messages, fps, count):
-    """Play a recording: node name -> pose (count, 7), position and wxyz in its parent, at the frames; and the same of the colours."""
+    """Play a recording: node name -> pose (count, 7), position and wxyz in its parent, at the frames.
+
+    And the same of the colours."""
     pose, colour, times = {}, {}, [message[0] for message in messages]
     poses, colours, done = [], [], 0
     for frame in range(count):
         while done < len(messages) and times[done] <= frame / fps + 1e-6:
             message = messages[done][1]
-            name, kind, done = message.get("name"), message["type"], done + 1
+            name = message.get("name")
+            kind = message["type"]
+            done += 1
             node = pose.setdefault(name, np.array([0.0, 0, 0, 1, 0, 0, 0]))
             if kind == "SetPositionMessage":
                 node[:3] = message["position"]
@@ -291,10 +297,7 @@ def test_the_server_answers_and_stops(character, root):
     "arguments, fault",
     [
         (["nothing.npz"], "nothing.npz: no such motion file"),
-        (
-            ["humanoid.xml"],
-            "humanoid.xml: not a readable .npz motion clip (BadZipFile); convert it with motions/convert.py",
-        ),
+        (["humanoid.xml"], "humanoid.xml: not a motion clip as in motions/README.md; motions/convert.py reads others"),
         (["walk.npz", "nothing"], "nothing: no such motion file"),
         (["walk.npz", "--html", "no/such/folder/out.html"], "--html no/such/folder/out.html: there is no folder "),
         (["walk.npz", "--html", "."], "--html .: it is a folder"),
@@ -393,7 +396,9 @@ def stays(tab, node, milliseconds=700):
 
 
 def share_of_blue(tab):
-    """Share of the tab's pixels that have the first character's colour, whatever the shade; the controls' blue is a stronger one."""
+    """Share of the tab's pixels that have the first character's colour, whatever the shade.
+
+    The controls' blue is a stronger one."""
     from PIL import Image
 
     pixels = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB")).astype(int)
@@ -431,10 +436,17 @@ def test_the_file_plays_in_a_browser(tab, root, character, tmp_path, run_script)
 
     # scrubbing, and the camera that goes where the character goes, until that is switched off
     _, (take,) = view.load_takes(character, [str(root / "motions/walk.npz")], "side")
-    goes = lambda frame: (take.root[frame] - take.root[0])[:2].norm().item()  # from the start, on the ground [m]  # noqa: E731
     target = "() => {const m = __viserMutable; return m.cameraControl.getTarget(m.camera.position.clone()).toArray()}"
-    aim = lambda: np.array(tab.evaluate(target))[[0, 2]]  # noqa: E731
-    spot = lambda: place_of(tab, pelvis)[[0, 2]]  # three.js' Y is up  # noqa: E731
+
+    def goes(frame):  # from the start, on the ground [m]
+        return (take.root[frame] - take.root[0])[:2].norm().item()
+
+    def aim():
+        return np.array(tab.evaluate(target))[[0, 2]]
+
+    def spot():
+        return place_of(tab, pelvis)[[0, 2]]  # three.js' Y is up
+
     scrub(tab, "0")
     assert until(tab, lambda: abs(place_of(tab, pelvis)[1] - take.root[0, 2].item()) < 1e-3)
     start = spot()

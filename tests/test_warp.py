@@ -10,6 +10,8 @@ import subprocess
 import traceback
 from collections import Counter
 
+import simulators
+
 import pytest
 import torch
 from conftest import put
@@ -17,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
-import simulators
 
 mujoco = pytest.importorskip("mujoco")
 mujoco_warp = pytest.importorskip("mujoco_warp", reason="pip install -r requirements-warp.txt (Python 3.11 or newer)")

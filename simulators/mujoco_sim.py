@@ -31,9 +31,7 @@ class MujocoSim(Sim):
         self.velocity = 1 + self.model.nq  # where qvel starts
         self.rest = np.concatenate(([0.0], self.model.qpos0, np.zeros(self.model.nv)))
         self.state = np.tile(self.rest, (num_envs, 1))  # (N, S)
-        self.kept = {
-            "state": torch.from_numpy(self.state)
-        }  # the same memory; every control step starts the solver cold
+        self.kept = {"state": torch.from_numpy(self.state)}  # the same memory; the solver starts each step cold
         self.trajectory = np.tile(self.rest, (num_envs, substeps, 1))  # (N, substeps, S) of the last control step
         self.control = np.zeros((num_envs, substeps, self.model.nu))  # (N, substeps, A)
 

@@ -28,8 +28,7 @@ class WarpSim(Sim):
         if on_gpu and not warp.is_cuda_available():
             advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
             raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
-        for_tests = "" if on_gpu else ", for tests only"
-        print(f"MuJoCo Warp on {device}{for_tests}; it compiles at its first start", file=sys.stderr)
+        print(f"MuJoCo Warp on {device}; it compiles at its first start; on a CPU it is for tests", file=sys.stderr)
         self.shared = MujocoModel(character, timestep, device)
         warp.config.log_level = warp.LOG_WARNING
         # Warp's stream and PyTorch's default stream wait for one another: Warp makes streams of CUDA's blocking kind.

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -323,13 +324,14 @@ def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, film
     monkeypatch.setattr(evaluation, "film", lambda *arguments: films.append(arguments))
     clips = clips_of(walk, 5, 9)
     path = tmp_path / "latest.pt"
-    evaluation.write(str(path), walk.character, filmed, {"episodes": 2}, clips, torch.rand(8, 14))
+    args = SimpleNamespace(checkpoint=str(path), capture_video=filmed)
+    evaluation.write(args, walk.character, {"episodes": 2}, clips, torch.rand(8, 14))
     assert sorted(os.listdir(tmp_path)) == ["latest_pose_error.png", "latest_rollouts"]
     assert sorted(os.listdir(tmp_path / "latest_rollouts")) == ["000.npz", "001.npz"]
     with np.load(tmp_path / "latest_rollouts/001.npz", allow_pickle=False) as file:
         assert str(file["source"]) == "roll-out of latest.pt" and len(file["rotations"]) == 9
     assert capsys.readouterr().out == '{"episodes": 2}\n'
-    expected = [(str(tmp_path / "latest_rollouts/episode.mp4"), clips[0], walk.character)]
+    expected = [(str(tmp_path / "latest_episode.mp4"), clips[0], walk.character)]
     assert films == (expected if filmed else [])
 
 

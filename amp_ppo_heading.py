@@ -16,8 +16,8 @@ What differs from the paper: cross entropy instead of least squares (--disc-loss
 mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
-A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. Not AMP, and elsewhere: physics
-(simulators/), pose errors and films (evaluation.py), command_line.py, processes.py, training_run.py.
+A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in simulators/,
+evaluation.py, command_line.py, processes.py, checkpoints.py, training_run.py.
 """
 
 import dataclasses
@@ -34,10 +34,11 @@ from torch import Tensor, nn
 
 import evaluation
 import motion_lib as ml
+from checkpoints import fit_checkpoint, get_state, set_state
 from command_line import by_device, check_numbers, launch, merge_options
 from motion_lib import Character, InputError, MotionLib, MotionState
 from processes import average, moments, processes
-from training_run import Log, Run, fit_checkpoint, get_state, set_state
+from training_run import Log, Run
 
 KIND = "amp_ppo_heading"  # of checkpoints
 

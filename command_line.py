@@ -14,9 +14,9 @@ import torch
 import tyro
 from typing_extensions import Annotated
 
+from checkpoints import load_checkpoint
 from motion_lib import InputError
 from processes import in_group, join_processes, local_world, processes
-from training_run import load_checkpoint
 
 # ---- 1. Options ----------
 
@@ -97,7 +97,7 @@ def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]
 def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple:
     """Args of the command line, and the checkpoint that --evaluate or --resume names, or None.
 
-    The checkpoint's options are the defaults. name: the kind of checkpoint that fits; restarted: a run that torchrun has
+    The checkpoint's options are the defaults. name: kind of checkpoint that fits; restarted: a run that torchrun has
     started anew. Raises InputError."""
     args = _command_line(kind, argv, {})
     resume = restarted or args.resume

@@ -4,6 +4,7 @@ A script uses by_device, merge_options, check_numbers and launch. Nothing here k
 """
 
 import atexit
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -16,7 +17,7 @@ from typing_extensions import Annotated
 
 from checkpoints import load_checkpoint
 from motion_lib import InputError
-from processes import in_group, join_processes, local_world, processes
+from processes import first_to_say, in_group, join_processes, local_world, processes
 
 # ---- 1. Options ----------
 
@@ -107,7 +108,7 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if getattr(args, "eval_commands", None) is not None and not args.evaluate:
         raise InputError("--eval-commands needs --evaluate")
     if args.evaluate or resume is not None:
-        checkpoint = load_checkpoint(args.checkpoint or os.path.join(resume, "latest.pt"), name)
+        checkpoint = load_checkpoint(args.checkpoint if args.evaluate else os.path.join(resume, "latest.pt"), name)
         unknown = sorted(set(checkpoint["args"]) - {field.name for field in dataclasses.fields(kind)})
         if unknown:
             raise InputError(f"the checkpoint is of another version of this script: it has an option {unknown[0]}")
@@ -142,18 +143,17 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
 
     kind: what merge_options has made; name: kind of the checkpoints; check(args) refuses options with InputError."""
     status: Any = 0
-    rank = 0
+    fault = ""
     try:
         restarted = join_processes()
-        rank = processes().rank
-        if rank > 0:  # process 0 speaks for all
-            sys.stdout = sys.stderr = open(os.devnull, "w")
-        args, checkpoint = parse_args(kind, name, restarted=restarted)
-        check(args)
-        for _ in main(args, checkpoint):
-            pass
+        quiet = open(os.devnull, "w") if processes().rank > 0 else None  # process 0 speaks for all
+        with contextlib.redirect_stdout(quiet or sys.stdout), contextlib.redirect_stderr(quiet or sys.stderr):
+            args, checkpoint = parse_args(kind, name, restarted=restarted)
+            check(args)
+            for _ in main(args, checkpoint):
+                pass
     except (InputError, OSError) as error:
-        print(f"error: {f'process {rank}: ' if rank else ''}{error}", file=sys.__stderr__)
+        fault = str(error)
         status = 2
     except SystemExit as end:
         status = end.code
@@ -161,12 +161,14 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
         of_group = "gloo" in str(error).lower() or type(error).__module__.startswith("torch.distributed")
         if not (in_group() and of_group):
             raise
-        print(f"error: process {rank}: another one is gone; --resume goes on from the last save", file=sys.__stderr__)
+        fault = "another process is gone; torchrun --max-restarts goes on from the last save by itself, or --resume does"
         status = 1
+    if fault and first_to_say(fault):
+        print(f"error: {fault}", file=sys.stderr)
     if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch#190489)
         atexit._run_exitfuncs()
-        sys.__stdout__.flush()
-        sys.__stderr__.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status or 0)
     if status:
         sys.exit(status)

@@ -74,6 +74,7 @@ class Run:
         self.own = own
         self.rank, self.world, self.device, _ = processes(args.cuda)
         self.progress = {"iteration": 0, "samples": 0, "best": -math.inf, "metrics": {}}
+        self.content["rates"] = [group["lr"] for group in _groups(shared)]
         share(*[y for x in shared.values() if isinstance(x, torch.nn.Module) for y in x.state_dict().values()])
         if checkpoint is not None:
             self._restore(checkpoint, character)
@@ -99,6 +100,9 @@ class Run:
             raise InputError(f"the run to resume has {len(parts)} processes, and there are {self.world} now")
         fit_checkpoint(checkpoint, character, self.shared)
         put_back(self.own, parts[self.rank])
+        for group, rate, before in zip(_groups(self.shared), self.content["rates"], checkpoint["rates"]):
+            if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
+                group["lr"] = rate
         torch.set_rng_state(parts[self.rank]["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(parts[self.rank]["random_cuda"], self.device)
@@ -130,9 +134,13 @@ class Run:
         note = f"args_resumed_{now}.json" if args.resume else "args.json"
         write_file(os.path.join(folder, note), json.dumps(told, indent=1).encode())
         here = os.path.dirname(os.path.abspath(__file__))
-        for source in () if args.resume else (script, *glob.glob(os.path.join(here, "*.py"))):
-            shutil.copy(source, folder)
-        shutil.copytree(os.path.join(here, "simulators"), os.path.join(folder, "simulators"), dirs_exist_ok=True)
+        for pattern in () if args.resume else ("*.py", "simulators/*.py", "motions/render.py"):
+            for source in glob.glob(os.path.join(here, pattern)):
+                copy = os.path.join(folder, os.path.relpath(source, here))
+                os.makedirs(os.path.dirname(copy), exist_ok=True)
+                shutil.copy(source, copy)
+        if not args.resume and os.path.isfile(script):  # it may lie elsewhere, or be typed by hand
+            shutil.copy(script, folder)
         group = f"{self.world} process{'es' * (self.world > 1)}"
         options = ", ".join(f"{name} {value}" for name, value in vars(args).items())
         print(f"{folder}: simulator {args.sim}, learning on {self.device}, {group}; options: {options}")
@@ -143,7 +151,8 @@ class Run:
         try:
             write(*args)
         except OSError as error:
-            self._say(f"{self.folder}: not written ({error}); the training goes on, and tries again at its next save")
+            fault = error.strerror or error
+            self._say(f"{self.folder}: not written ({fault}); the training goes on, and tries again at its next save")
             return str(error)
         return ""
 
@@ -238,6 +247,11 @@ class Run:
         minutes = (time.time() - self.started) / 60
         print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {self.folder}/latest.pt")
         print(json.dumps(self.progress["metrics"]))
+
+
+def _groups(objects: Dict[str, Any]) -> List[Dict]:
+    """Parameter groups of the optimisers among them."""
+    return [group for x in objects.values() if isinstance(x, torch.optim.Optimizer) for group in x.param_groups]
 
 
 def _note_signals() -> List[int]:

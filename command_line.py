@@ -12,12 +12,13 @@ import sys
 from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
 
 import torch
+import torch.distributed as dist
 import tyro
 from typing_extensions import Annotated
 
 from checkpoints import load_checkpoint
 from motion_lib import InputError
-from processes import first_to_say, in_group, join_processes, local_world, processes
+from processes import in_group, join_processes, local_world, processes
 
 # ---- 1. Options ----------
 
@@ -161,9 +162,9 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
         of_group = "gloo" in str(error).lower() or type(error).__module__.startswith("torch.distributed")
         if not (in_group() and of_group):
             raise
-        fault = "another process is gone; torchrun --max-restarts goes on from the last save by itself, or --resume does"
+        fault = "another process is gone; torchrun --max-restarts goes on from the last save by itself, or --resume"
         status = 1
-    if fault and first_to_say(fault):
+    if fault and _first_to_say(fault):
         print(f"error: {fault}", file=sys.stderr)
     if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch#190489)
         atexit._run_exitfuncs()
@@ -172,3 +173,11 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
         os._exit(status or 0)
     if status:
         sys.exit(status)
+
+
+def _first_to_say(text: str) -> bool:
+    """Whether no other process has said this."""
+    try:
+        return not in_group() or dist.distributed_c10d._get_default_store().add(text, 1) == 1
+    except RuntimeError:  # gone with the process that kept it
+        return True

@@ -56,23 +56,24 @@ def join_processes() -> Optional[str]:
         return None
     env = os.environ
     store = None
-    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        if int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:
-            raise InputError("restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun")
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it still holds what an attempt before a restart has written
         store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
-        # it still holds what an attempt before a restart has written
         store = dist.PrefixStore(env["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     patience = datetime.timedelta(hours=1)  # process 0 evaluates while the others wait
-    rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
-    dist.init_process_group(backend, timeout=patience, store=store, rank=rank, world_size=world)
+    world = int(env["WORLD_SIZE"])
+    dist.init_process_group(backend, timeout=patience, store=store, rank=int(env["RANK"]), world_size=world)
+    if store is not None and int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+        raise InputError("restarts on several machines need --rdzv-backend=c10d, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
     launch = env["TORCHELASTIC_RUN_ID"]
     if launch == "none" and env["TORCHELASTIC_RESTART_COUNT"] != "0":
         raise InputError("torchrun restarts only runs with a name: --standalone or --rdzv-id; or go on with --resume")
-    found = glob.glob(os.path.join("runs", f"*__{glob.escape(launch)}", "latest.pt"))
-    choice = [os.path.dirname(found[0]) if found and launch != "none" else None]
-    dist.broadcast_object_list(choice)  # they go on together, or not at all
-    return choice[0]
+    found = sorted(glob.glob(os.path.join("runs", f"*__{glob.escape(launch)}", "latest.pt")))
+    folders = [""] * world
+    dist.all_gather_object(folders, os.path.dirname(found[0]) if found and launch != "none" else "")
+    if len(set(folders)) > 1:  # they go on together, or not at all
+        raise InputError(f"{max(folders)}: not there on all machines; they have to share the folder of the run")
+    return folders[0] or None
 
 
 def average(*tensors: Tensor) -> None:

@@ -1,14 +1,20 @@
-"""The observation, MuJoCo behind Sim, the environment's conventions, and the evaluation that runs in it."""
+"""Observations, clip transitions, the environment's conventions, its history and state, and the evaluation in it."""
 
+import copy
 import math
+from types import SimpleNamespace
+
+import simulators
 
 import numpy as np
 import pytest
 import torch
 from conftest import put
+from gymnasium.spaces import Box
 from hypothesis import given
 from hypothesis import strategies as st
 
+import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
 
@@ -16,7 +22,7 @@ pytest.importorskip("mujoco")
 
 CPU = torch.device("cpu")
 UPRIGHT = torch.tensor([0.0, 0.0, 0.0, 1.0])
-# where the parts of an observation begin: height, root rotation, velocities, ball joints, hinges, dof velocities, key bodies
+D = 105  # numbers in an observation; where its parts begin: root rotation, velocities, ball joints, hinges, ...
 ROTATION, LINEAR, ANGULAR, BALLS, HINGES, DOFS, KEYS = 1, 7, 10, 13, 61, 65, 93
 
 
@@ -26,12 +32,18 @@ def in_tmp_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def make_env(motions, num_envs=8, episode_steps=300, seed=1, **options):
-    """An environment, reset with the seed."""
-    args = amp.Args(cuda=False, num_envs=num_envs, seed=seed, target_speed=1.0, **options)
-    env = amp.AMPEnv(args, motions, amp.MujocoSim(args, motions.character, num_envs, CPU), num_envs, episode_steps)
+def make_env(motions, num_envs=8, episode_steps=300, seed=1, script=amp, **options):
+    """An environment of a script, reset with the seed."""
+    if script is amp:
+        options = {"target_speed": 1.0, **options}
+    args = script.Args(cuda=False, **options)
+    sim = simulators.make("mujoco", motions.character, num_envs, args.control_hz, args.substeps, CPU, 1)
+    env = script.AMPEnv(args, motions, sim, num_envs, episode_steps)
     env.reset(seed)
     return env
+
+
+both_scripts = pytest.mark.parametrize("script", [amp, heading], ids=["base", "heading"])
 
 
 def random_actions(steps, num_envs, seed=0):
@@ -51,29 +63,28 @@ def look(state, character):
     return amp.observe(state, position, character)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Observation
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Observation -----------------------------------------------------------------------------------------------------
 
 
 def test_observation_of_an_upright_character(character):
     obs = look(standing(character, 3), character)
-    assert obs.shape == (3, 105)
-    expected = torch.zeros(105)
+    assert obs.shape == (3, D)
+    expected = torch.zeros(D)
     expected[0] = 0.9
     tangent_normal = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     expected[ROTATION:LINEAR] = tangent_normal
     expected[BALLS:HINGES] = tangent_normal.repeat(8)
     # from the bodies' offsets in humanoid.xml
-    hand, foot = torch.tensor([-0.02405, -0.18311, -0.054084]), torch.tensor([0.0, -0.084887, -0.831416])
+    hand = torch.tensor([-0.02405, -0.18311, -0.054084])
+    foot = torch.tensor([0.0, -0.084887, -0.831416])
     mirror = torch.tensor([1.0, -1.0, 1.0])
     expected[KEYS:] = torch.cat((hand, hand * mirror, foot, foot * mirror))
-    torch.testing.assert_close(obs, expected.expand(3, 105))
+    torch.testing.assert_close(obs, expected.expand(3, D))
 
 
 def test_observation_entries_by_hand(character):
     state = standing(character)
-    names, dofs = character.body_names, character.dof_names
+    names = character.body_names
     # facing world +Y, leaning forward by 30 degrees
     lean = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 6, 0.0]))
     state.rotations[0, 0] = ml.quat_multiply(ml.quat_from_yaw(torch.tensor(math.pi / 2)), lean)
@@ -81,21 +92,18 @@ def test_observation_entries_by_hand(character):
     state.root_angular_velocity[0] = torch.tensor([1.0, 3.0, 7.0])
     state.rotations[0, names.index("head")] = ml.quat_from_yaw(torch.tensor(math.pi / 2))
     state.rotations[0, names.index("right_lower_arm")] = ml.quat_from_rotvec(torch.tensor([0.0, -2.5, 0.0]))
-    state.rotations[0, names.index("left_shin")] = -ml.quat_from_rotvec(
-        torch.tensor([0.0, 0.75, 0.0])
-    )  # the other sign of it
+    state.rotations[0, names.index("left_shin")] = -ml.quat_from_rotvec(torch.tensor([0.0, 0.75, 0.0]))  # either sign
     state.dof_velocity[0] = torch.arange(28.0)
     obs = look(state, character)[0]
-    cos, sin = math.sqrt(0.75), 0.5
-    torch.testing.assert_close(
-        obs[ROTATION:LINEAR], torch.tensor([cos, 0, -sin, sin, 0, cos])
-    )  # where its X and Z axes point
+    cos = math.sqrt(0.75)
+    sin = 0.5
+    # where its X and Z axes point
+    torch.testing.assert_close(obs[ROTATION:LINEAR], torch.tensor([cos, 0, -sin, sin, 0, cos]))
     torch.testing.assert_close(obs[LINEAR:ANGULAR], torch.tensor([2.0, -0.5, -0.25]))
     torch.testing.assert_close(obs[ANGULAR:BALLS], torch.tensor([3.0, -1.0, 7.0]))
-    torch.testing.assert_close(
-        obs[BALLS + 6 : BALLS + 12], torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
-    )  # the head looks left
-    hinges = [name for name in dofs if name.endswith(("elbow", "knee"))]
+    # the head looks left
+    torch.testing.assert_close(obs[BALLS + 6 : BALLS + 12], torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0]))
+    hinges = [name for name in character.dof_names if name.endswith(("elbow", "knee"))]
     bent = dict(zip(hinges, obs[HINGES:DOFS].tolist()))
     assert bent == pytest.approx(dict(right_elbow=-2.5, left_elbow=0.0, right_knee=0.0, left_knee=0.75), abs=1e-5)
     assert obs[DOFS:KEYS].tolist() == list(range(28))
@@ -109,17 +117,12 @@ def test_observation_does_not_depend_on_place_and_heading(all_motions, yaw, x, y
     clip = torch.arange(20)
     state = all_motions.state(clip, 0.4 * all_motions.length)
     turn = ml.quat_from_yaw(torch.tensor(yaw)).expand(20, 4)
-    moved = ml.MotionState(
-        ml.quat_rotate(turn, state.root_position) + torch.tensor([x, y, 0.0]),
-        torch.cat((ml.quat_multiply(turn, state.rotations[:, 0])[:, None], state.rotations[:, 1:]), 1),
-        ml.quat_rotate(turn, state.root_velocity),
-        ml.quat_rotate(turn, state.root_angular_velocity),
-        state.dof_velocity,
-    )
+    moved = ml.turn_state(state, turn)
+    moved.root_position[:, :2] += torch.tensor([x, y])
     torch.testing.assert_close(
         look(moved, all_motions.character), look(state, all_motions.character), atol=1e-4, rtol=1e-5
     )
-    torch.testing.assert_close(amp.forward_speed(moved), amp.forward_speed(state), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(ml.forward_speed(moved), ml.forward_speed(state), atol=1e-4, rtol=1e-5)
 
 
 def test_tangent_normal_by_hand():
@@ -131,139 +134,60 @@ def test_tangent_normal_by_hand():
         )
     )
     expected = torch.tensor([[1.0, 0, 0, 0, 0, 1], [1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, 1]])
-    torch.testing.assert_close(amp.tangent_normal(q), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(amp.tangent_normal(-q), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ml.tangent_normal(q), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ml.tangent_normal(-q), expected, atol=1e-6, rtol=0)
 
 
-def test_demo_transitions_span_one_control_step(write_clip, character):
-    """A character that rises by 0.1 m/s, so that the height of a state tells its time."""
+@both_scripts
+@pytest.mark.parametrize("disc_steps", [2, 5, 10])
+@pytest.mark.parametrize("loop", ["clamp", "wrap"])
+def test_states_of_demo_transitions_lie_one_control_step_apart(write_clip, character, loop, disc_steps, script):
+    """A character that rises by 0.1 m/s for a second, so that the height of a state tells its time."""
     height = np.linspace(0.9, 1.0, 11)
-    for loop, latest in (("clamp", 1.0), ("wrap", 1.0)):
-        path = write_clip(frames=11, loop=np.array(loop), root_position=np.stack((0 * height, 0 * height, height), -1))
-        transitions = amp.demo_transitions(ml.MotionLib(path, character), 500, 0.05, torch.Generator().manual_seed(0))
-        assert transitions.shape == (500, 210)
-        first, second = transitions[:, 0], transitions[:, 105]
-        assert first.min() >= 0.9 - 1e-6 and first.max() < 0.9 + 0.1 * latest
-        step = second - first
-        over_the_seam = step < 0  # where a loop's height starts afresh
-        torch.testing.assert_close(
-            step[~over_the_seam], torch.full((int((~over_the_seam).sum()),), 0.005), atol=1e-6, rtol=0
-        )
-        torch.testing.assert_close(
-            step[over_the_seam], torch.full((int(over_the_seam.sum()),), 0.005 - 0.1), atol=1e-6, rtol=0
-        )
-        assert over_the_seam.any() == (loop == "wrap")
+    path = write_clip(frames=11, loop=np.array(loop), root_position=np.stack((0 * height, 0 * height, height), -1))
+    motions = ml.MotionLib(path, character)
+    transitions = script.demo_transitions(motions, 500, disc_steps, 0.05, torch.Generator().manual_seed(0))
+    assert transitions.shape == (500, disc_steps * D)
+    seen = transitions.view(500, disc_steps, D)[..., 0]  # (n, S)
+    step = seen.diff(dim=1)
+    seam = step < 0  # where a loop's height starts afresh
+    torch.testing.assert_close(step[~seam], torch.full_like(step[~seam], 0.005), atol=1e-6, rtol=0)
+    torch.testing.assert_close(step[seam], torch.full_like(step[seam], 0.005 - 0.1), atol=1e-6, rtol=0)
+    assert seam.any() == (loop == "wrap")
+    # they start anywhere that leaves room for all their states
+    latest = 1.0 if loop == "wrap" else 1.0 - 0.005 * (disc_steps - 1)
+    assert 0.9 - 1e-6 <= seen[:, 0].min() < 0.902 and latest - 0.002 < seen[:, 0].max() < latest + 1e-6
 
 
 def test_demo_transitions_are_what_the_character_looks_like(walk, character):
-    transitions = amp.demo_transitions(walk, 64, 1 / 30, torch.Generator().manual_seed(2))
+    transitions = amp.demo_transitions(walk, 64, 2, 1 / 30, torch.Generator().manual_seed(2))
     frames = walk.state(torch.zeros(1267, dtype=torch.long), torch.arange(1267) / 1000)  # the clip, a millisecond apart
-    distance, nearest = torch.cdist(transitions[:, :105], look(frames, character)).min(1)
+    distance, nearest = torch.cdist(transitions[:, :D], look(frames, character)).min(1)
     assert distance.max() < 0.3  # joint speeds change by up to 100 rad/s in a second
     later = walk.state(torch.zeros(64, dtype=torch.long), nearest / 1000 + 1 / 30)
-    assert (transitions[:, 105:] - look(later, character)).norm(dim=-1).max() < 0.3
+    assert (transitions[:, D:] - look(later, character)).norm(dim=-1).max() < 0.3
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# MuJoCo
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Environment -----------------------------------------------------------------------------------------------------
 
 
-def test_states_read_back_give_the_same_observation(character, all_motions):
-    for number in range(20):
-        frames = int(all_motions.last[number]) + 1
-        state = all_motions.state(torch.full((frames,), number), torch.arange(frames) / all_motions.fps[number])
-        sim = amp.MujocoSim(amp.Args(substeps=3), character, frames, CPU)
-        put(sim, torch.arange(frames), state)
-        back = sim._read()  # from MuJoCo's coordinates, not from what was handed in
-        torch.testing.assert_close(look(back, character), look(state, character), atol=1e-4, rtol=0)
-        torch.testing.assert_close(back.root_position, state.root_position, atol=1e-6, rtol=0)
-
-
-def test_setting_some_environments_leaves_the_others(character, all_motions):
-    sim = amp.MujocoSim(amp.Args(substeps=3), character, 4, CPU)
-    states = all_motions.state(torch.arange(4), torch.zeros(4))
-    put(sim, torch.arange(4), states)
-    before = sim.state.copy()
-    put(sim, torch.tensor([2, 0]), standing(character, 2, height=5.0))
-    assert (sim.state[[1, 3]] == before[[1, 3]]).all()
-    height = sim._read().root_position[:, 2]
-    assert height[[0, 2]].tolist() == [5.0, 5.0]
-
-
-def test_free_fall(character):
-    """Thrown upwards at 2 m/s, turning: gravity does the rest."""
-    sim = amp.MujocoSim(amp.Args(substeps=3), character, 1, CPU)
-    state = standing(character, height=5.0)
-    state.root_velocity[0] = torch.tensor([1.0, -0.5, 2.0])
-    state.root_angular_velocity[0] = torch.tensor([0.0, 0.0, 1.0])
-    put(sim, torch.tensor([0]), state)
-    for _ in range(
-        15
-    ):  # half a second; the centre of mass lies above the root, which circles around it by a few millimetres
-        state, diverged = sim.step(torch.zeros(1, 28))
-    assert not diverged.any()
-    torch.testing.assert_close(
-        state.root_position[0], torch.tensor([0.5, -0.25, 5 + 1.0 - 9.81 / 8]), atol=0.03, rtol=0
-    )
-    assert float(ml.heading(state.rotations[0, 0])) == pytest.approx(0.5, abs=0.03)
-
-
-def test_targets_are_held_and_reached(character):
-    """In free fall, so that no contact interferes: exponential-map targets on the ball joints, angles on the hinges."""
-    generator = torch.Generator().manual_seed(5)
-    target = (torch.rand(28, generator=generator) * 0.6 - 0.3).repeat(2, 1)
-    for d, name in enumerate(
-        character.dof_names
-    ):  # arms and legs apart, so that they do not touch; hinges in their range
-        if name.endswith(("shoulder_x", "hip_x", "knee", "elbow")):
-            target[:, d] = 0.4 if name in ("left_shoulder_x", "left_hip_x", "left_knee", "right_knee") else -0.4
-    state = standing(character, 2, height=100.0)
-    for body in set(
-        character.dof_body.tolist()
-    ):  # the first character starts in the target pose, the second one upright
-        dofs = [d for d, b in enumerate(character.dof_body.tolist()) if b == body]
-        state.rotations[0, body] = ml.quat_from_rotvec((target[0, dofs, None] * character.dof_axis[dofs]).sum(0))
-    sim = amp.MujocoSim(amp.Args(substeps=3), character, 2, CPU)
-    put(sim, torch.arange(2), state)
-    for step in range(30):
-        state, _ = sim.step(target)
-        position = ml.dof_positions(character, state.rotations)
-        assert (position[0] - target[0]).abs().max() < 0.01  # held throughout
-        if step == 0:
-            assert (position[1] - target[1]).abs().max() > 0.05  # not there at once
-    assert (position[1] - target[1]).abs().max() < 0.01  # and reached
-
-
-def test_torque_limit(character):
-    """A knee has 150 Nm: a target 10 rad off pulls no harder than one 5 rad off, and one 0.1 rad off less hard."""
-    sim = amp.MujocoSim(amp.Args(substeps=3), character, 3, CPU)
-    put(sim, torch.arange(3), standing(character, 3, height=3.0))
-    target = torch.zeros(3, 28)
-    knee = character.dof_names.index("left_knee")
-    target[:, knee] = torch.tensor([0.1, 5.0, 10.0])
-    state, _ = sim.step(target)
-    angle = ml.dof_positions(character, state.rotations)[:, knee]
-    assert 0.01 < angle[0] < 0.9 * angle[1]
-    torch.testing.assert_close(angle[2], angle[1], atol=1e-6, rtol=0)
-
-
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Environment
-# ----------------------------------------------------------------------------------------------------------------------------------
-
-
-def test_spaces_and_shapes(walk):
-    args = amp.Args(cuda=False, target_speed=1.0)
-    env = amp.AMPEnv(args, walk, amp.MujocoSim(args, walk.character, 8, CPU), 8, 300)
-    assert env.single_observation_space.shape == (105,) and env.single_action_space.shape == (28,)
+@both_scripts
+@pytest.mark.parametrize("disc_steps", [2, 5])
+def test_spaces_and_shapes(walk, script, disc_steps):
+    env = make_env(walk, script=script, disc_steps=disc_steps)
+    seen = D if script is amp else D + 3  # the policy sees the goal as well
+    for space, size in ((env.single_observation_space, seen), (env.single_action_space, 28)):
+        assert isinstance(space, Box) and space.shape == (size,) and space.dtype == np.float32
+        assert (space.low == -math.inf).all() and (space.high == math.inf).all()
     obs, info = env.reset(3)
-    assert obs.shape == (8, 105) and obs.dtype == torch.float32 and isinstance(info, dict)
+    assert obs.shape == (8, seen) and obs.dtype == torch.float32 and isinstance(info, dict)
+    assert env.single_observation_space.contains(obs[0].numpy()) and env.obs().equal(obs)
     obs, reward, terminated, truncated, info = env.step(torch.zeros(8, 28))
-    assert obs.shape == (8, 105) and reward.shape == (8,) and torch.isfinite(obs).all()
+    assert obs.shape == (8, seen) and reward.shape == (8,) and torch.isfinite(obs).all()
     assert terminated.shape == truncated.shape == (8,) and terminated.dtype == truncated.dtype == torch.bool
-    assert info["final_obs"].shape == (8, 105) and info["disc_obs"].shape == (8, 210)
-    assert info["episode_length"].tolist() == [1] * 8
+    assert info["final_obs"].shape == (8, seen) and info["disc_obs"].shape == (8, disc_steps * D)
+    assert env.disc_obs_size == disc_steps * D and env.num_envs == 8
+    assert info["episode_length"].tolist() == [1] * 8 and info["body_position"].shape == (8, 15, 3)
 
 
 def test_an_episode_starts_in_a_state_of_the_clip(all_motions, character):
@@ -273,7 +197,7 @@ def test_an_episode_starts_in_a_state_of_the_clip(all_motions, character):
     clip = all_motions.state(env.clip, env.time)
     position, rotation = ml.forward_kinematics(character, clip.root_position, clip.rotations)
     low = ml.lowest_points(character, position, rotation).amin(-1)
-    state = env.sim._read()
+    state = env.sim.read()
     now = ml.lowest_points(character, *ml.forward_kinematics(character, state.root_position, state.rotations)).amin(-1)
     clear = low >= 0
     assert clear.sum() > 50 and (low < -0.005).sum() > 20  # there are both kinds
@@ -293,7 +217,7 @@ def test_reset_modes(walk, write_clip, character):
     assert 70 < (time["hybrid"] == 0).sum() < 130  # 4 standard deviations of a fair coin
     # a clip that does not loop leaves room for one transition
     clamp = ml.MotionLib(write_clip(frames=3, fps=20.0), character)
-    assert make_env(clamp, 200).time.max() <= 0.1 - 1 / 30 + 1e-6
+    assert 0.05 < make_env(clamp, 200).time.max() <= 0.1 - 1 / 30 + 1e-6
 
 
 def test_zero_action_is_the_clips_mean_pose(write_clip, character):
@@ -303,7 +227,7 @@ def test_zero_action_is_the_clips_mean_pose(write_clip, character):
         rotations[frame, knee] = [0, math.sin(angle / 2), 0, math.cos(angle / 2)]
     env = make_env(ml.MotionLib(write_clip(rotations=rotations, frames=3), character), 1, action_scale=2.0)
     targets = []
-    env.sim.step = lambda target: (targets.append(target), amp.MujocoSim.step(env.sim, target))[1]
+    env.sim.step = lambda target: (targets.append(target), type(env.sim).step(env.sim, target))[1]
     env.step(torch.zeros(1, 28))
     env.step(torch.full((1, 28), 0.25))
     expected = torch.zeros(1, 28)
@@ -312,28 +236,32 @@ def test_zero_action_is_the_clips_mean_pose(write_clip, character):
     torch.testing.assert_close(targets[1], expected + 0.5, atol=1e-3, rtol=0)
 
 
-def roll_out(env, actions, seed=3):
-    """Reset, then every quantity of every step, each (steps, N, ...)."""
-    obs, steps = env.reset(seed)[0].clone(), []
+def record(env, actions):
+    """Every quantity of every step, each (steps, N, ...)."""
+    obs = env.obs().clone()
+    steps = []
     for action in actions:
-        before = obs.clone()
+        before = obs
         obs, reward, terminated, truncated, info = env.step(action)
-        tensors = {
-            key: value.clone() for key, value in {**info, **info["scores"]}.items() if isinstance(value, torch.Tensor)
-        }
-        state = {f"state_{name}": value.clone() for name, value in info["state"]._asdict().items()}
-        steps.append(
-            dict(
-                before=before,
-                obs=obs.clone(),
-                reward=reward,
-                terminated=terminated,
-                truncated=truncated,
-                **tensors,
-                **state,
-            )
-        )
-    return {key: torch.stack([step[key] for step in steps]) for key in steps[0]}
+        obs = obs.clone()
+        step = dict(before=before, obs=obs, reward=reward, terminated=terminated, truncated=truncated)
+        step.update({name: x.clone() for name, x in info.items() if isinstance(x, torch.Tensor)})
+        step.update({f"score_{name}": x.clone() for name, x in info["scores"].items()})
+        step.update({f"state_{name}": x.clone() for name, x in info["state"]._asdict().items()})
+        steps.append(step)
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+
+def roll_out(env, actions, seed=3):
+    """Reset, and record."""
+    env.reset(seed)
+    return record(env, actions)
+
+
+def assert_same(one, two):
+    """Two records are the same, bit for bit."""
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
 
 
 def test_steps_hang_together_across_resets(walk):
@@ -342,15 +270,15 @@ def test_steps_hang_together_across_resets(walk):
     done = log["terminated"] | log["truncated"]
     assert log["terminated"].any() and log["truncated"].any()  # falls and time-outs, both
     # a transition starts where the step before has left the character, and ends before the reset
-    assert torch.equal(log["disc_obs"][..., :105], log["before"]) and torch.equal(
-        log["disc_obs"][..., 105:], log["final_obs"]
-    )
+    assert torch.equal(log["disc_obs"][..., :D], log["before"])
+    assert torch.equal(log["disc_obs"][..., D:], log["final_obs"])
     assert torch.equal(log["obs"][~done], log["final_obs"][~done])
     assert ((log["obs"] - log["final_obs"])[done].abs().amax(-1) > 0.1).all()
     # whoever has fallen lies low in the last observation and stands in the next one
     assert log["final_obs"][log["terminated"]][:, 0].max() < 0.8 < log["obs"][log["terminated"]][:, 0].min()
     # every episode counts its steps from one
-    length, expected = log["episode_length"], torch.zeros(16, dtype=torch.long)
+    length = log["episode_length"]
+    expected = torch.zeros(16, dtype=torch.long)
     for t in range(45):
         expected = expected + 1
         assert torch.equal(length[t], expected)
@@ -360,14 +288,12 @@ def test_steps_hang_together_across_resets(walk):
 
 
 def test_a_time_out_changes_nothing_about_its_step(walk):
-    """The same actions in an environment whose episodes last longer: reward, final state and transition are the same, bit for bit."""
-    short, long = make_env(walk, 4, episode_steps=3), make_env(walk, 4, episode_steps=50)
+    """With episodes that last longer, reward, final state and transition are the same under the same actions."""
     actions = random_actions(3, 4)
-    logs = [roll_out(env, actions) for env in (short, long)]
-    assert logs[0]["truncated"][-1].all() and not logs[1]["truncated"].any()
-    for name in logs[0]:
-        if name not in ("obs", "truncated"):
-            assert torch.equal(logs[0][name], logs[1][name]), name
+    short, long = [roll_out(make_env(walk, 4, episode_steps=steps), actions) for steps in (3, 50)]
+    assert short["truncated"][-1].all() and not long["truncated"].any()
+    after = ("obs", "truncated")  # what belongs to the next episode
+    assert_same({name: x for name, x in short.items() if name not in after}, long)
 
 
 def test_the_state_in_info_is_the_one_before_the_reset(walk, character):
@@ -376,17 +302,17 @@ def test_the_state_in_info_is_the_one_before_the_reset(walk, character):
     for t in range(9):
         state = ml.MotionState(*(log[f"state_{name}"][t] for name in ml.MotionState._fields))
         torch.testing.assert_close(look(state, character), log["final_obs"][t], atol=1e-6, rtol=0)
-        torch.testing.assert_close(log["speed_m_s"][t], log["final_obs"][t][:, LINEAR], atol=1e-6, rtol=0)
-        torch.testing.assert_close(log["reward"][t], amp.task_reward(amp.forward_speed(state), 1.0))
+        torch.testing.assert_close(log["score_speed_m_s"][t], log["final_obs"][t][:, LINEAR], atol=1e-6, rtol=0)
+        torch.testing.assert_close(log["reward"][t], amp.task_reward(ml.forward_speed(state), 1.0))
 
 
-def test_the_task_none_has_no_reward(walk):
-    env = make_env(walk, 4, task="none")
+def test_without_a_target_speed_there_is_no_task_reward(walk):
+    env = make_env(walk, 4, target_speed=None)
     assert roll_out(env, random_actions(3, 4))["reward"].abs().max() == 0
 
 
 def test_a_fall_terminates(walk, character):
-    """Two characters in the air above the floor, lying: one 0.3 m up, one 3 m. And two upright, on and above the floor."""
+    """Two characters lie in the air: one 0.3 m up, one 3 m. And two are upright, on and above the floor."""
     env = make_env(walk, 4)
     state = standing(character, 4)
     state.rotations[:2, 0] = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 2, 0.0]))
@@ -402,13 +328,12 @@ def test_a_fall_terminates(walk, character):
 
 
 def test_bodies_that_the_clip_puts_on_the_ground_may_touch_it(walk, character, root):
-    """On all fours an episode of crawling goes on and one of walking ends; on its back, with the head on the ground, both end."""
+    """On all fours an episode of crawling goes on and one of walking ends; on its back, head down, both end."""
     crawl = ml.MotionLib(str(root / "motions/crawl.npz"), character)
     on_all_fours = crawl.state(torch.zeros(20, dtype=torch.long), torch.linspace(0, 2.9, 20))
-    low = ml.lowest_points(
-        character, *ml.forward_kinematics(character, on_all_fours.root_position, on_all_fours.rotations)
-    )
-    on_all_fours.root_position[:, 2] -= low.amin(-1) + 0.02  # pressed into the ground
+    bodies = ml.forward_kinematics(character, on_all_fours.root_position, on_all_fours.rotations)
+    low = ml.lowest_points(character, *bodies).amin(-1)
+    on_all_fours.root_position[:, 2] -= low + 0.02  # pressed into the ground
     on_its_back = standing(character, 20, height=0.1)
     on_its_back.rotations[:, 0] = ml.quat_from_rotvec(torch.tensor([0.0, -math.pi / 2, 0.0]))
     fallen = {}
@@ -421,24 +346,18 @@ def test_bodies_that_the_clip_puts_on_the_ground_may_touch_it(walk, character, r
     assert fallen[False, True] == fallen[True, True] == 20
 
 
-@pytest.mark.parametrize("what", ["NaN position", "NaN velocity", "infinite velocity", "huge velocity", "fast fall"])
-def test_a_broken_simulation_is_contained(walk, what):
+@pytest.mark.parametrize(
+    "place, value",  # in MuJoCo's state: height, velocity of a joint, vertical velocity
+    [("height", np.nan), ("joint", np.nan), ("joint", np.inf), ("joint", 1e12), ("fall", -1e3), ("height", 150.0)],
+)
+@both_scripts
+def test_a_broken_simulation_is_contained(walk, script, place, value):
     """Corrupt one environment's state: it ends as diverged, starts anew, and the others never notice."""
-    env, healthy = make_env(walk, 4), make_env(walk, 4)
+    env, healthy = [make_env(walk, 4, script=script) for _ in range(2)]
     actions = random_actions(4, 4)
     for e in (env, healthy):
-        e.step(actions[0])
-    row = env.sim.state[1]
-    velocity = len(row) - env.sim.model.nv
-    if what == "NaN position":
-        row[3] = np.nan
-    else:
-        row[velocity + (2 if what == "fast fall" else 9)] = {
-            "NaN": np.nan,
-            "infinite": np.inf,
-            "huge": 1e12,
-            "fast": -1e3,
-        }[what.split()[0]]
+        before = e.step(actions[0])[0].clone()
+    env.sim.state[1, {"height": 3, "joint": env.sim.velocity + 9, "fall": env.sim.velocity + 2}[place]] = value
     others = [0, 2, 3]
     obs, reward, terminated, truncated, info = env.step(actions[1])
     expected = healthy.step(actions[1])
@@ -446,10 +365,12 @@ def test_a_broken_simulation_is_contained(walk, what):
     assert terminated.tolist() == [False, True, False, False] and not truncated.any()
     assert torch.isfinite(obs).all()
     assert np.isfinite(env.sim.state).all()
-    # what goes into buffers and normalisers is sane as well
-    assert (
-        torch.isfinite(reward).all() and torch.isfinite(info["disc_obs"]).all() and info["final_obs"].abs().max() < 100
-    )
+    # what goes into buffers and normalisers is sane as well: nothing has been seen, and nothing earned
+    assert reward[1] == 0 and torch.isfinite(reward).all()
+    assert torch.equal(info["disc_obs"][1, :D], before[1, :D]) and torch.equal(info["disc_obs"][1, D:], before[1, :D])
+    assert torch.equal(info["final_obs"][1, :D], before[1, :D]) and torch.isfinite(info["final_obs"]).all()
+    assert all(torch.isfinite(x).all() for x in info["scores"].values())
+    assert torch.equal(info["disc_obs"][others], expected[4]["disc_obs"][others])
     for action in actions[2:]:
         assert torch.equal(obs[others], expected[0][others])
         obs, reward, terminated, _, info = env.step(action)
@@ -471,8 +392,7 @@ def test_the_same_seed_gives_the_same_numbers(walk):
     actions = 3 * random_actions(25, 8)
     logs = [roll_out(make_env(walk, 8, episode_steps=10), actions, seed=7) for _ in range(2)]
     assert (logs[0]["terminated"] | logs[0]["truncated"]).any()
-    for name in logs[0]:
-        assert torch.equal(logs[0][name], logs[1][name]), name
+    assert_same(*logs)
     other = roll_out(make_env(walk, 8, episode_steps=10), actions, seed=8)
     assert not torch.equal(other["obs"], logs[0]["obs"])
 
@@ -480,48 +400,225 @@ def test_the_same_seed_gives_the_same_numbers(walk):
 def test_reset_with_a_seed_can_be_repeated(walk):
     env = make_env(walk, 8, episode_steps=6)
     actions = random_actions(10, 8)
-    first, again = roll_out(env, actions, seed=5), roll_out(env, actions, seed=5)
-    for name in first:
-        assert torch.equal(first[name], again[name]), name
+    first = roll_out(env, actions, seed=5)
+    assert_same(first, roll_out(env, actions, seed=5))
     assert not torch.equal(env.reset(6)[0], first["before"][0])
     assert not torch.equal(env.reset()[0].clone(), env.reset()[0])  # without a seed the random numbers go on
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Evaluation
-# ----------------------------------------------------------------------------------------------------------------------------------
+def test_clips_and_characters_that_do_not_serve(walk, write_clip, character):
+    """A clip has to hold the states that the discriminator sees, here ten frames; the character the key bodies."""
+    motions = ml.MotionLib(write_clip(frames=10, fps=30.0), character)
+    assert make_env(motions, disc_steps=10).time.tolist() == pytest.approx([8 / 30] * 8)
+    with pytest.raises(ml.InputError, match=r"clip\.npz: shorter than 0\.333 s"):
+        make_env(motions, disc_steps=11)
+    one_armed = copy.copy(walk)
+    names = [name.replace("left_hand", "hook") for name in character.body_names]
+    one_armed.character = character._replace(body_names=names)
+    with pytest.raises(ml.InputError, match=r"humanoid\.xml: no left_hand"):
+        make_env(one_armed)
 
-KEYS_OF_METRICS = {
-    "episodes",
-    "mean_episode_s",
-    "fall_rate",
-    "speed_m_s",
-    "pose_error_m",
-    "task_reward",
-    "style_reward",
-}
+
+# ---- What the discriminator sees -------------------------------------------------------------------------------------
+
+
+disc_steps_of_2_5_10 = pytest.mark.parametrize("disc_steps", [2, 5, 10])
+
+
+def past(env):
+    """What an episode that starts now has seen, says its clip: (N, S - 1, D). And how far it was lifted: (N,) [m]."""
+    character = env.motions.character
+    back = torch.arange(env.args.disc_steps - 2, -1, -1) / 30  # ... 2 / 30, 1 / 30, 0 [s]
+    state = env.motions.state(env.clip[:, None], env.time[:, None] - back)
+    position, rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
+    lift = (-ml.lowest_points(character, position, rotation)[:, -1].amin(-1)).clamp_min(0.0)
+    seen = amp.observe(state, position, character)
+    seen[..., 0] += lift[:, None]
+    return seen, lift
+
+
+@both_scripts
+@disc_steps_of_2_5_10
+def test_an_episode_knows_what_came_before_it_in_the_clip(all_motions, disc_steps, script):
+    env = make_env(all_motions, 200, script=script, disc_steps=disc_steps)
+    expected, lift = past(env)
+    assert env.history.shape == (200, disc_steps - 1, D)
+    assert (lift == 0).sum() > 30 and (lift > 0.005).sum() > 8  # there are both kinds
+    torch.testing.assert_close(env.history, expected, atol=2e-4, rtol=0)
+    state = env.sim.read()
+    torch.testing.assert_close(look(state, all_motions.character), env.history[:, -1], atol=1e-4, rtol=0)
+
+
+@both_scripts
+@disc_steps_of_2_5_10
+@pytest.mark.parametrize("reset_mode", ["random", "start", "hybrid"])
+def test_the_past_lies_inside_a_clip_that_does_not_loop(write_clip, character, reset_mode, disc_steps, script):
+    """It rises by 0.1 m/s from 0.9 m on for half a second; before and after that the height would stand still."""
+    height = 0.9 + 0.1 * np.arange(16) / 30
+    path = write_clip(frames=16, fps=30.0, root_position=np.stack((0 * height, 0 * height, height), -1))
+    options = dict(reset_mode=reset_mode, disc_steps=disc_steps, script=script)
+    env = make_env(ml.MotionLib(path, character), 200, **options)
+    seen = env.history[..., 0]  # (N, S - 1)
+    step = 0.1 / 30
+    torch.testing.assert_close(seen.diff(dim=1), torch.full((200, disc_steps - 2), step), atol=1e-6, rtol=0)
+    assert seen[:, 0].min() >= 0.9 - 1e-6 and seen[:, -1].max() + step <= height[-1] + 1e-6
+    torch.testing.assert_close(seen[:, -1], 0.9 + 0.1 * env.time, atol=1e-6, rtol=0)
+    at_start = (seen[:, 0] - 0.9).abs() < 1e-6
+    shares = {"random": (0, 20), "start": (200, 200), "hybrid": (70, 130)}[reset_mode]
+    assert shares[0] <= at_start.sum() <= shares[1]
+
+
+@disc_steps_of_2_5_10
+def test_the_past_is_lifted_with_the_start(write_clip, character, disc_steps):
+    """It sinks into the ground by 0.1 m/s: whoever starts on the ground has come down to it."""
+    height = 0.9 - 0.1 * np.arange(16) / 30
+    path = write_clip(frames=16, fps=30.0, root_position=np.stack((0 * height, 0 * height, height), -1))
+    env = make_env(ml.MotionLib(path, character), 200, disc_steps=disc_steps)
+    seen = env.history[..., 0]
+    torch.testing.assert_close(seen.diff(dim=1), torch.full((200, disc_steps - 2), -0.1 / 30), atol=1e-6, rtol=0)
+    stands = env.sim.read().root_position[:, 2]
+    torch.testing.assert_close(seen[:, -1], stands, atol=1e-6, rtol=0)
+    lifted = stands > 0.9 - 0.1 * env.time + 1e-5
+    assert lifted.sum() > 50
+    torch.testing.assert_close(stands[lifted], stands.min().expand(int(lifted.sum())), atol=1e-6, rtol=0)
+
+
+@both_scripts
+@disc_steps_of_2_5_10
+def test_a_transition_is_the_last_observations_of_one_episode(walk, disc_steps, script):
+    env = make_env(walk, 16, episode_steps=20, script=script, disc_steps=disc_steps)
+    lying = standing(walk.character, 1, height=0.1)
+    lying.rotations[:, 0] = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 2, 0.0]))
+    put(env.sim, torch.tensor([3]), lying)  # its episode is over at once
+    window = env.history.clone()  # (N, S - 1, D)
+    lengths = []
+    for action in 5 * random_actions(45, 16):
+        obs, _, terminated, truncated, info = env.step(action)
+        window = torch.cat((window, info["final_obs"][:, None, :D]), 1)  # (N, S, D)
+        assert torch.equal(info["disc_obs"].view(16, disc_steps, D), window)
+        window = window[:, 1:]
+        done = terminated | truncated
+        lengths += info["episode_length"][done].tolist()
+        # who starts anew has the clip's past, and nothing of the episode before
+        torch.testing.assert_close(env.history[done], past(env)[0][done], atol=2e-4, rtol=0)
+        window = torch.where(done[:, None, None], env.history, window)
+        assert torch.equal(obs[:, :D], window[:, -1])
+    assert len(lengths) > 20 and lengths[0] == 1 and max(lengths) == 20  # falls and time-outs
+
+
+# ---- State -----------------------------------------------------------------------------------------------------------
+
+
+def same(one, two):
+    """Whether two states hold the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[name], two[name]) for name in one)
+    return len(one) == len(two) and all(same(x, y) for x, y in zip(one, two))
+
+
+@both_scripts
+@pytest.mark.parametrize("disc_steps", [2, 5])
+def test_going_back_to_a_state_repeats_the_same_steps(walk, script, disc_steps):
+    """Also in an environment that has just been made. The pool of starts is drawn anew on the way."""
+    options = dict(episode_steps=20, script=script, disc_steps=disc_steps)
+    env = make_env(walk, 8, **options)
+    actions = 5 * random_actions(50, 8)
+    record(env, actions[:7])
+    state = env.state_dict()
+    kept = copy.deepcopy(state)
+    first = record(env, actions[7:])
+    assert first["terminated"].any() and first["truncated"].any()
+    assert same(state, kept) and not same(state, env.state_dict())  # a copy
+    env.load_state_dict(state)
+    assert same(env.state_dict(), kept)
+    assert_same(first, record(env, actions[7:]))
+    assert same(state, kept)  # still: nobody works on what was handed in
+    fresh = make_env(walk, 8, seed=99, **options)
+    fresh.load_state_dict(state)
+    assert_same(first, record(fresh, actions[7:]))
+
+
+def holds_tensors(x):
+    """Whether there is a tensor or a generator in x, however deep."""
+    if isinstance(x, (torch.Tensor, torch.Generator)):
+        return True
+    if isinstance(x, dict):
+        return any(map(holds_tensors, x.values()))
+    if isinstance(x, (list, tuple, set)):
+        return any(map(holds_tensors, x))
+    return hasattr(x, "__dict__") and any(map(holds_tensors, vars(x).values()))
+
+
+@both_scripts
+def test_whatever_holds_tensors_is_part_of_the_state(walk, script):
+    """All but the clips, which are read anew, and what is a fall, which they say."""
+    env = make_env(walk, 4, script=script)
+    expected = {name for name, x in vars(env).items() if holds_tensors(x)} - {"motions", "fallen"}
+    state = env.state_dict()
+    assert {"sim", "generator", "pool", "history", "steps", "action_offset"} < expected == set(state)
+    if script is heading:
+        goals = {name for name, x in vars(env.goals).items() if holds_tensors(x)}
+        assert {"heading", "speed", "timer"} < goals == set(state["goals"])
+
+
+@pytest.mark.parametrize("script, place", [(amp, "env"), (heading, "env"), (heading, "goals")])
+def test_a_new_attribute_is_part_of_the_state(walk, script, place):
+    env = make_env(walk, 4, script=script)
+    holder = getattr(env, place, env)
+    values = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    holder.new = values.clone()
+    holder.more = [torch.arange(4), torch.Generator().manual_seed(7)]
+    state = env.state_dict()
+    part = state.get(place, state)
+    assert torch.equal(part["new"], values) and torch.equal(part["more"][0], torch.arange(4))
+    holder.new.zero_()
+    holder.more[0].zero_()
+    drawn = torch.rand(5, generator=holder.more[1])
+    assert torch.equal(part["new"], values)
+    env.load_state_dict(state)
+    assert torch.equal(holder.new, values) and torch.equal(holder.more[0], torch.arange(4))
+    assert torch.equal(torch.rand(5, generator=holder.more[1]), drawn)
+
+
+@both_scripts
+def test_a_state_that_does_not_fit_is_refused(walk, script):
+    env = make_env(walk, 4, script=script)
+    with pytest.raises(ValueError, match=r"\(4, .*\(5, "):
+        make_env(walk, 5, script=script).load_state_dict(env.state_dict())
+    state = env.state_dict()
+    del state["history"]
+    with pytest.raises(KeyError, match="history"):
+        env.load_state_dict(state)
+
+
+# ---- Evaluation ------------------------------------------------------------------------------------------------------
+
+FIGURES = "episodes mean_episode_s fall_rate speed_m_s pose_error_m task_reward style_reward".split()
 
 
 @pytest.fixture
 def agent():
     """Its actor's mean action is a constant, its discriminator's logit 0, at first both zero."""
     torch.manual_seed(0)
-    agent = amp.Agent(105, 210, 28, (16, 16), -2.5)
+    spaces = dict(single_observation_space=Box(-1, 1, (D,)), single_action_space=Box(-1, 1, (28,)))
+    agent = amp.Agent(SimpleNamespace(disc_obs_size=2 * D, **spaces), (16, 16), -2.5)
     for net in (agent.actor, agent.disc):
         torch.nn.init.zeros_(net[-1].weight)
     return agent
 
 
 def evaluate(agent, motions, steps, n=6, **options):
+    """Figures and episodes of n episodes."""
     env = make_env(motions, n, steps, **options)
-    args = amp.Args(cuda=False, num_envs=n, target_speed=1.0, **options)
-    return amp.evaluate(agent, env, args)[:2]
+    return amp.evaluate(agent, env, env.args)[:2]
 
 
 def test_evaluation_of_short_episodes(agent, walk):
     """Nobody falls within 0.1 s: the character still does what the clip does."""
     metrics, clips = evaluate(agent, walk, 3)
-    assert set(metrics) == KEYS_OF_METRICS
+    assert set(FIGURES) <= set(metrics)
     assert metrics["episodes"] == 6 and metrics["fall_rate"] == 0 and metrics["mean_episode_s"] == pytest.approx(0.1)
     assert 0.7 < metrics["speed_m_s"] < 1.3 and 0.5 < metrics["task_reward"] <= 1
     assert metrics["style_reward"] == pytest.approx(math.log(2), abs=1e-5)
@@ -529,9 +626,8 @@ def test_evaluation_of_short_episodes(agent, walk):
     assert evaluate(agent, walk, 3)[0] == metrics
     assert len(clips) == 6
     for clip in clips:
-        assert (clip.fps, clip.loop) == (30.0, "clamp") and len(clip.root_position) == len(
-            clip.rotations
-        ) == 4  # the start and three steps
+        assert (clip.fps, clip.loop) == (30.0, "clamp")
+        assert len(clip.root_position) == len(clip.rotations) == 4  # the start and three steps
         # no leap from one frame to the next, the last one included: the character walks at 1 m/s
         assert np.abs(np.diff(clip.root_position, axis=0)).max() < 0.15
         assert np.abs((clip.rotations[1:] * clip.rotations[:-1]).sum(-1)).min() > 0.9
@@ -550,9 +646,8 @@ def test_evaluation_of_falls(agent, walk, character):
     assert 0 < metrics["mean_episode_s"] < 1.5
     lost = 1 - metrics["mean_episode_s"] / (100 / 30)
     assert lost < metrics["pose_error_m"] < 1  # a metre for every lost step, and something for the others
-    assert sum(len(clip.root_position) - 1 for clip in clips) / 6 / 30 == pytest.approx(
-        metrics["mean_episode_s"], abs=0.01
-    )
+    steps = [len(clip.root_position) - 1 for clip in clips]
+    assert sum(steps) / 6 / 30 == pytest.approx(metrics["mean_episode_s"], abs=0.01)
 
 
 def test_evaluation_ends_with_a_clip_that_does_not_loop(agent, write_clip, character):
@@ -567,7 +662,7 @@ def test_evaluation_ends_with_a_clip_that_does_not_loop(agent, write_clip, chara
 
 
 def test_falls_after_the_end_do_not_count(agent, write_clip, character, tmp_path):
-    """Episodes on a clip of 0.2 s are over before anybody falls; they take no notice of those on the other clip, which go on."""
+    """Episodes on a clip of 0.2 s are over before anybody falls, and take no notice of the others, which go on."""
     standing_still = np.tile([0, 0, 0.8815], (7, 1))
     write_clip("short.npz", frames=7, fps=30.0, root_position=standing_still)
     write_clip("long.npz", frames=7, fps=2.0, root_position=standing_still, loop=np.array("wrap"))
@@ -579,7 +674,23 @@ def test_falls_after_the_end_do_not_count(agent, write_clip, character, tmp_path
     assert metrics["fall_rate"] == pytest.approx((~short).mean())
 
 
-def test_evaluation_leaves_the_agent_alone(agent, walk):
-    before = {key: value.clone() for key, value in agent.state_dict().items()}
-    evaluate(agent, walk, 3)
-    assert all(torch.equal(value, before[key]) for key, value in agent.state_dict().items())
+@pytest.mark.parametrize("n", [4, 8])
+def test_an_evaluation_changes_nothing_else(agent, walk, n):
+    """It shares the simulator, which has 8 copies, with a training that goes on as if there had been none."""
+    before = copy.deepcopy(agent.state_dict())
+    actions = random_actions(30, 8)
+    expected = roll_out(make_env(walk, 8), actions)
+    env = make_env(walk, 8)
+    judge = amp.AMPEnv(env.args, walk, env.sim, n, 5)
+    env.reset(3)
+    log = record(env, actions[:10])
+    figures = amp.evaluate(agent, judge, env.args)[0]
+    rest = record(env, actions[10:])
+    assert_same(expected, {name: torch.cat((log[name], rest[name])) for name in log})
+    assert amp.evaluate(agent, judge, env.args)[0] == figures and figures["episodes"] == n
+    assert same(before, agent.state_dict())
+
+
+@pytest.mark.parametrize("disc_loss, reward", [("bce", math.log(2)), ("lsgan", 0.75)])
+def test_style_reward_of_an_evaluation(agent, walk, disc_loss, reward):
+    assert evaluate(agent, walk, 2, disc_loss=disc_loss)[0]["style_reward"] == pytest.approx(reward, abs=1e-5)

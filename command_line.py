@@ -154,7 +154,7 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
             for _ in main(args, checkpoint):
                 pass
     except (InputError, OSError) as error:
-        fault = str(error)
+        fault = f"error: {error}"
         status = 2
     except SystemExit as end:
         status = end.code
@@ -162,10 +162,11 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
         of_group = "gloo" in str(error).lower() or type(error).__module__.startswith("torch.distributed")
         if not (in_group() and of_group):
             raise
-        fault = "another process is gone; torchrun --max-restarts goes on from the last save by itself, or --resume"
+        # below the progress bar that process 0 may have left
+        fault = "\nerror: another process is gone; --resume goes on from the last save, --max-restarts by itself"
         status = 1
     if fault and _first_to_say(fault):
-        print(f"error: {fault}", file=sys.stderr)
+        print(fault, file=sys.stderr)
     if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch#190489)
         atexit._run_exitfuncs()
         sys.stdout.flush()

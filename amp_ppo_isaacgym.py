@@ -18,7 +18,7 @@ mean pose, a critic with normalised returns, a policy learning rate steered by t
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
 A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in simulators/,
-evaluation.py, command_line.py, processes.py, checkpoints.py, training_run.py.
+falls.py, evaluation.py, command_line.py, processes.py, checkpoints.py, training_run.py.
 """
 
 import dataclasses
@@ -37,6 +37,7 @@ import evaluation
 import motion_lib as ml
 from checkpoints import fit_checkpoint, get_state, set_state
 from command_line import by_device, check_numbers, launch, merge_options
+from falls import FallDetector
 from motion_lib import Character, InputError, MotionLib, MotionState
 from processes import average, moments, processes
 from training_run import Log, Run
@@ -58,6 +59,8 @@ class Data:
     """where in a clip episodes start; random: the paper's reference state initialisation"""
     episode_steps: int = 300
     """control steps until a time-out (IsaacGymEnvs)"""
+    fall_bodies: Tuple[str, ...] = ("auto",)
+    """bodies whose contact with the ground is a fall; auto: those that a clip keeps off it; none"""
     control_hz: int = 30
     """control steps per second [Hz] (DeepMimic)"""
     substeps: int = 4
@@ -243,10 +246,8 @@ class AMPEnv:
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
         # Zero action is the clips' mean pose; with a mid-range pose it learns far more slowly.
-        self.action_offset, lowest, _ = motions.statistics()  # (A,) [rad], (J,) [m]
-        # A fall is contact of a body, the feet excepted, that the clips keep 0.05 m off the ground.
-        watched = [name not in FEET and low > 0.05 for name, low in zip(character.body_names, lowest.tolist())]
-        self.fall_bodies = torch.tensor(watched, device=device).nonzero()[:, 0]
+        self.action_offset = motions.statistics()[0]  # (A,) [rad]
+        self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
         self.steps = torch.zeros_like(self.clip)  # since then
@@ -319,8 +320,8 @@ class AMPEnv:
         self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
         final_obs = self.obs()
         self.steps += 1
-        lowest = ml.lowest_points(character, body_position, body_rotation).index_select(-1, self.fall_bodies)
-        terminated = (lowest <= 0.005).any(-1) | diverged  # PhysX may hold what lies on the ground a hair above it
+        lowest = ml.lowest_points(character, body_position, body_rotation)  # (N, J) [m]
+        terminated = self.fallen(self.clip, self.time + self.steps * self.dt, lowest) | diverged
         truncated = (self.steps >= self.episode_steps) & ~terminated
         speed = ml.forward_speed(state)
         reward = task_reward(speed, self.args.target_speed) * ~diverged
@@ -506,6 +507,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
             break
     env.sim.load_state_dict(before)
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
+    metrics["fall_bodies"] = env.fallen.bodies
     errors = evaluation.episode_error(env.motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
     metrics["pose_error_m"] = errors[0]
     return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
@@ -523,7 +525,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     torch.manual_seed(seed)
     character = ml.load_character(args.character_file, str(device))
     motions = MotionLib(args.motion_file, character, str(device))
-    clip_speed = motions.statistics()[2]  # mean forward speed [m/s]
+    clip_speed = motions.statistics()[1]  # mean forward speed [m/s]
     if args.target_speed is None or args.task == "none":
         args.target_speed = clip_speed if args.task == "speed" else None
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
@@ -533,6 +535,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     copies = args.eval_episodes if args.evaluate else max(N, args.eval_episodes)
     sim = simulators.make(args.sim, character, copies, args.control_hz, args.substeps, device, cores)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
+    print(eval_env.fallen.report)
     agent = Agent(eval_env, args.hidden, args.action_std_log).to(device)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
     if args.evaluate:

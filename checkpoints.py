@@ -3,14 +3,17 @@
 A script uses get_state, set_state and fit_checkpoint. Nothing here knows what is trained, or how.
 """
 
+import math
 import os
 import warnings
+import zipfile
 from typing import Any, Dict, List
 
 import torch
 from torch import Tensor
 
-from motion_lib import Character, InputError
+from files import InputError, reading
+from motion_lib import Character
 
 
 def get_state(x: Any) -> Any:
@@ -52,23 +55,79 @@ def set_state(x: Any, state: Any) -> None:
             set_state(getattr(x, name), part)
 
 
+def unsound(state: Any, name: str = "") -> str:
+    """The name of the first tensor or number in a state that is not finite, or of a variance below 0, or ""."""
+    if isinstance(state, dict):
+        parts = state.items()
+    elif isinstance(state, (list, tuple)):
+        parts = enumerate(state)
+    else:
+        low = -math.inf if not name.endswith("var") else 0.0
+        x = torch.as_tensor(state) if isinstance(state, (Tensor, int, float)) else torch.zeros(())
+        return "" if bool((x.isfinite() & (x >= low)).all()) else name
+    for key, part in parts:
+        found = unsound(part, f"{name}.{key}".strip("."))
+        if found:
+            return found
+    return ""
+
+
+def _check_kind(name: str, own: Any, state: Any) -> None:
+    """Raise ValueError if a saved state is not like an object's own: types, types and shapes of tensors, keys."""
+    alike = [x for x in ((int, float), (list, tuple), dict) if isinstance(own, x)] or [type(own)]
+    if own is not None and not isinstance(state, alike[0]):
+        raise ValueError(f"{name} is a {type(state).__name__} there and a {type(own).__name__} here")
+    if isinstance(own, Tensor) and (own.dtype != state.dtype or own.shape != state.shape):
+        there, here = ((x.dtype, tuple(x.shape)) for x in (state, own))
+        raise ValueError(f"{name} is {there[0]} {there[1]} there and {here[0]} {here[1]} here")
+    if isinstance(own, dict):
+        if own.keys() != state.keys():
+            raise ValueError(f"{name}: {', '.join(map(str, own.keys() ^ state.keys()))} on one side only")
+        for key in own:
+            _check_kind(f"{name}.{key}", own[key], state[key])
+    if isinstance(own, (list, tuple)):
+        if len(own) != len(state):
+            raise ValueError(f"{name} has {len(state)} parts there and {len(own)} here")
+        for key, (x, y) in enumerate(zip(own, state)):
+            _check_kind(f"{name}.{key}", x, y)
+
+
+def _check_optimizer(name: str, x: torch.optim.Optimizer, state: Any) -> None:
+    """Raise ValueError if the moments in a saved state are not those of an optimizer's parameters."""
+    _check_kind(name, x.state_dict()["param_groups"], state["param_groups"])
+    parameters = [parameter for group in x.param_groups for parameter in group["params"]]
+    for index, moments in state["state"].items():
+        own = {"step": torch.zeros(()), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
+        _check_kind(f"{name}.{index}", {key: y.detach().cpu() for key, y in own.items()}, moments)
+
+
 def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
-    """Read a checkpoint of the kind `name` without executing anything in it. Raises InputError."""
+    """Read a checkpoint of the kind `name`, or a run folder's latest.pt, without executing anything in it.
+
+    Raises InputError."""
+    path = os.path.join(path, "latest.pt") if os.path.isdir(path) else path
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; a run that was stopped before its first save has to be started anew")
-    try:
+    if torch.__version__ < "2.6" and "AMP_TRUST_CHECKPOINTS" not in os.environ:
+        danger = "with this old PyTorch a foreign checkpoint can execute code (CVE-2025-32434)"
+        raise InputError(f"{path}: {danger}; if it is yours, set AMP_TRUST_CHECKPOINTS=1")
+    with reading(path, "a checkpoint of this script"):
+        with zipfile.ZipFile(path) as archive:  # torch.save's form; an older one would allocate what it is told to
+            if sum(member.file_size for member in archive.infolist()) > 2 * os.path.getsize(path):
+                raise InputError(f"{path}: unpacks to far more than its size; not a checkpoint of this script")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        found = checkpoint["kind"]
-        faults = [key for key, x in checkpoint["shared"]["agent"].items() if not bool(x.isfinite().all())]
-        dict(checkpoint["args"], **checkpoint["character"])
-    except Exception as error:  # whatever the unpickler raises on a file that is not a checkpoint
-        raise InputError(f"{path}: cannot be read as a checkpoint of this script ({type(error).__name__})") from error
-    if found != name:
-        raise InputError(f"{path}: a checkpoint of {found}; this script reads those of {name}")
-    if faults:
-        raise InputError(f"{path}: {faults[0]} holds NaN or infinities; take an earlier checkpoint")
+        kinds = {"kind": "", "character": {}, "args": {}, "samples": 0, "metrics": {}, "shared": {}}
+        found = {key: checkpoint[key] for key in kinds}
+        for key, own in kinds.items():
+            if not isinstance(found[key], type(own)):
+                raise ValueError(f"{key} is a {type(found[key]).__name__}")
+        fault = unsound({key: checkpoint.get(key) for key in ("shared", "processes")})
+    if found["kind"] != name:
+        raise InputError(f"{path}: a checkpoint of {found['kind']}; this script reads those of {name}")
+    if fault:
+        raise InputError(f"{path}: {fault} holds NaN, infinities or a negative variance; take another checkpoint")
     return checkpoint
 
 
@@ -77,19 +136,23 @@ def fit_checkpoint(checkpoint: Dict[str, Any], character: Character, objects: Di
     for key, mine in names_of(character).items():
         theirs = checkpoint["character"].get(key, [])
         if theirs != mine:
-            odd = ", ".join(sorted(set(theirs) ^ set(mine))[:5]) or "their order"
+            odd = ", ".join(sorted(set(map(str, theirs)) ^ set(mine))[:5]) or "their order"
             raise InputError(f"the checkpoint is of another character than {character.path}; {key} differ: {odd}")
     put_back(objects, checkpoint["shared"])
 
 
 def names_of(character: Character) -> Dict[str, List[str]]:
+    """What has to be the same in a checkpoint."""
     return {"bodies": character.body_names, "dofs": character.dof_names}
 
 
 def put_back(objects: Dict[str, Any], states: Dict[str, Any]) -> None:
-    for name, x in objects.items():
-        try:
+    """Put states into objects, by name, all or none. Raises InputError if one does not fit."""
+    try:
+        for name, x in objects.items():
+            check = _check_optimizer if isinstance(x, torch.optim.Optimizer) else _check_kind
+            check(name, x if check is _check_optimizer else get_state(x), states[name])
+        for name, x in objects.items():
             set_state(x, states[name])
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            fault = " ".join(str(error).split())[:200]
-            raise InputError(f"the checkpoint does not fit these options, in {name}: {fault}") from error
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the checkpoint does not fit these options: {' '.join(str(error).split())}") from error

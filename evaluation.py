@@ -163,7 +163,7 @@ def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Op
     if path is None:
         return None
     with ml.reading(path, 'lines of "time [s], heading [degrees], speed [m/s]"'):
-        with open(path, encoding="utf-8") as file, warnings.catch_warnings():
+        with open(ml.find(path), encoding="utf-8-sig") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns of an empty file
             table = torch.tensor(np.loadtxt(file, delimiter=",", ndmin=2), dtype=torch.float32, device=device)  # (C, 3)
         times, headings, speeds = table.T.contiguous()

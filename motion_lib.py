@@ -5,7 +5,6 @@ turned about Z until +X is the direction in which the root's own +X axis points 
 Dimension key: F frames, J bodies (row 0 is the root), D dofs, C clips, P collision points, `...` any batch.
 """
 
-import contextlib
 import functools
 import io
 import itertools
@@ -14,29 +13,13 @@ import math
 import os
 import xml.etree.ElementTree as ET
 import zipfile
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class InputError(ValueError):
-    """A file or an option that cannot be used; the message is one line: what is wrong, where, and what to do."""
-
-
-@contextlib.contextmanager
-def reading(path: str, kind: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read that should be of some kind into one line. Raises InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this file: {error.strerror or error}") from error
-    except Exception as error:  # whatever parsers raise on a file that is not ours
-        raise InputError(f"{path}: not {kind} ({type(error).__name__}: {' '.join(str(error).split())})") from error
-
+from files import InputError, find, reading, write_file
 
 # ---- 1. Quaternions (xyzw) -------------------------------------------------------------------------------------------
 
@@ -215,7 +198,7 @@ def _read_character(path: str, device: str) -> Character:
 def load_character(path: str, device: str = "cpu") -> Character:
     """Read a character from an MJCF file written like motions/humanoid.xml, without defaults. Raises InputError."""
     with reading(path, "a character file written like motions/humanoid.xml"):
-        return _read_character(path, device)
+        return _read_character(find(path), device)
 
 
 def forward_kinematics(character: Character, root_position: Tensor, rotations: Tensor) -> Tuple[Tensor, Tensor]:
@@ -308,22 +291,6 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
     return Clip(fps, loop, root, rotations / norm[..., None])
 
 
-def write_file(path: str, data: bytes) -> None:
-    """Write a whole file or nothing: `path` is as it was until all of it is on the disk. Raises OSError."""
-    temporary = f"{path}.{os.urandom(8).hex()}.tmp"
-    file = open(temporary, "xb")  # x: it is new, never a link that somebody has put there
-    try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-
-
 def save_clip(path: str, clip: Clip, body_names: List[str], source: str, license: str) -> None:
     """Write a clip (see write_file). Raises OSError."""
     buffer = io.BytesIO()
@@ -339,15 +306,16 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
 
     A dataset file is {"clips": [{"file": "walk.npz", "weight": 1.0}, ...]}, with paths relative to itself; a folder
     weights its clips equally. Raises InputError for a path that is none of these."""
+    path = find(path)
     if os.path.isdir(path):
-        files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".npz"))
+        files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(".npz"))
         if not files:
             raise InputError(f"{path}: no .npz motion clip in this folder")
         return files, [1.0] * len(files)
     if not str(path).endswith(".json"):
         return [path], [1.0]
     with reading(path, 'a dataset file {"clips": [{"file": ..., "weight": ...}]}'):
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             entries = json.load(file)["clips"]
         files = [os.path.join(os.path.dirname(path), entry["file"]) for entry in entries]
         weights = [float(entry.get("weight", 1.0)) for entry in entries]
@@ -509,12 +477,10 @@ class MotionLib:
             dof_velocity=dof_velocity,
         )
 
-    def statistics(self) -> Tuple[Tensor, Tensor, float]:
-        """Mean dof positions (D,) [rad], lowest height of each body (J,) [m], mean forward speed [m/s]; by weight."""
+    def statistics(self) -> Tuple[Tensor, float]:
+        """Mean dof positions (D,) [rad], mean forward speed [m/s]; by weight."""
         time = torch.linspace(0, 1, 200, device=self.length.device)[:, None] * self.length  # (200, C)
         state = self.state(torch.arange(len(self.files), device=time.device).expand(time.shape), time)
-        position, rotation = forward_kinematics(self.character, state.root_position, state.rotations)
-        lowest = lowest_points(self.character, position, rotation)  # (200, C, J)
         mean = dof_positions(self.character, state.rotations).mean(0)  # (C, D)
         speed = float((forward_speed(state).mean(0) * self.weight).sum())
-        return (mean * self.weight[:, None]).sum(0), lowest.flatten(0, 1).amin(0), speed
+        return (mean * self.weight[:, None]).sum(0), speed

@@ -1,0 +1,71 @@
+"""What counts as a fall: contact with the ground of a body that the clips keep off it, near that time.
+
+A script uses FallDetector. Dimension key: F frames of all clips, J bodies, N environments.
+"""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+from motion_lib import InputError, MotionLib, forward_kinematics, lowest_points
+
+NEAR = 1.0  # what a clip that does not loop has on the ground may be there so much earlier or later [s]
+TOUCH = 0.05  # a body that comes as near to the ground in a clip touches it [m]; a standing shin's end is .054 up
+TOUCH_LYING = 0.1  # the same where others than feet touch: bodies on top, and clips that hover, are .05 to .09 up [m]
+
+
+class FallDetector:
+    """Tells which characters have fallen, by what the clip that they started in has on the ground near that time."""
+
+    def __init__(self, motions: MotionLib, names: Tuple[str, ...], feet: Tuple[str, ...]) -> None:
+        """names: ("auto",) for all bodies but the feet and what a clip has on the ground; ("none",); or bodies, always.
+
+        Raises InputError for other names."""
+        bodies = motions.character.body_names
+        self.motions = motions
+        unknown = [name for name in names if name not in (*bodies, "none", "auto")]
+        if unknown or (len(names) != 1 and {"none", "auto"} & set(names)):
+            raise InputError(f"--fall-bodies {' '.join(names)}: expected auto, none, or some of {', '.join(bodies)}")
+        clips = range(len(motions.clips))
+        if names == ("auto",):
+            may_fall = torch.tensor([name not in feet for name in bodies], device=motions.length.device)  # (J,)
+            self.watched = torch.cat([_watched(motions, clip, may_fall) for clip in clips])  # (F, J) bool
+        else:
+            chosen = torch.tensor([name in names for name in bodies], device=motions.length.device)
+            self.watched = chosen.expand(len(motions.root_position), -1)
+        always = [name for name, x in zip(bodies, self.watched.all(0).tolist()) if x]
+        self.bodies = int(self.watched.any(0).sum())  # how many count at one time or another
+        more = f", and {self.bodies - len(always)} more where a clip has them in the air" * (self.bodies > len(always))
+        never = [motions.files[i] for i in clips if not self.watched[_rows(motions, i)].any()]
+        self.report = f"a fall is ground contact of {', '.join(always) or 'no body always'}{more}"
+        if never:
+            self.report += f"; nothing counts as a fall in {', '.join(never)[:300]}"
+
+    def __call__(self, clip: Tensor, time: Tensor, lowest: Tensor) -> Tensor:
+        """clips (N,) long that episodes started in, times in them (N,) [s], lowest points (N, J) [m] -> (N,) bool."""
+        motions = self.motions
+        within = torch.where(motions.loop[clip], time % motions.length[clip], time)
+        frame = (within * motions.fps[clip]).round().long().minimum(motions.last[clip])
+        # PhysX may hold what lies on the ground a hair above it
+        return ((lowest <= 0.005) & self.watched[motions.first[clip] + frame]).any(-1)
+
+
+def _rows(motions: MotionLib, clip: int) -> slice:
+    """A clip's frames among those of all clips."""
+    first = int(motions.first[clip])
+    return slice(first, first + int(motions.last[clip]) + 1)
+
+
+def _watched(motions: MotionLib, clip: int, may_fall: Tensor) -> Tensor:
+    """Of those that may fall (J,), bodies that a clip keeps off the ground near each frame: (frames, J) bool."""
+    rows = _rows(motions, clip)
+    position, rotation = forward_kinematics(motions.character, motions.root_position[rows], motions.rotations[rows])
+    near = lowest_points(motions.character, position, rotation)  # (frames, J) [m]
+    if motions.loop[clip]:
+        near = near.amin(0, keepdim=True).expand_as(near)
+    else:  # the lowest from NEAR before to NEAR after: a sliding maximum of what lies below
+        reach = int(NEAR * float(motions.fps[clip]))
+        near = -torch.nn.functional.max_pool1d(-near.T[None], 2 * reach + 1, stride=1, padding=reach)[0].T
+    lying = (near[:, may_fall] <= TOUCH).any(-1, keepdim=True)
+    return (near > torch.where(lying, TOUCH_LYING, TOUCH)) & may_fall

@@ -16,6 +16,7 @@ from motion_lib import InputError
 
 MAX_JOINTS = 1000
 AXES = "XYZ"
+CHANNELS = {f"{axis}{kind}" for axis in AXES for kind in ("position", "rotation")}
 
 
 class Recording(NamedTuple):
@@ -70,9 +71,8 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
                 joints[blocks[-1]].offset[:] = [float(x) for x in rest]
             elif word == "CHANNELS":
                 joints[blocks[-1]].channels[:] = [channel[:1].upper() + channel[1:].lower() for channel in rest[1:]]
-                known = {f"{axis}{kind}" for axis in AXES for kind in ("position", "rotation")}
                 channels = joints[blocks[-1]].channels
-                if blocks[-1] < 0 or len(rest) - 1 != int(rest[0]) or not set(channels) <= known:
+                if blocks[-1] < 0 or len(rest) - 1 != int(rest[0]) or not CHANNELS.issuperset(channels):
                     raise ValueError("channels are a number and as many names like Xposition or Zrotation")
                 if len(set(rest[1:])) != len(rest) - 1:
                     raise ValueError("a channel comes twice")
@@ -94,15 +94,12 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
     return joints, number
 
 
-def read_bvh(path: str, text: str) -> Recording:
-    """A BVH file, lengths in its own unit, world as in the file. Raises InputError."""
-    lines = text.split("\n")
-    joints, motion = read_hierarchy(path, lines)
-    header = [line.split() for line in lines[motion + 1 :][:20] if line.strip()][:2]
-    width = sum(len(joint.channels) for joint in joints)
+def read_frames(path: str, lines: List[str], width: int) -> Tuple[float, np.ndarray]:
+    """Frames per second and the rows (F, width), from the lines after MOTION. Raises InputError."""
+    header = [line.split() for line in lines[:20] if line.strip()][:2]
     try:
         frames, step = int(header[0][1]), float(header[1][2])
-        start = next(i for i in range(motion + 1, len(lines)) if lines[i].split()[:2] == ["Frame", "Time:"])
+        start = next(i for i, line in enumerate(lines) if line.split()[:2] == ["Frame", "Time:"])
         if not any(line.strip() for line in lines[start + 1 :]):
             raise ValueError("no frames")
         values = np.loadtxt(io.StringIO("\n".join(lines[start + 1 :])), ndmin=2, comments=None)  # (F, width)
@@ -117,7 +114,16 @@ def read_bvh(path: str, text: str) -> Recording:
         fault = "NaN, infinity or huge numbers in a frame, or a frame time that is not between 0.001 and 1 s"
         raise InputError(f"{path}: {fault}")
     fps = 1.0 / step
-    fps = float(round(fps)) if abs(1 / round(fps) - step) < 1.1e-6 else fps  # 0.033333 s means 30 frames a second
+    # 0.033333 s means 30 frames a second
+    return float(round(fps)) if abs(1 / round(fps) - step) < 1.1e-6 else fps, values
+
+
+def read_bvh(path: str, text: str) -> Recording:
+    """A BVH file, lengths in its own unit, world as in the file. Raises InputError."""
+    lines = text.split("\n")
+    joints, motion = read_hierarchy(path, lines)
+    fps, values = read_frames(path, lines[motion + 1 :], sum(len(joint.channels) for joint in joints))
+    frames = len(values)
     rotations = torch.zeros(frames, len(joints), 4, dtype=torch.float64)
     offsets = np.array([joint.offset for joint in joints])
     root_position = np.zeros((frames, 3))

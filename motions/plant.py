@@ -4,7 +4,7 @@ Inverse kinematics by mink on our MuJoCo model (requirements-motions.txt).
 Dimension key: F frames, P = 4 points (heel and toe of each foot), B bodies.
 """
 
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import numpy as np
 import torch
@@ -108,6 +108,22 @@ def ik_model(character: Character):
     return spec.compile()
 
 
+def solve(configuration: Any, tasks: List[Any]) -> None:
+    """Move mink's configuration to where its tasks ask for."""
+    import mink
+
+    limits = [mink.ConfigurationLimit(configuration.model)]  # of elbows and knees; the balls have none
+    for _ in range(STEPS):
+        velocity = mink.solve_ik(configuration, tasks, 1.0, "daqp", damping=1e-6, limits=limits)
+        configuration.integrate_inplace(velocity, 1.0)
+
+
+def about_y(angle: np.ndarray) -> np.ndarray:
+    """Rotations about y by angles [rad]. (H,) -> (H, 4)."""
+    half = 0.5 * angle
+    return np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
+
+
 def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
     """The clip with heels and toes held where they stand on the ground at z = 0, and a remark on how much they slid.
 
@@ -125,7 +141,6 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
     feet = [mink.FrameTask(f"point{i}", "site", position_cost=10.0, orientation_cost=0.0) for i in range(goal.shape[1])]
     pelvis = mink.FrameTask(character.body_names[0], "body", position_cost=1.0, orientation_cost=1.0)
     posture = mink.PostureTask(model, cost=0.3)
-    limits = [mink.ConfigurationLimit(model)]  # of elbows and knees; the balls have none
     # (B,) of each body's joint in qpos; the root's rotation follows its position
     start = model.jnt_qposadr[model.body_jntadr[1:].clip(0)]
     balls = [0, *character.balls.tolist()]
@@ -146,14 +161,11 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
         posture.set_target_from_configuration(configuration)
         for task, point in zip(feet, goal[frame]):
             task.set_target(mink.SE3.from_translation(point))
-        for _ in range(STEPS):
-            velocity = mink.solve_ik(configuration, [*feet, pelvis, posture], 1.0, "daqp", damping=1e-6, limits=limits)
-            configuration.integrate_inplace(velocity, 1.0)
+        solve(configuration, [*feet, pelvis, posture])
         root_position[frame] = configuration.q[:3]
         for b, column in zip(balls, columns):
             rotations[frame, b] = configuration.q[column][[1, 2, 3, 0]]
-        half = 0.5 * configuration.q[start[hinges]]  # (H,)
-        rotations[frame, hinges] = np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
+        rotations[frame, hinges] = about_y(configuration.q[start[hinges]])
     result = clip._replace(root_position=root_position, rotations=continuous(rotations))
     slid = [100 * slide(x, stands) for x in (before, point_positions(character, result))]
     return result, f"sliding {slid[0]:.1f} -> {slid[1]:.1f} cm at worst"

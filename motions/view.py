@@ -341,7 +341,8 @@ def serve(
                 scene.world.position = start - centre_of(takes, frame)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file")
@@ -354,7 +355,11 @@ def main() -> None:
     add("--port", type=int, default=8080, help="its port (default 8080)")
     add("--no-browser", action="store_true", help="only print the page's address")
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     try:
         if not 0.0 <= args.seconds <= 600.0:
             raise InputError(f"--seconds {args.seconds:g}: expected 0 to 600")

@@ -178,7 +178,9 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
 
 def _first_to_say(text: str) -> bool:
     """Whether no other process has said this."""
+    if not in_group():  # a plain run, or join_processes has refused
+        return not (dist.is_available() and dist.is_torchelastic_launched()) or os.environ["RANK"] == "0"
     try:
-        return not in_group() or dist.distributed_c10d._get_default_store().add(text, 1) == 1
+        return dist.distributed_c10d._get_default_store().add(text, 1) == 1
     except RuntimeError:  # gone with the process that kept it
         return True

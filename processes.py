@@ -57,14 +57,15 @@ def join_processes() -> Optional[str]:
     env = os.environ
     store = None
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it still holds what an attempt before a restart has written
+        if int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:  # counts would differ
+            needed = "--rdzv-backend=c10d and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (an environment variable)"
+            raise InputError(f"restarts on several machines need {needed}")
         store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
         store = dist.PrefixStore(env["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     patience = datetime.timedelta(hours=1)  # process 0 evaluates while the others wait
     world = int(env["WORLD_SIZE"])
     dist.init_process_group(backend, timeout=patience, store=store, rank=int(env["RANK"]), world_size=world)
-    if store is not None and int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:
-        raise InputError("restarts on several machines need --rdzv-backend=c10d, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
     launch = env["TORCHELASTIC_RUN_ID"]
     if launch == "none" and env["TORCHELASTIC_RESTART_COUNT"] != "0":
         raise InputError("torchrun restarts only runs with a name: --standalone or --rdzv-id; or go on with --resume")

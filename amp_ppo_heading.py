@@ -156,7 +156,7 @@ Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and Genera
 
 
 def check_args(args: Args) -> None:
-    """Refuse options that cannot work, and choose the simulator. Raises InputError."""
+    """Refuse options that cannot work. Raises InputError."""
     check_numbers(args, signed=("action_std_log", "target_speed"), from_zero=("seed", "eval_interval"))
     if args.speed_range[0] > args.speed_range[1] or args.change_seconds[0] > args.change_seconds[1]:
         raise InputError("--speed-range, --change-seconds: the smaller number comes first")
@@ -171,7 +171,6 @@ def check_args(args: Args) -> None:
         raise InputError(f"--num-minibatches {args.num_minibatches} does not divide the batch of a process, {batch}")
     if args.total_timesteps < args.num_envs * args.num_steps:
         raise InputError(f"--total-timesteps is less than one batch, {args.num_envs * args.num_steps}")
-    args.sim = simulators.choose(args.sim, args.cuda)
 
 
 # ---- 2. Observations and rewards ----
@@ -623,7 +622,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     agent.obs_norm.update(env.obs())
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
-    run = Run(args, KIND, character, B * world, shared, own, checkpoint)
+    run = Run(args, KIND, motions, B * world, shared, own, checkpoint)
     obs = env.obs()
     log = Log()
     threads = torch.get_num_threads()
@@ -666,10 +665,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
             loss = demo_loss + agent_loss + args.grad_penalty * penalty + regulariser
             skipped = update(disc_optimizer, loss, (agent.disc,), args.max_grad_norm)
-            log.add("update", skipped=skipped)
             log.add("disc", loss_demo=demo_loss, logit_demo=demo_logit, accuracy_demo=demo_logit > 0)
             log.add("disc", loss_agent=agent_loss, logit_agent=agent_logit, accuracy_agent=agent_logit < 0)
-            log.add("disc", grad_penalty=penalty)
+            log.add("disc", grad_penalty=penalty, skipped=skipped)
 
         # 5. Task reward plus style_weight times style reward; advantages.
         with torch.no_grad():
@@ -709,8 +707,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 # KL of two Gaussians with the same standard deviation
                 kl = 0.5 * (((new_mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
                 outside = (ratio - 1).abs() > args.clip_coef
-                log.add("update", skipped=skipped)
-                log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, clip_fraction=outside)
+                log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss)
+                log.add("policy", clip_fraction=outside, skipped=skipped)
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
         # The learning rate follows the KL divergence, whose target may fall towards the end.

@@ -147,10 +147,10 @@ Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and Genera
 
 
 def check_args(args: Args) -> None:
-    """Refuse options that cannot work, and choose the simulator. Raises InputError."""
+    """Refuse options that cannot work. Raises InputError."""
     check_numbers(args, signed=("action_std_log", "target_speed"), from_zero=("seed", "eval_interval"))
-    if args.task == "none" and args.target_speed is not None and not args.evaluate:
-        raise InputError("--target-speed needs --task speed")
+    if args.task == "none" and not args.evaluate and (args.target_speed is not None or args.style_weight == 0):
+        raise InputError("--task none needs a --style-weight above 0, and no --target-speed")
     if not -10 <= args.action_std_log <= 2:
         raise InputError("--action-std-log has to lie between -10 and 2")
     if args.target_kl == 0 or args.gamma >= 1 or max(args.gae_lambda, args.anneal) > 1:
@@ -162,7 +162,6 @@ def check_args(args: Args) -> None:
         raise InputError(f"--num-minibatches {args.num_minibatches} does not divide the batch of a process, {batch}")
     if args.total_timesteps < args.num_envs * args.num_steps:
         raise InputError(f"--total-timesteps is less than one batch, {args.num_envs * args.num_steps}")
-    args.sim = simulators.choose(args.sim, args.cuda)
 
 
 # ---- 2. Observations and rewards ----
@@ -559,7 +558,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     agent.obs_norm.update(env.obs())
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
-    run = Run(args, KIND, character, B * world, shared, own, checkpoint)
+    run = Run(args, KIND, motions, B * world, shared, own, checkpoint)
     obs = env.obs()
     log = Log()
     threads = torch.get_num_threads()
@@ -602,10 +601,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
             loss = demo_loss + agent_loss + args.grad_penalty * penalty + regulariser
             skipped = update(disc_optimizer, loss, (agent.disc,), args.max_grad_norm)
-            log.add("update", skipped=skipped)
             log.add("disc", loss_demo=demo_loss, logit_demo=demo_logit, accuracy_demo=demo_logit > 0)
             log.add("disc", loss_agent=agent_loss, logit_agent=agent_logit, accuracy_agent=agent_logit < 0)
-            log.add("disc", grad_penalty=penalty)
+            log.add("disc", grad_penalty=penalty, skipped=skipped)
 
         # 5. Task reward plus style_weight times style reward; advantages.
         with torch.no_grad():
@@ -645,8 +643,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 # KL of two Gaussians with the same standard deviation
                 kl = 0.5 * (((new_mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
                 outside = (ratio - 1).abs() > args.clip_coef
-                log.add("update", skipped=skipped)
-                log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, clip_fraction=outside)
+                log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss)
+                log.add("policy", clip_fraction=outside, skipped=skipped)
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
         # The learning rate follows the KL divergence, whose target may fall towards the end.

@@ -55,6 +55,10 @@ def set_state(x: Any, state: Any) -> None:
             set_state(getattr(x, name), part)
 
 
+class Unsound(RuntimeError):
+    """A training has come to numbers that are not finite, and ends."""
+
+
 def unsound(state: Any, name: str = "") -> str:
     """The name of the first tensor or number in a state that is not finite, or of a variance below 0, or ""."""
     if isinstance(state, dict):

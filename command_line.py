@@ -9,15 +9,18 @@ import dataclasses
 import importlib.util
 import os
 import sys
-from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
+from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Union
+
+import simulators
 
 import torch
 import torch.distributed as dist
 import tyro
-from typing_extensions import Annotated
+from tqdm import tqdm
+from typing_extensions import Annotated, get_args, get_origin
 
-from checkpoints import load_checkpoint
-from motion_lib import InputError
+from checkpoints import Unsound, load_checkpoint
+from files import InputError, guard_terminal
 from processes import in_group, join_processes, local_world, processes
 
 # ---- 1. Options ----------
@@ -89,11 +92,52 @@ def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]
     nested = dataclasses.make_dataclass("Options", columns)
     parsed = tyro.cli(nested, args=argv, default=nested(*start), description=kind.__doc__)
     args = kind(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
-    for field in dataclasses.fields(kind):
+    return args
+
+
+def _fill_in(args: Any) -> None:
+    """Choose the simulator, and give options their defaults by where the physics runs. Raises InputError."""
+    args.sim = simulators.choose(args.sim, args.cuda)
+    on_gpu = args.cuda and args.sim != "mujoco"
+    for field in dataclasses.fields(args):
         by_device = getattr(field.type, "__metadata__", [None])[-1]
         if getattr(args, field.name) is None and by_device is not None:
-            setattr(args, field.name, by_device[args.cuda])
-    return args
+            setattr(args, field.name, by_device[on_gpu])
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of an option."""
+    parts = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _is_a(value, parts[0])
+    if get_origin(kind) is Union:
+        return any(_is_a(value, part) for part in parts)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in parts
+    if get_origin(kind) is tuple:
+        parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def typed(option: str, argv: Optional[List[str]] = None) -> bool:
+    """Whether an option stands on the command line."""
+    return any(word.split("=")[0].replace("_", "-") == option for word in (sys.argv[1:] if argv is None else argv))
+
+
+def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]], evaluate: bool) -> Dict[str, Any]:
+    """Options that a checkpoint gives as defaults; for an evaluation not what belongs to a machine. Raises InputError."""
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    for name, value in checkpoint["args"].items():
+        if name not in types or not _is_a(value, types[name]):
+            raise InputError(f"the checkpoint is of another version of this script: option {name} is {str(value)[:50]}")
+        option = f"--{name.replace('_', '-')}"
+        if evaluate and option in ("--motion-file", "--character-file") and not typed(option, argv):
+            # a foreign checkpoint opens no file elsewhere
+            if os.path.isabs(value) or os.pardir in value.replace(os.sep, "/").split("/"):
+                raise InputError(f"the checkpoint names {value}; if that is meant, type {option}")
+    not_taken = ("cuda", "sim", "track", "capture_video", "eval_commands") if evaluate else ()
+    return {name: value for name, value in checkpoint["args"].items() if name not in not_taken}
 
 
 def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple:
@@ -109,14 +153,16 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if getattr(args, "eval_commands", None) is not None and not args.evaluate:
         raise InputError("--eval-commands needs --evaluate")
     if args.evaluate or resume is not None:
-        checkpoint = load_checkpoint(args.checkpoint if args.evaluate else os.path.join(resume, "latest.pt"), name)
-        unknown = sorted(set(checkpoint["args"]) - {field.name for field in dataclasses.fields(kind)})
-        if unknown:
-            raise InputError(f"the checkpoint is of another version of this script: it has an option {unknown[0]}")
-        # what belongs to the machine, or to one evaluation, is not taken from a checkpoint
-        not_taken = ("cuda", "sim", "track", "capture_video", "eval_commands") if args.evaluate else ()
-        args = _command_line(kind, argv, {k: v for k, v in checkpoint["args"].items() if k not in not_taken})
+        if resume is not None and os.path.isfile(resume):
+            resume = os.path.dirname(resume) or "."
+        if args.evaluate and os.path.isdir(args.checkpoint):
+            args.checkpoint = os.path.join(args.checkpoint, "latest.pt")
+        path = args.checkpoint
+        checkpoint = load_checkpoint(path if args.evaluate else os.path.join(resume, "latest.pt"), name)
+        args = _command_line(kind, argv, _options_of(checkpoint, kind, argv, args.evaluate))
+        args.checkpoint = path
     args.resume = resume
+    _fill_in(args)
     if args.cuda and torch.cuda.device_count() < local_world():
         raise InputError("--cuda: PyTorch does not find a GPU for each process; --no-cuda trains on the CPU")
     if args.track and importlib.util.find_spec("wandb") is None:
@@ -145,6 +191,7 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
     kind: what merge_options has made; name: kind of the checkpoints; check(args) refuses options with InputError."""
     status: Any = 0
     fault = ""
+    guard_terminal()
     try:
         restarted = join_processes()
         quiet = open(os.devnull, "w") if processes().rank > 0 else None  # process 0 speaks for all
@@ -153,18 +200,12 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
             check(args)
             for _ in main(args, checkpoint):
                 pass
-    except (InputError, OSError) as error:
-        fault = f"error: {error}"
-        status = 2
     except SystemExit as end:
         status = end.code
-    except RuntimeError as error:
-        of_group = "gloo" in str(error).lower() or type(error).__module__.startswith("torch.distributed")
-        if not (in_group() and of_group):
-            raise
-        # below the progress bar that process 0 may have left
-        fault = "\nerror: another process is gone; --resume goes on from the last save, --max-restarts by itself"
-        status = 1
+    except BaseException as error:
+        fault, status = _explain(error)
+    for bar in list(getattr(tqdm, "_instances", ())):  # nothing of it after the error's line
+        bar.close()
     if fault and _first_to_say(fault):
         print(fault, file=sys.stderr)
     if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch#190489)
@@ -174,6 +215,23 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
         os._exit(status or 0)
     if status:
         sys.exit(status)
+
+
+def _explain(error: BaseException) -> Tuple[str, int]:
+    """The line and the exit code for what has ended a script; what only a programmer can mend is raised again."""
+    if isinstance(error, (InputError, OSError)):
+        return f"error: {error}", 2
+    if isinstance(error, Unsound):
+        return f"error: {error}", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "error: stopped by Ctrl-C; nothing is lost that was saved", 130
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
+        return "error: not enough memory; lower --num-envs, --num-steps, --hidden or --replay-size", 2
+    if in_group() and ("gloo" in text or type(error).__module__.startswith("torch.distributed")):
+        # below the progress bar that process 0 may have left
+        return "\nerror: another process is gone; --resume goes on from the last save, --max-restarts by itself", 1
+    raise error
 
 
 def _first_to_say(text: str) -> bool:

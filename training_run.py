@@ -3,7 +3,10 @@
 A script uses Log and Run. Nothing here knows what is trained, or how.
 """
 
+import contextlib
+import errno
 import glob
+import hashlib
 import io
 import json
 import math
@@ -20,8 +23,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints import fit_checkpoint, get_state, names_of, put_back
-from motion_lib import Character, InputError, write_file
+from checkpoints import Unsound, fit_checkpoint, get_state, names_of, put_back, unsound
+from files import HERE, InputError, find, write_file
+from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
 # ---- 1. The log ----------
@@ -62,22 +66,25 @@ class Run:
     A disk that is full or gone stops nothing: that is said once, and the next save tries again. Process 0 writes."""
 
     def __init__(
-        self, args: Any, kind: str, character: Character, batch: int, shared: Dict, own: Dict, checkpoint: Any
+        self, args: Any, kind: str, motions: MotionLib, batch: int, shared: Dict, own: Dict, checkpoint: Any
     ) -> None:
         """Begin a run, or go on with the checkpoint of one; batch: samples of an iteration of all processes.
 
         shared, own: name -> what has a state that all processes share, or each has for itself. Raises InputError."""
         self.args = args
-        self.content = {"kind": kind, "character": names_of(character), "args": dict(vars(args), resume=None)}
+        self.motions = motions
+        self.content = {"kind": kind, "character": names_of(motions.character), "args": dict(vars(args), resume=None)}
+        self.content["data"] = _hashes(motions)
         self.batch = batch
         self.shared = shared
         self.own = own
         self.rank, self.world, self.device, _ = processes(args.cuda)
-        self.progress = {"iteration": 0, "samples": 0, "best": -math.inf, "metrics": {}}
+        self.progress = {"iteration": 0, "samples": 0, "best": -1e30, "metrics": {}}
+        self.said: List[str] = []
         self.content["rates"] = [group["lr"] for group in _groups(shared)]
         share(*[y for x in shared.values() if isinstance(x, torch.nn.Module) for y in x.state_dict().values()])
         if checkpoint is not None:
-            self._restore(checkpoint, character)
+            self._restore(checkpoint)
         left = args.total_timesteps - self.progress["samples"]
         self.iterations = self.progress["iteration"] + left // batch
         if left < batch:
@@ -86,19 +93,22 @@ class Run:
         self.stopped = False
         self.started = time.time()
         self.fault = ""
-        self.said: List[str] = []
         self.writer: Any = None
         self.folder = self._start() if self.rank == 0 else ""
         style = dict(unit=" samples", unit_scale=True, dynamic_ncols=True, disable=self.rank > 0)
         total = self.iterations * batch
         self.bar = tqdm(total=total, initial=self.progress["samples"], **style)
 
-    def _restore(self, checkpoint: Dict[str, Any], character: Character) -> None:
+    def _restore(self, checkpoint: Dict[str, Any]) -> None:
         """Put a checkpoint back: what all processes share, what is this one's own. Raises InputError."""
         parts = checkpoint.get("processes", [])
         if len(parts) != self.world:
             raise InputError(f"the run to resume has {len(parts)} processes, and there are {self.world} now")
-        fit_checkpoint(checkpoint, character, self.shared)
+        for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
+            named = any(word.split("=")[0].replace("_", "-") == option for word in sys.argv)
+            if checkpoint["data"][key] != self.content["data"][key] and not named:
+                raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
+        fit_checkpoint(checkpoint, self.motions.character, self.shared)
         put_back(self.own, parts[self.rank])
         for group, rate, before in zip(_groups(self.shared), self.content["rates"], checkpoint["rates"]):
             if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
@@ -107,6 +117,8 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(parts[self.rank]["random_cuda"], self.device)
         self.progress = dict(checkpoint["progress"])
+        if checkpoint["data"]["script"] != self.content["data"]["script"]:
+            self._say("the script has changed since the run began; this one's copy is kept beside the first")
         iteration = torch.tensor(float(self.progress["iteration"]))
         average(iteration)
         if float(iteration) != self.progress["iteration"]:
@@ -123,28 +135,38 @@ class Run:
         last = f"{now}-{os.getpid()}" if launch == "none" else launch  # by which a restart finds the run
         folder = args.resume or os.path.join("runs", f"{first}__{clip}__{args.sim}__{args.seed}__{last}")
         os.makedirs(folder, exist_ok=bool(args.resume) or launch != "none")
+        self.lock = _lock(os.path.join(folder, "lock"))
         if args.track:
-            import wandb
-
-            wandb.init(name=os.path.basename(folder), config=vars(args), sync_tensorboard=True)
+            self._track(folder)
         packages = ("torch", "numpy", "mujoco", "mujoco_warp", "warp", "isaacgym")
         versions = {x: getattr(sys.modules[x], "__version__", "unknown") for x in packages if x in sys.modules}
         versions.update(python=sys.version, platform=platform.platform())
         told = {"args": vars(args), "processes": self.world, "versions": versions, "command": sys.argv}
         note = f"args_resumed_{now}.json" if args.resume else "args.json"
         write_file(os.path.join(folder, note), json.dumps(told, indent=1).encode())
-        here = os.path.dirname(os.path.abspath(__file__))
-        for pattern in () if args.resume else ("*.py", "simulators/*.py", "motions/render.py"):
-            for source in glob.glob(os.path.join(here, pattern)):
-                copy = os.path.join(folder, os.path.relpath(source, here))
-                os.makedirs(os.path.dirname(copy), exist_ok=True)
-                shutil.copy(source, copy)
-        if not args.resume and os.path.isfile(script):  # it may lie elsewhere, or be typed by hand
-            shutil.copy(script, folder)
+        mine = [os.path.join(HERE, x) for x in ("*.py", "simulators/*.py", "motions/render.py")]
+        sources = [path for pattern in mine for path in glob.glob(pattern)]
+        data = [find(path) for path in (args.motion_file, self.motions.character.path, *self.motions.files)]
+        for source in () if args.resume else (*sources, *data):
+            place = os.path.relpath(os.path.abspath(source), HERE)
+            if os.path.isfile(source) and not place.startswith(os.pardir):
+                os.makedirs(os.path.dirname(os.path.join(folder, place)), exist_ok=True)
+                shutil.copy(source, os.path.join(folder, place))
+        if os.path.isfile(script):  # it may lie elsewhere, or have changed
+            shutil.copy(script, os.path.join(folder, f"resumed_{now}_" * bool(args.resume) + os.path.basename(script)))
         group = f"{self.world} process{'es' * (self.world > 1)}"
         options = ", ".join(f"{name} {value}" for name, value in vars(args).items())
         print(f"{folder}: simulator {args.sim}, learning on {self.device}, {group}; options: {options}")
         return folder
+
+    def _track(self, folder: str) -> None:
+        """Log to Weights & Biases as well; whatever it raises costs only that."""
+        try:
+            import wandb
+
+            wandb.init(name=os.path.basename(folder), config=vars(self.args), sync_tensorboard=True)
+        except Exception as error:
+            self._say(f"Weights & Biases: {' '.join(str(error).split())[:200]}; the training goes on without it")
 
     def attempt(self, write: Callable, *args: Any) -> str:
         """write(*args), where an OSError is said once and costs only what was to be written -> the error, or ""."""
@@ -168,17 +190,24 @@ class Run:
             tqdm.write(f"after {self.progress['samples']} samples: {text}", file=sys.stderr)
 
     def count(self, iteration: int, scalars: Dict[str, float], warning: str) -> None:
-        """An iteration is done; a warning is said once. Raises InputError if none of its updates was finite."""
-        if scalars["update/skipped"] == 1.0:
-            raise InputError("no update of an iteration was finite; lower the learning rates, and --resume the run")
+        """An iteration is done; a warning is said once. Raises Unsound if no update of some network was finite."""
+        lost = [name for name, x in scalars.items() if name.endswith("/skipped") and x == 1.0]
+        if lost:
+            self._give_up(f"no update of {lost[0].split('/')[0]} in an iteration was finite; lower its learning rate")
         self.progress["iteration"] = iteration
         self.progress["samples"] += self.batch
-        shown = [f"{name} {scalars[name]:.2f}" for name in ("episode/length", "reward/total")]
-        error = self.progress["metrics"].get("pose_error_m", math.nan)
-        self.bar.set_postfix_str(f"{', '.join(shown)}, pose error {error:.3f} m", refresh=False)
+        shown = {name: scalars[name] for name in ("episode/length", "reward/total")}
+        shown["pose_error_m"] = self.progress["metrics"].get("pose_error_m", math.nan)
+        text = [f"{name} {'-' if math.isnan(x) else f'{x:.3g}'}" for name, x in shown.items()]
+        self.bar.set_postfix_str(", ".join(text), refresh=False)
         self.bar.update(self.batch)
         if iteration >= 400:
             self._say(warning)
+
+    def _give_up(self, text: str) -> None:
+        """Raise Unsound, with what is left of the run."""
+        kept = os.path.join(self.folder, "latest.pt")
+        raise Unsound(f"{text}; {f'the last save is {kept}' if os.path.exists(kept) else 'nothing has been saved'}")
 
     def log(self, scalars: Dict[str, float]) -> None:
         """A point of every curve that has a number."""
@@ -227,6 +256,9 @@ class Run:
     def _write(self, name: str, shared: Dict[str, Any], more: Dict[str, Any]) -> None:
         content = {**self.content, **self.progress, **more}
         content["shared"] = {key: get_state(x) for key, x in shared.items()}
+        fault = unsound({key: content.get(key) for key in ("shared", "processes", "progress")})
+        if fault:
+            self._give_up(f"{fault} is not finite any more, so it is not saved; lower the learning rates")
         buffer = io.BytesIO()  # torch.save to a disk that fills up may abort the process
         torch.save(content, buffer)
         write_file(os.path.join(self.folder, name), buffer.getbuffer())
@@ -255,17 +287,52 @@ def _groups(objects: Dict[str, Any]) -> List[Dict]:
 
 
 def _note_signals() -> List[int]:
-    """From now on SIGINT and SIGTERM are noted in this list, for the run to stop in good order; a second one ends it.
-
-    Under torchrun it does not: torchrun passes on what a process may have got already, and kills after 30 seconds."""
+    """From now on signals that end a process are noted in this list, for the run to stop in good order, unless they are
+    ignored (nohup); a second one ends it. Under torchrun it does not: torchrun passes on what a process may have got
+    already, and kills after 30 seconds."""
     caught: List[int] = []
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    kinds = [kind for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN]
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
         if not in_group():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for kind in kinds:
+                signal.signal(kind, signal.SIG_DFL)
+            with contextlib.suppress(OSError):  # print() might wait for itself here
+                os.write(2, b"\nfinishing this iteration, then saving; once more stops at once\n")
 
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
+    for kind in kinds:
+        signal.signal(kind, note)
     return caught
+
+
+def _lock(path: str) -> Any:
+    """A file that no other process may hold; while this one lives it does. Raises InputError if another does."""
+    lock = open(path, "a+")
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return lock
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+            return lock
+        lock.seek(0)
+        holder = lock.read(20).strip()
+        raise InputError(f"{os.path.dirname(path)}: process {holder} is training in this folder") from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _hashes(motions: MotionLib) -> Dict[str, str]:
+    """What the clips, the character's file and the script hold, wherever they lie."""
+    clips = (motions.root_position, motions.rotations, motions.weight, motions.fps, motions.loop)
+    hashes = {"motion": hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in clips)).hexdigest()}
+    for key, path in (("character", motions.character.path), ("script", sys.argv[0])):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            hashes[key] = hashlib.sha256(file.read()).hexdigest()
+    return {"script": "", **hashes}

@@ -522,6 +522,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
     torch.manual_seed(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as everywhere but in updates: the physics wants the other cores
     character = ml.load_character(args.character_file, str(device))
     motions = MotionLib(args.motion_file, character, str(device))
     clip_speed = motions.statistics()[1]  # mean forward speed [m/s]
@@ -561,10 +563,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     run = Run(args, KIND, motions, B * world, shared, own, checkpoint)
     obs = env.obs()
     log = Log()
-    threads = torch.get_num_threads()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
         # 1. Collect transitions with the current policy, and store them.
-        torch.set_num_threads(1)  # the physics wants the other cores
+        torch.set_num_threads(1)
         steps = []
         with torch.no_grad():
             for _ in range(T):

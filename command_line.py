@@ -126,7 +126,7 @@ def typed(option: str, argv: Optional[List[str]] = None) -> bool:
 
 
 def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]], evaluate: bool) -> Dict[str, Any]:
-    """Options that a checkpoint gives as defaults; for an evaluation not what belongs to a machine. Raises InputError."""
+    """Options that a checkpoint gives as defaults; but what belongs to a machine if it is to evaluate."""
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     for name, value in checkpoint["args"].items():
         if name not in types or not _is_a(value, types[name]):

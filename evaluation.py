@@ -4,6 +4,7 @@ It is given motions and tensors; it knows no networks and no simulators. Units a
 Dimension key: E episodes, T control steps of the simulation, R frames of the reference, J bodies, C commands.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from torch import Tensor
 import motion_lib as ml
 
 RENDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "motions", "render.py")  # draws films, see film()
+REFERENCE_SECONDS = 200.0  # of clips to which an episode's windows are compared, at most [s]
 FILM_SECONDS = 600.0  # a film that takes longer has hung [s]
 
 
@@ -121,8 +123,7 @@ def episode_error(
 def nearest_clips(
     motions: ml.MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0
 ) -> Tuple[Dict[str, float], Tensor]:
-    """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, from anywhere
-    in it.
+    """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, anywhere in it.
 
     poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of `horizon` control steps of dt [s]
     -> pose_error_m: mean over windows [m], lost steps counting 1 m; visits_<clip>: share of the lived windows nearest
@@ -136,8 +137,9 @@ def nearest_clips(
     lived = (steps[:, None] - begin).clamp(0, W).flatten()  # (E K,)
     errors = []
     distances = []
+    share = min(1.0, REFERENCE_SECONDS / float(motions.length.sum()))  # of each clip that is looked at
     for i in range(len(motions.clips)):
-        seconds = float(motions.length[i]) + (1.5 * window if motions.loop[i] else 0.0)
+        seconds = float(motions.length[i]) * share + (1.5 * window if motions.loop[i] or share < 1.0 else 0.0)
         times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)  # (R,)
         reference = reference_poses(motions, torch.full_like(times, i, dtype=torch.long), times)  # (R, J-1, 3)
         error, bodies = pose_error(windows, reference[None], lived, length, any_start=True)
@@ -148,8 +150,11 @@ def nearest_clips(
     visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in motions.files])
     metrics = {"pose_error_m": float((error * length).sum() / length.sum())}
-    for file, share in zip(motions.files, visits.tolist()):
-        metrics[f"visits_{os.path.relpath(file, folder)}"] = share
+    if share < 1.0:
+        metrics["share_of_clips_compared"] = share
+    for file, visit in zip(motions.files, visits.tolist()):  # a clip may occur twice
+        name = f"visits_{os.path.relpath(file, folder)}"
+        metrics[name] = metrics.get(name, 0.0) + visit
     return metrics, mean_over_episodes(bodies.reshape(E, K * W, -1)[:, :T], steps)
 
 
@@ -203,7 +208,8 @@ def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], sou
     os.makedirs(folder, exist_ok=True)
     for name in os.listdir(folder):
         if re.fullmatch(r"[0-9]{3,}\.npz", name):
-            os.remove(os.path.join(folder, name))
+            with contextlib.suppress(FileNotFoundError):  # another evaluation may do so, too
+                os.remove(os.path.join(folder, name))
     for n, clip in enumerate(clips):
         ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, source, "as the clips it imitates")
 
@@ -254,19 +260,21 @@ def plot_table(
 
 def write(args: Any, character: ml.Character, metrics: Dict, clips: List[ml.Clip], errors: Tensor) -> None:
     """Print the figures of an evaluation of args.checkpoint; write beside it roll-outs, the bodies' errors (T, J-1) [m]
-    as a picture, and, with args.capture_video, a film. Raises OSError."""
-    print(json.dumps(metrics))
+    as a picture, and, with args.capture_video, a film, as far as that is possible."""
+    print(json.dumps(metrics), flush=True)
     stem = os.path.splitext(args.checkpoint)[0]
-    plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
-    write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(args.checkpoint)}")
-    if args.capture_video:
-        film(f"{stem}_episode.mp4", clips[0], character)
+    name = os.path.basename(args.checkpoint)
+    try:
+        plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
+        write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {name}")
+        if args.capture_video:
+            film(f"{stem}_episode.mp4", clips[0], character)
+    except OSError as error:
+        print(f"the figures stand, but not all could be written: {error}", file=sys.stderr)
 
 
 def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
-    """Film a roll-out, .mp4 or .gif, and write it beside as a clip. Raises OSError with what the tool says.
-
-    The tool is a process of its own, so that OpenGL and ffmpeg cannot end this one."""
+    """Film a roll-out, .mp4 or .gif, in a process that OpenGL may end; write it beside as a clip. Raises OSError."""
     rollout = os.path.splitext(out)[0] + ".npz"
     ml.save_clip(rollout, clip, character.body_names, "a roll-out", "as the clips it imitates")
     command = [sys.executable, RENDER, rollout, out, "--character-file", character.path]
@@ -283,9 +291,7 @@ def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
 
 
 def training_health(log: Dict[str, float], clip_speed: float) -> str:
-    """What a researcher should know of these averages over many iterations, and what to try; empty if all is well.
-
-    clip_speed: mean forward speed of the clips [m/s]."""
+    """What to know of these averages over many iterations, and try; clip_speed: the clips' mean forward speed [m/s]."""
     if min(log["disc/accuracy_demo"], log["disc/accuracy_agent"]) > 0.98 and log["reward/style"] < 0.02:
         return "the discriminator is always right, no style reward is left; raise --grad-penalty, lower --disc-updates"
     if log.get("episode/length", 0.0) > 100 and abs(log["episode/speed_m_s"]) < 0.2 * clip_speed:

@@ -263,10 +263,9 @@ def write(args: Any, character: ml.Character, metrics: Dict, clips: List[ml.Clip
     as a picture, and, with args.capture_video, a film, as far as that is possible."""
     print(json.dumps(metrics), flush=True)
     stem = os.path.splitext(args.checkpoint)[0]
-    name = os.path.basename(args.checkpoint)
     try:
         plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
-        write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {name}")
+        write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(stem)}.pt")
         if args.capture_video:
             film(f"{stem}_episode.mp4", clips[0], character)
     except OSError as error:
@@ -285,9 +284,6 @@ def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
     if done.returncode != 0:
         complaint = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise OSError(f"{out}: no film: {complaint[-1]}")
-
-
-# ---- 4. What a training is told of its log ---------------------------------------------------------------------------
 
 
 def training_health(log: Dict[str, float], clip_speed: float) -> str:

@@ -173,7 +173,7 @@ def check_args(args: Args) -> None:
         raise InputError(f"--total-timesteps is less than one batch, {args.num_envs * args.num_steps}")
 
 
-# ---- 2. Observations and rewards ----
+# ---- 2. Observations and task reward ----
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
@@ -213,17 +213,6 @@ def task_reward(speed: Tensor, target_speed: Tensor) -> Tensor:
     """Reward for velocities along the target direction (...) [m/s] under target speeds (...) [m/s]. (...)."""
     # r_task = exp(-0.25 (v* - d* . v)^2), zero when moving away; v: the root's, in DeepMimic the centre of mass's
     return torch.exp(-0.25 * (target_speed - speed) ** 2) * (speed > 0)
-
-
-def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
-    """Style reward of transitions with these discriminator outputs. (...) -> (...). Raises ValueError."""
-    if disc_loss == "bce":
-        # r_style = -log(1 - D) with D = sigmoid(logit), which is softplus(logit)
-        return F.softplus(logit)
-    if disc_loss == "lsgan":
-        # r_style = max(0, 1 - (D - 1)^2 / 4)   (AMP paper, equation 7)
-        return (1.0 - 0.25 * (logit - 1.0) ** 2).clamp_min(0.0)
-    raise ValueError(f"no style reward for {disc_loss}")
 
 
 # ---- 3. Environment ----
@@ -481,7 +470,7 @@ class ReplayBuffer:
         return self.data[torch.randint(int(self.size), (n,), device=self.data.device)]
 
 
-# ---- 5. Losses and advantages ----
+# ---- 5. Losses, style reward, advantages ----
 
 
 def disc_term(logit: Tensor, target: int, disc_loss: str) -> Tensor:
@@ -493,6 +482,17 @@ def disc_term(logit: Tensor, target: int, disc_loss: str) -> Tensor:
         # (D - 1)^2 for the clip, (D + 1)^2 for the character   (AMP paper, equation 6)
         return (logit - target) ** 2
     raise ValueError(f"no discriminator loss {disc_loss}")
+
+
+def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
+    """Style reward of transitions with these discriminator outputs. (...) -> (...). Raises ValueError."""
+    if disc_loss == "bce":
+        # r_style = -log(1 - D) with D = sigmoid(logit), which is softplus(logit)
+        return F.softplus(logit)
+    if disc_loss == "lsgan":
+        # r_style = max(0, 1 - (D - 1)^2 / 4)   (AMP paper, equation 7)
+        return (1.0 - 0.25 * (logit - 1.0) ** 2).clamp_min(0.0)
+    raise ValueError(f"no style reward for {disc_loss}")
 
 
 def gradient_penalty(demo_logit: Tensor, demo: Tensor) -> Tensor:

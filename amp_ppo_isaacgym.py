@@ -164,7 +164,7 @@ def check_args(args: Args) -> None:
         raise InputError(f"--total-timesteps is less than one batch, {args.num_envs * args.num_steps}")
 
 
-# ---- 2. Observations and task reward ----
+# ---- 2. Observations, task reward ----
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
@@ -415,7 +415,7 @@ class ReplayBuffer:
         return self.data[torch.randint(int(self.size), (n,), device=self.data.device)]
 
 
-# ---- 5. Losses, style reward, advantages ----
+# ---- 5. Losses, style reward, GAE ----
 
 
 def disc_term(logit: Tensor, target: int, disc_loss: str) -> Tensor:

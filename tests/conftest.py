@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +82,7 @@ def write_clip(tmp_path, character):
 
 @pytest.fixture(scope="module")
 def double(root):
-    """gymapi and gymtorch of the double of Isaac Gym, imported as they demand, before torch; no other module's tests find them."""
+    """gymapi and gymtorch of Isaac Gym's double, imported as they demand, before torch; other modules do not find them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / "tests/isaacgym_double"))
         patch.delitem(sys.modules, "torch")
@@ -118,14 +119,24 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def run_script(monkeypatch, tmp_path):
-    """run_script(script, *arguments) -> Result: what `python script arguments` does, in tmp_path, but inside this process."""
+def signals():
+    """Put back what a training in this process does to signals."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run_script(monkeypatch, tmp_path, signals):
+    """run_script(script, *arguments) -> Result: what `python script arguments` does in tmp_path, in this process."""
 
     def run(script, *arguments):
         out, err = io.StringIO(), io.StringIO()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "__stderr__", err)
         code = 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:

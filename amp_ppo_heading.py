@@ -724,7 +724,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         scalars["policy/learning_rate"] = actor_group["lr"]
         if rank == 0 and run.due(args.eval_interval):
             metrics, clips, *_ = evaluate(agent, eval_env, args)
-            scalars.update({f"eval/{name}": x for name, x in metrics.items()})
+            scalars.update(log.keep("eval", metrics))
             run.keep_best(metrics["task_return"], metrics, policy)
             if args.capture_video:
                 run.attempt(evaluation.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)

@@ -43,6 +43,12 @@ class Log:
         for name, x in values.items():
             self.parts[f"{group}/{name}"].append(x.detach())
 
+    def keep(self, group: str, figures: Dict[str, float]) -> Dict[str, float]:
+        """Figures of now and then as group/name; they stay among the averages until the next come."""
+        named = {f"{group}/{name}": x for name, x in figures.items()}
+        self.smooth.update(named)
+        return named
+
     def means(self) -> Dict[str, float]:
         """The mean of each name over entries and processes, or NaN: the one transfer from the device."""
         columns = [torch.stack(parts).float() for parts in self.parts.values()]
@@ -109,7 +115,12 @@ class Run:
             if checkpoint["data"][key] != self.content["data"][key] and not named:
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
         fit_checkpoint(checkpoint, self.motions.character, self.shared)
-        put_back(self.own, parts[self.rank])
+        if checkpoint["data"]["motion"] == self.content["data"]["motion"]:
+            put_back(self.own, parts[self.rank])
+        else:
+            self._say(
+                "other clips than the run began with: networks go on, episodes and replayed transitions begin anew"
+            )
         for group, rate, before in zip(_groups(self.shared), self.content["rates"], checkpoint["rates"]):
             if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
                 group["lr"] = rate

@@ -185,7 +185,8 @@ class Run:
             write(*args)
         except OSError as error:
             fault = error.strerror or error
-            self._say(f"{self.folder}: not written ({fault}); the training goes on, and tries again at its next save")
+            text = f"{self.folder}: not written ({fault}); the training goes on, and tries again at its next save"
+            self._say(text, error.strerror or write.__name__)
             return str(error)
         return ""
 
@@ -194,10 +195,10 @@ class Run:
         iteration = self.progress["iteration"]
         return iteration == self.iterations or (interval > 0 and iteration % interval == 0)
 
-    def _say(self, text: str) -> None:
-        """Tell the user something, once, above the progress bar; an empty text is not said."""
-        if text and text not in self.said:
-            self.said.append(text)
+    def _say(self, text: str, key: str = "") -> None:
+        """Tell the user something, once for a key, above the progress bar; an empty text is not said."""
+        if text and (key or text) not in self.said:
+            self.said.append(key or text)
             tqdm.write(f"after {self.progress['samples']} samples: {text}", file=sys.stderr)
 
     def count(self, iteration: int, scalars: Dict[str, float], warning: str) -> None:

@@ -264,9 +264,12 @@ def assert_same(one, two):
         assert torch.equal(one[name], two[name]), name
 
 
-def test_steps_hang_together_across_resets(walk):
-    env = make_env(walk, 16, episode_steps=20)
-    log = roll_out(env, 5 * random_actions(45, 16))
+@both_scripts
+def test_steps_hang_together_across_resets(walk, script):
+    env = make_env(walk, 16, episode_steps=20, script=script)
+    log = roll_out(env, 5 * random_actions(80, 16))
+    for name in ("before", "obs", "final_obs"):
+        log[name] = log[name][..., :D]
     done = log["terminated"] | log["truncated"]
     assert log["terminated"].any() and log["truncated"].any()  # falls and time-outs, both
     # a transition starts where the step before has left the character, and ends before the reset
@@ -279,7 +282,7 @@ def test_steps_hang_together_across_resets(walk):
     # every episode counts its steps from one
     length = log["episode_length"]
     expected = torch.zeros(16, dtype=torch.long)
-    for t in range(45):
+    for t in range(80):
         expected = expected + 1
         assert torch.equal(length[t], expected)
         expected = torch.where(done[t], torch.zeros_like(expected), expected)
@@ -379,6 +382,27 @@ def test_a_broken_simulation_is_contained(walk, script, place, value):
         assert obs.abs().max() < 100
 
 
+@both_scripts
+def test_what_a_simulator_lets_through_never_reaches_the_networks(walk, script):
+    """Numbers that are no motion, in every part of a state, of which the simulator says nothing."""
+    env = make_env(walk, 8, script=script)
+    step = env.sim.step
+    parts = [(part, value) for part in range(5) for value in (math.nan, math.inf, -math.inf, 1e30)]
+    for i, (part, value) in enumerate(parts):
+
+        def broken(targets, i=i, part=part, value=value):
+            state, diverged = step(targets)
+            state[part][i % 8].flatten()[i % 3] = value
+            return state, diverged
+
+        env.sim.step = broken
+        obs, reward, terminated, _, info = env.step(torch.zeros(8, 28))
+        assert info["diverged"][i % 8] and terminated[i % 8] and reward[i % 8] == 0 and info["diverged"].sum() == 1
+        seen = (obs, reward, info["final_obs"], info["disc_obs"])
+        assert all(torch.isfinite(x).all() and x.abs().max() < 1e3 for x in seen)
+        assert all(torch.isfinite(x).all() for x in info["state"])
+
+
 def test_absurd_actions_are_contained(walk):
     env = make_env(walk, 4)
     action = torch.zeros(4, 28)
@@ -397,26 +421,46 @@ def test_the_same_seed_gives_the_same_numbers(walk):
     assert not torch.equal(other["obs"], logs[0]["obs"])
 
 
-def test_reset_with_a_seed_can_be_repeated(walk):
-    env = make_env(walk, 8, episode_steps=6)
-    actions = random_actions(10, 8)
+@both_scripts
+def test_reset_with_a_seed_can_be_repeated(walk, script):
+    """Whatever has been done before, the same starts follow in the same order, beyond the first pool of them."""
+    env = make_env(walk, 8, episode_steps=20, script=script)
+    actions = 5 * random_actions(45, 8)
     first = roll_out(env, actions, seed=5)
+    assert first["terminated"].any(1).sum() > 3
     assert_same(first, roll_out(env, actions, seed=5))
     assert not torch.equal(env.reset(6)[0], first["before"][0])
     assert not torch.equal(env.reset()[0].clone(), env.reset()[0])  # without a seed the random numbers go on
 
 
-def test_clips_and_characters_that_do_not_serve(walk, write_clip, character):
+@both_scripts
+def test_new_episodes_take_turns_in_the_pool_of_starts(walk, script):
+    """One environment ends at every step: it starts elsewhere each time, and the others notice nothing."""
+    env = make_env(walk, 8, script=script)
+    lying = standing(walk.character, 1, height=0.1)
+    lying.rotations[:, 0] = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 2, 0.0]))
+    others = env.time[1:].clone()
+    times = []
+    for _ in range(7):
+        put(env.sim, torch.tensor([0]), lying)
+        assert env.step(torch.zeros(8, 28))[2].tolist() == [True] + [False] * 7
+        times.append(float(env.time[0]))
+        assert torch.equal(env.time[1:], others)
+    assert len(set(times)) == 7
+
+
+@both_scripts
+def test_clips_and_characters_that_do_not_serve(walk, write_clip, character, script):
     """A clip has to hold the states that the discriminator sees, here ten frames; the character the key bodies."""
     motions = ml.MotionLib(write_clip(frames=10, fps=30.0), character)
-    assert make_env(motions, disc_steps=10).time.tolist() == pytest.approx([8 / 30] * 8)
+    assert make_env(motions, script=script, disc_steps=10).time.tolist() == pytest.approx([8 / 30] * 8)
     with pytest.raises(ml.InputError, match=r"clip\.npz: shorter than 0\.333 s"):
-        make_env(motions, disc_steps=11)
+        make_env(motions, script=script, disc_steps=11)
     one_armed = copy.copy(walk)
     names = [name.replace("left_hand", "hook") for name in character.body_names]
     one_armed.character = character._replace(body_names=names)
     with pytest.raises(ml.InputError, match=r"humanoid\.xml: no left_hand"):
-        make_env(one_armed)
+        make_env(one_armed, script=script)
 
 
 # ---- What the discriminator sees -------------------------------------------------------------------------------------

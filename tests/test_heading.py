@@ -1,10 +1,13 @@
-"""amp_ppo_heading.py: what it shares with the first script, its goals and rewards, mirrored clips, nearest clips, and whole runs."""
+"""amp_ppo_heading.py: what it shares with the base script, its goals and rewards, its evaluation, whole runs."""
 
 import ast
-import difflib
 import json
 import math
+import subprocess
 import sys
+from pathlib import Path
+
+import simulators
 
 import numpy as np
 import pytest
@@ -12,58 +15,73 @@ import torch
 
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
+import evaluation
 import motion_lib as ml
 
 BASE, SCRIPT, CPU = "amp_ppo_isaacgym.py", "amp_ppo_heading.py", torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
 
 
-# ---- The difference between the scripts -----------------------------------------------------------------------------------------
+# ---- The difference between the scripts ------------------------------------------------------------------------------
+
+DIFF = rf"diff -u -F '^class \|^def \|^    def ' --label {BASE} --label {SCRIPT} {BASE} {SCRIPT}"
 
 
-def difference(root):
-    """Every line that only one of the scripts has, in order; the lines around are left out."""
-    one, two = ((root / name).read_text(encoding="utf-8").splitlines() for name in (BASE, SCRIPT))
-    lines = difflib.unified_diff(one, two, lineterm="", n=0)
-    return [line for line in list(lines)[2:] if not line.startswith("@@")]
+def test_the_difference_is_the_file():
+    """After a change of a script it is written anew, in the root folder, by the command DIFF > tests/heading.diff."""
+    written = (ROOT / "tests/heading.diff").read_bytes()
+    now = subprocess.run(DIFF, shell=True, cwd=str(ROOT), stdout=subprocess.PIPE).stdout
+    assert written == now, f"to write it anew, in the root folder: {DIFF} > tests/heading.diff"
+    text = written.decode()
+    lines = text.splitlines()
+    assert lines[:2] == [f"--- {BASE}", f"+++ {SCRIPT}"]
+    assert sum(line.startswith(("+", "-")) for line in lines[2:]) <= 130, "a task costs more than 130 changed lines"
+    assert "@@ class Task:" in text and "@@ def main(" in text  # the places of the changes have names
 
 
-def test_the_difference_is_the_file(root):
-    """After a change: python tests/test_heading.py writes it anew."""
-    written = (root / "tests/heading.diff").read_text(encoding="utf-8").splitlines()
-    assert written == difference(root)
-    assert len(written) <= 160
+def test_the_difference_makes_one_script_of_the_other(tmp_path):
+    out = tmp_path / SCRIPT
+    command = ["patch", "--quiet", "--output", str(out), str(ROOT / BASE), str(ROOT / "tests/heading.diff")]
+    assert subprocess.run(command, cwd=str(tmp_path)).returncode == 0
+    assert out.read_bytes() == (ROOT / SCRIPT).read_bytes()
 
 
 # what the task changes; everything else with the same name is the same text
 DIFFERENT = {
-    "Args": "the task's options",
-    "check_args": "and their ranges",
+    "KIND": "a checkpoint of one is none of the other",
+    "Data": "the clips",
+    "Task": "the task's options",
+    "Training": "a longer training, gamma",
+    "check_args": "the options' ranges",
     "task_reward": "the task",
     "AMPEnv": "goals, any yaw",
-    "Evaluation": "the return of each episode, for the grid",
-    "evaluate": "task return and the nearest clip instead of the clip that was started in",
-    "training_health": "visits to one clip only",
+    "evaluate": "task return, and the nearest clip instead of the clip that was started in",
     "main": "mirrored clips, the grid",
 }
 
 
-def definitions(root, name):
-    text = (root / name).read_text(encoding="utf-8")
-    return {
-        node.name: ast.get_source_segment(text, node)
-        for node in ast.parse(text).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    }
+def definitions(name):
+    """Name -> text, of the classes, functions (decorators included) and constants of a script."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            first = min([node.lineno, *[decorator.lineno for decorator in node.decorator_list]])
+            found[node.name] = text.splitlines()[first - 1 : node.end_lineno]
+        elif isinstance(node, ast.Assign):
+            found[node.targets[0].id] = text.splitlines()[node.lineno - 1 : node.end_lineno]
+    return found
 
 
-def test_definitions_of_the_same_name_are_the_same(root):
-    one, two = definitions(root, BASE), definitions(root, SCRIPT)
-    assert set(one) - set(two) == set() and set(two) - set(one) == {"Goals", "evaluate_grid"}
+def test_definitions_of_the_same_name_are_the_same():
+    one = definitions(BASE)
+    two = definitions(SCRIPT)
+    assert len(one) > 20 and set(two) - set(one) == {"GOAL", "Goals", "evaluate_grid"} and set(one) <= set(two)
     assert {name for name in one if one[name] != two[name]} == set(DIFFERENT)
 
 
-# ---- Task ---------------------------------------------------------------------------------------------------------------------
+# ---- Task ------------------------------------------------------------------------------------------------------------
 
 
 def test_task_reward():
@@ -74,7 +92,7 @@ def test_task_reward():
 
 def make_goals(num_envs=400, **options):
     generator = torch.Generator().manual_seed(0)
-    return heading.Goals(heading.Args(cuda=False, **options), num_envs, 1 / 30, generator)
+    return heading.Goals(heading.Args(cuda=False, **options), num_envs, generator)
 
 
 def test_goals_begin_anew_with_the_episode():
@@ -90,10 +108,11 @@ def test_goals_begin_anew_with_the_episode():
 
 
 def test_goals_change_as_often_as_they_should():
-    """Every 6 steps, as 0.2 s are, with a quarter of speeds drawn anew; small turns of the standard deviation asked for."""
+    """Every 6 steps, as 0.2 s are, with a quarter of speeds drawn anew; turns of the standard deviation asked for."""
     goals = make_goals(4000, change_seconds=(0.2, 0.2), turn_std=0.1, sharp_turn_share=0.0, speed_change_share=0.25)
     goals.update(torch.zeros(4000, dtype=torch.long))
-    turned, sped = [], []
+    turned = []
+    sped = []
     for step in range(1, 25):
         before = goals.heading.clone(), goals.speed.clone()
         goals.update(torch.full((4000,), step))
@@ -110,54 +129,45 @@ def test_sharp_turns_go_anywhere():
     goals.update(torch.zeros(4000, dtype=torch.long))
     goals.update(torch.ones(4000, dtype=torch.long))
     assert goals.heading.ne(0).float().mean() == pytest.approx(0.5, abs=0.05)
-    assert goals.heading.abs().max() <= math.pi and goals.heading.std() == pytest.approx(
-        math.pi / math.sqrt(6), rel=0.1
-    )
+    assert goals.heading.abs().max() <= math.pi
+    assert goals.heading.std() == pytest.approx(math.pi / math.sqrt(6), rel=0.1)  # half of them even over 2 pi
 
 
-def test_the_goal_in_the_characters_frame():
-    goals = make_goals(3)
-    goals.heading, goals.speed = torch.tensor([0.0, 0.5 * math.pi, 1.0]), torch.tensor([1.0, 2.0, 3.0])
-    obs = goals.append(torch.zeros(3, 2), torch.tensor([0.0, 0.0, 1.0 - 0.5 * math.pi]))
-    torch.testing.assert_close(obs[:, 2:], torch.tensor([[1.0, 0, 1], [0, 1, 2], [0, 1, 3]]), atol=1e-6, rtol=0)
+def test_the_time_between_two_changes():
+    """Drawn evenly from 0.2 to 0.5 s: 6 to 15 control steps, 10.5 in the mean."""
+    goals = make_goals(2000, sharp_turn_share=0.0, turn_std=1.0)
+    goals.update(torch.zeros(2000, dtype=torch.long))
+    last = torch.zeros(2000)
+    waits = []
+    for step in range(1, 60):
+        before = goals.heading.clone()
+        goals.update(torch.full((2000,), step))
+        turned = goals.heading != before
+        waits.append((step - last)[turned])
+        last[turned] = step
+    waits = torch.cat(waits)
+    assert waits.min() >= 6 and waits.max() <= 16 and waits.mean() == pytest.approx(10.5, abs=0.6)
 
 
-def test_commands(tmp_path):
-    path = tmp_path / "commands.csv"
-    path.write_text("# time, heading, speed\n0, 0, 1.0\n0.1, 90, 2.0\n0.5,-45,1.5\n")
+def test_commands_are_followed():
+    """Each from its time on, in all environments by the steps of their own episode."""
     goals = make_goals(2)
-    goals.commands = ml.load_commands(str(path), 2)
+    turns = torch.tensor([0.0, 1.0, -0.5])
+    goals.commands = (
+        torch.tensor([0.0, 0.1, 0.5]),
+        turns[:, None].repeat(1, 2),
+        torch.tensor([[1.0, 3], [2, 4], [5, 6]]),
+    )
     seen = []
-    for step in range(0, 30):
-        goals.update(torch.full((2,), step))
-        seen.append((round(math.degrees(goals.heading[1].item())), goals.speed[1].item()))
-    assert seen == [(0, 1.0)] * 3 + [(90, 2.0)] * 12 + [(-45, 1.5)] * 15
+    for step in range(30):
+        goals.update(torch.tensor([step, step // 2]))
+        seen.append((goals.heading.tolist(), goals.speed.tolist()))
+    assert [heading[0] for heading, _ in seen] == [0.0] * 3 + [1.0] * 12 + [-0.5] * 15
+    assert [heading[1] for heading, _ in seen] == [0.0] * 6 + [1.0] * 24
+    assert [speed for _, speed in seen] == [[1, 3]] * 3 + [[2, 3]] * 3 + [[2, 4]] * 9 + [[5, 4]] * 15
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "0, 1",
-        "0, 0, fast",
-        "0.5, 0, 1",
-        "0, 0, 1\n0, 0, 1",
-        "0, 0, nan",
-        "0, 0, -1",
-        "time, heading, speed\n0, 0, 1",
-    ],
-)
-def test_bad_commands(tmp_path, text):
-    path = tmp_path / "commands.csv"
-    path.write_text(text)
-    with pytest.raises(ml.InputError, match=r"commands\.csv"):
-        ml.load_commands(str(path), 1)
-    with pytest.raises(ml.InputError, match="absent"):
-        ml.load_commands(str(tmp_path / "absent.csv"), 1)
-
-
-# ---- Environment ----------------------------------------------------------------------------------------------------------------
+# ---- Environment -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -167,24 +177,29 @@ def locomotion(root, character):
 
 @pytest.fixture
 def env(locomotion, tmp_path, monkeypatch):
+    """64 environments with episodes of 20 steps, reset."""
     pytest.importorskip("mujoco")
     monkeypatch.chdir(tmp_path)
-    args = heading.Args(cuda=False)
-    env = heading.AMPEnv(args, locomotion, heading.MujocoSim(args, locomotion.character, 64, CPU), 64, 20)
+    sim = simulators.make("mujoco", locomotion.character, 64, 30, 4, CPU, 1)
+    env = heading.AMPEnv(heading.Args(cuda=False), locomotion, sim, 64, 20)
     env.reset(1)
     return env
+
+
+def test_the_goal_in_the_characters_frame(env):
+    env.goals.heading[:3] = torch.tensor([0.0, 0.5 * math.pi, 1.0])
+    env.goals.speed[:3] = torch.tensor([1.0, 2.0, 3.0])
+    env.yaw[:3] = torch.tensor([0.0, 0.0, 1.0 - 0.5 * math.pi])
+    expected = torch.tensor([[1.0, 0, 1], [0, 1, 2], [0, 1, 3]])
+    torch.testing.assert_close(env.obs()[:3, 105:], expected, atol=1e-6, rtol=0)
 
 
 def test_any_yaw_and_the_same_view_of_it(env, locomotion):
     """The discriminator sees what it would see of the unturned clip; the policy also sees the way to world X."""
     obs, info = env.reset(3)
     yaw = ml.heading(info["state"].rotations[:, 0])
-    assert (
-        yaw.std() > 1.3
-        and obs.shape == (64, 108)
-        and env.single_observation_space.shape == (108,)
-        and env.disc_obs_size == 210
-    )
+    assert yaw.std() > 1.3 and obs.shape == (64, 108) and env.disc_obs_size == 210
+    torch.testing.assert_close(ml.heading(env.sim.read().rotations[:, 0]), yaw, atol=1e-5, rtol=0)
     torch.testing.assert_close(obs[:, 105:107], torch.stack((torch.cos(yaw), -torch.sin(yaw)), -1), atol=1e-5, rtol=0)
     clip = locomotion.state(env.clip, env.time)
     body, _ = ml.forward_kinematics(locomotion.character, clip.root_position, clip.rotations)
@@ -200,20 +215,24 @@ def test_under_commands_all_start_facing_world_x(env):
 
 
 def test_steps_hang_together(env):
-    generator, ended = torch.Generator().manual_seed(0), 0
+    generator = torch.Generator().manual_seed(0)
+    ended = 0
     obs, _ = env.reset(2)
     for _ in range(45):
-        target, speed = env.goals.heading.clone(), env.goals.speed.clone()
-        before = obs
+        target = env.goals.heading.clone()
+        speed = env.goals.speed.clone()
+        before = obs.clone()
         obs, reward, terminated, truncated, info = env.step(0.5 * torch.randn(64, 28, generator=generator))
-        assert info["disc_obs"][:, :105].equal(before[:, :105]) and info["disc_obs"][:, 105:].equal(
-            info["final_obs"][:, :105]
-        )
-        velocity = info["state"].root_velocity
+        assert info["disc_obs"][:, :105].equal(before[:, :105])
+        assert info["disc_obs"][:, 105:].equal(info["final_obs"][:, :105])
+        velocity = info["state"].root_velocity[:, :2]
         progress = velocity[:, 0] * torch.cos(target) + velocity[:, 1] * torch.sin(target)
         expected = torch.exp(-0.25 * (speed - progress) ** 2) * (progress > 0) * ~terminated
         torch.testing.assert_close(reward, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(info["scores"]["speed_error_m_s"], (speed - progress).abs(), atol=1e-4, rtol=0)
+        off = torch.deg2rad(info["scores"]["heading_error_deg"])  # between the way it goes and the way it should
+        torch.testing.assert_close(torch.cos(off), progress / velocity.norm(dim=-1), atol=1e-4, rtol=0)
+        assert 0 <= off.min() and off.max() <= math.pi + 1e-5
         done = terminated | truncated
         assert obs[~done, :105].equal(info["final_obs"][~done, :105])
         assert obs[:, 107].equal(env.goals.speed) and info["final_obs"][:, 107].equal(speed)
@@ -222,97 +241,91 @@ def test_steps_hang_together(env):
     assert ended > 64
 
 
-# ---- Mirrored clips and nearest clips --------------------------------------------------------------------------------------------
+# ---- Evaluation ------------------------------------------------------------------------------------------------------
 
 
-def test_a_mirror_image(character, root):
-    clip = ml.load_clip(str(root / "motions/turn_left1.npz"), character.body_names)
-    other = ml.mirror_clip(clip, character)
-    twice = ml.mirror_clip(other, character)
-    np.testing.assert_allclose(twice.rotations, clip.rotations)
-    np.testing.assert_allclose(twice.root_position, clip.root_position)
-    body = [
-        ml.forward_kinematics(character, torch.tensor(c.root_position), torch.tensor(c.rotations))[0]
-        for c in (clip, other)
-    ]
-    names = [name.replace("left", "?").replace("right", "left").replace("?", "right") for name in character.body_names]
-    swapped = body[1][:, [character.body_names.index(name) for name in names]]
-    torch.testing.assert_close(swapped, body[0] * torch.tensor([1.0, -1, 1], dtype=torch.float64), atol=1e-5, rtol=0)
+@pytest.fixture
+def agent(env):
+    """It stands in the clips' mean pose, and its discriminator's logit is 0."""
+    torch.manual_seed(0)
+    agent = heading.Agent(env, (16, 16), -2.5)
+    for net in (agent.actor, agent.disc):
+        torch.nn.init.zeros_(net[-1].weight)
+    return agent
 
 
-def test_mirrored_clips_are_as_likely_and_turn_the_other_way(locomotion):
-    assert len(locomotion.files) == 12 and locomotion.files[6].endswith("(mirrored)")
-    torch.testing.assert_close(locomotion.weight[:6], locomotion.weight[6:])
-    torch.testing.assert_close(locomotion.turn[:6], -locomotion.turn[6:], atol=1e-5, rtol=0)
-    assert locomotion.weight[5] == pytest.approx(2 / 10)  # the run: 2 of 5, half of it mirrored
-    clip, _ = locomotion.sample(20_000, 1 / 30, torch.Generator().manual_seed(0))
-    shares = torch.bincount(clip, minlength=12) / 20_000
-    torch.testing.assert_close(shares, locomotion.weight, atol=0.01, rtol=0)
+def test_figures_of_an_evaluation(agent, env):
+    """Within four steps nobody falls, and the task return is the mean of the task reward; a fall earns nothing more."""
+    env.episode_steps = 4
+    figures, clips, bodies, sums = heading.evaluate(agent, env, env.args)
+    assert METRICS <= set(figures) and figures["fall_rate"] == 0
+    assert figures["task_return"] == pytest.approx(figures["task_reward"], abs=1e-6)
+    assert sums["task_reward"].shape == (64,) and 0 < figures["task_return"] < 1
+    assert figures["task_return"] == pytest.approx(float(sums["task_reward"].mean()) / 4)
+    assert len(clips) == 64 and bodies.shape == (4, 14) and figures["style_reward"] == pytest.approx(math.log(2))
+    assert 0 < figures["pose_error_m"] < 0.06
+    # a visit to a clip and to its mirror image are told apart
+    visits = [share for name, share in figures.items() if name.startswith("visits_")]
+    assert len(visits) == 12 and sum(visits) == pytest.approx(1)
+    env.episode_steps = 60
+    figures = heading.evaluate(agent, env, env.args)[0]
+    assert figures["fall_rate"] > 0.5 and figures["task_return"] < 0.7 * figures["task_reward"]
+    assert figures["pose_error_m"] > 0.1
 
 
-def test_an_asymmetric_skeleton_has_no_mirror_image(character, root):
-    lame = character._replace(offsets=character.offsets * torch.linspace(1, 1.2, 15)[:, None])
-    with pytest.raises(ml.InputError, match="no-mirror"):
-        ml.mirror_clip(ml.load_clip(str(root / "motions/walk.npz"), character.body_names), lame)
+@pytest.mark.parametrize("rows", [4, 1])
+def test_the_grid_of_task_returns(env, tmp_path, monkeypatch, rows):
+    """A row is a speed, a column a turn: in place of its return each cell says which command its episode was under."""
+    if rows == 1:  # four speeds do not divide the episodes
+        env.num_envs = 6
+    drawn = []
+    seen = []
+
+    def evaluate(agent, env, args):
+        times, turns, speeds = env.goals.commands
+        assert times.tolist() == [0.0] and turns.shape == speeds.shape == (1, env.num_envs)
+        seen.append((turns[0], speeds[0]))
+        command = 1000 * speeds[0] + torch.rad2deg(turns[0]).round()
+        return None, None, None, {"task_reward": env.episode_steps * command}
+
+    monkeypatch.setattr(heading, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "plot_table", lambda path, table, *labels: drawn.append((path, table, labels)))
+    heading.evaluate_grid(None, env, env.args, "grid.png")
+    ((path, table, (row_names, column_names, *_)),) = drawn
+    assert path == "grid.png" and len(table) == len(row_names) == rows
+    assert row_names == (["1.0", "1.8", "2.7", "3.5"] if rows == 4 else ["1.0"])
+    assert [float(x) for x in column_names][-1] == 180.0 and len(column_names) == env.num_envs // rows
+    assert np.diff([float(x) for x in column_names]).min() > 0  # from just above -180 on
+    for speed, row in zip(np.linspace(1.0, 3.5, rows if rows > 1 else 2), table):
+        for turn, cell in zip(column_names, row):
+            assert cell == pytest.approx(1000 * speed + float(turn), abs=1.1)
 
 
-def poses_of(motions, clip, times):
-    state = motions.state(torch.full_like(times, clip, dtype=torch.long), times)
-    body, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
-    return ml.relative_positions(body, state.rotations[:, 0])
+def test_evaluations_leave_the_commands_to_the_next_training_step(agent, env, monkeypatch):
+    """Without commands an evaluation is repeated exactly, also after the grid."""
+    env.episode_steps = 3
+    first = heading.evaluate(agent, env, env.args)[0]
+    assert heading.evaluate(agent, env, env.args)[0] == first
+    monkeypatch.setattr(evaluation, "plot_table", lambda *arguments: None)
+    heading.evaluate_grid(agent, env, env.args, "grid.png")
+    assert heading.evaluate(agent, env, env.args)[0] != first  # the grid's commands stay
+    env.goals.commands = None
+    assert heading.evaluate(agent, env, env.args)[0] == first
 
 
-def test_nearest_clips(locomotion):
-    """Two seconds of the run, then one of a turn, begun anywhere; and an episode that fell after one second."""
-    dt = 1 / 30
-    time = dt * torch.arange(30)
-    run, turn = poses_of(locomotion, 5, 0.37 + dt * torch.arange(60)), poses_of(locomotion, 2, 0.5 + time)
-    episode = torch.cat((run, turn))
-    poses = torch.stack((episode, torch.cat((run[:30], torch.full((60, 14, 3), 9.0)))))
-    found, bodies = ml.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
-    assert bodies.shape == (90, 14) and bodies.max() < 0.04
-    error = found.pop("pose_error_m")
-    assert error == pytest.approx(60 / 180, abs=0.01)  # the lost 60 of 180 steps count 1 m, the others hardly anything
-    assert len(found) == 12 and found["visits_turn_left1.npz"] == pytest.approx(1 / 4)
-    assert found["visits_run.npz"] + found["visits_run.npz (mirrored)"] == pytest.approx(3 / 4)
-    bent = episode[None] + torch.tensor([0.0, 0.0, 0.05])
-    assert 0.03 < ml.nearest_clips(locomotion, bent, torch.tensor([90]), 90, dt)[0]["pose_error_m"] < 0.055
-    found, _ = ml.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
-    assert found.pop("pose_error_m") == 1.0 and sum(found.values()) == 0
+# ---- Whole runs ------------------------------------------------------------------------------------------------------
 
-
-# ---- Whole runs -----------------------------------------------------------------------------------------------------------------
-
-METRICS = {
-    "episodes",
-    "mean_episode_s",
-    "task_return",
-    "heading_error_deg",
-    "speed_error_m_s",
-    "fall_rate",
-    "style_reward",
-    "pose_error_m",
-}
+METRICS = set("episodes mean_episode_s fall_rate speed_m_s style_reward pose_error_m".split())
+METRICS |= {"task_return", "task_reward", "heading_error_deg", "speed_error_m_s"}
 
 
 def options(root, **changes):
-    chosen = dict(
-        motion_file=root / "motions/locomotion.json",
-        character_file=root / "motions/humanoid.xml",
-        num_envs=8,
-        num_steps=8,
-    )
-    chosen.update(
-        total_timesteps=256,
-        num_minibatches=2,
-        hidden=(16, 16),
-        disc_batch=32,
-        replay_size=128,
-        eval_episodes=8,
-        eval_seconds=1,
-    )
+    """The command line of a tiny training."""
+    chosen = dict(motion_file=root / "motions/locomotion.json", character_file=root / "motions/humanoid.xml")
+    chosen.update(num_envs=8, num_steps=8, total_timesteps=256, num_minibatches=2, hidden=(16, 16), disc_batch=32)
+    chosen.update(replay_size=128, eval_episodes=8, eval_seconds=1, eval_interval=2)
     chosen.update(changes)
-    flags = ["--no-cuda", "--eval-interval", "2"]
+    flags = ["--no-cuda"]
     for name, value in chosen.items():
         flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     return flags
@@ -323,19 +336,21 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     done = run_script(SCRIPT, *options(root))
     assert done.code == 0, done.err
     (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith("amp_ppo_heading__locomotion__mujoco__1__") and (run / "grid.png").stat().st_size > 1000
+    assert run.name.startswith("amp_ppo_heading__locomotion__mujoco__1__")
     trained = json.loads(done.out.splitlines()[-1])
     assert METRICS <= set(trained) and trained["episodes"] == 8
     visits = [value for name, value in trained.items() if name.startswith("visits_")]
     assert len(visits) == 12 and sum(visits) == pytest.approx(1)
     (tmp_path / "steer.csv").write_text("0, 0, 1\n0.5, 30, 2\n")
-    again = run_script(
-        SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", "--eval-commands", tmp_path / "steer.csv"
-    )
+    files = ["--motion-file", root / "motions/locomotion.json", "--character-file", root / "motions/humanoid.xml"]
+    judge = [SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", *files]
+    again = run_script(*judge, "--eval-commands", tmp_path / "steer.csv")
     assert again.code == 0, again.err
-    assert "task return" in again.out and METRICS <= set(json.loads(again.out.splitlines()[-1]))
-    assert len(list((run / "latest_rollouts").glob("*.npz"))) == 8 and (run / "latest_rollouts/grid.png").exists()
-    same = run_script(SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt")
+    steered = json.loads(again.out.splitlines()[-1])
+    assert METRICS <= set(steered) and steered["heading_error_deg"] != trained["heading_error_deg"]
+    assert len(list((run / "latest_rollouts").glob("*.npz"))) == 8
+    assert all((run / f"latest_{name}.png").stat().st_size > 1000 for name in ("grid", "pose_error"))
+    same = run_script(*judge)
     assert json.loads(same.out.splitlines()[-1]) == trained  # the evaluation of the training, again
     other = run_script(BASE, "--evaluate", "--checkpoint", run / "latest.pt")
     assert other.code == 2 and "amp_ppo_heading" in other.err and len(other.err.splitlines()) == 1
@@ -348,7 +363,6 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
         (dict(speed_range=(3, 1)), "--speed-range"),
         (dict(speed_range=(-1, 1)), "--speed-range"),
         (dict(change_seconds=(0.5, 0.2)), "--change-seconds"),
-        (dict(sharp_turn_share=1.5), "--sharp-turn-share"),
         (dict(turn_std=-1), "--turn-std"),
         (dict(eval_commands="x.csv"), "--eval-commands"),
         (dict(motion_file="absent.json"), "absent.json"),
@@ -361,11 +375,4 @@ def test_options_that_cannot_work(run_script, root, tmp_path, changes, word):
 
 def test_the_shipped_dataset_is_the_default(root):
     assert heading.Args().motion_file == "motions/locomotion.json" and (root / heading.Args().motion_file).exists()
-    assert amp.SCRIPT == "amp_ppo_isaacgym" and heading.SCRIPT == "amp_ppo_heading"
-
-
-if __name__ == "__main__":
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    (here / "heading.diff").write_text("\n".join(difference(here.parent)) + "\n", encoding="utf-8")
+    assert amp.KIND == "amp_ppo_isaacgym" and heading.KIND == "amp_ppo_heading"

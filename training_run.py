@@ -218,6 +218,8 @@ class Run:
 
     def _give_up(self, text: str) -> None:
         """Raise Unsound, with what is left of the run."""
+        if self.rank > 0:  # process 0 says it
+            sys.exit(1)
         kept = os.path.join(self.folder, "latest.pt")
         raise Unsound(f"{text}; {f'the last save is {kept}' if os.path.exists(kept) else 'nothing has been saved'}")
 

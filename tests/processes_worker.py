@@ -1,95 +1,155 @@
-"""What each process of tests/test_processes.py does under torchrun: `equality OUT` compares several processes with one; `train OUT
-SCRIPT FLAGS` is a training that notes whether all processes have the same networks at every checkpoint."""
+"""What each process of tests/test_processes.py does under torchrun: `OUT` compares the processes with one that has all
+the data; `OUT SCRIPT FLAGS` trains after that, and notes what each process has after each iteration."""
 
 import hashlib
 import importlib
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import command_line
+from processes import average, gather, join_processes, moments, processes, share
+from training_run import Log
+
+
+def space(size):
+    return SimpleNamespace(shape=(size,))
+
+
+def new_agent(amp):
+    env = SimpleNamespace(single_observation_space=space(11), single_action_space=space(5), disc_obs_size=22)
+    return amp.Agent(env, (32, 16), -2.0)
+
+
+def loss(amp, agent, demo, rows):
+    """Of all networks, on rows (n, 22)."""
+    demo = demo.clone().requires_grad_(True)
+    logit = agent.disc(demo)[:, 0]
+    disc = amp.disc_term(logit, 1, "bce").mean() + amp.disc_term(agent.disc(rows)[:, 0], -1, "bce").mean()
+    others = agent.actor(rows[:, :11]).square().mean() + agent.critic(rows[:, :11]).square().mean()
+    return disc + 5.0 * amp.gradient_penalty(logit, demo) + others
+
+
+def distance(ones, others):
+    """Largest relative difference of two lists of tensors."""
+    return max(float(((x - y).norm() / y.norm()).detach()) for x, y in zip(ones, others) if y.norm() > 0)
+
 
 def equality(amp):
-    """Results of this process: the share's averaged, merged or gathered, and the same of all data at once."""
-    rank, world = amp.processes()
+    """Errors of this process: the share's results, averaged, merged or gathered, against those of all the data."""
+    rank, world, _, _ = processes()
     torch.manual_seed(0)
-    agent, one = (amp.Agent(11, 22, 5, (32, 16), -2.0) for _ in range(2))
+    agent = new_agent(amp)
+    one = new_agent(amp)
     one.load_state_dict(agent.state_dict())
-    rows, demo = 3.0 + torch.randn(64, 22) * torch.arange(1.0, 23.0), torch.randn(64, 22)
-    share = slice(rank * 64 // world, (rank + 1) * 64 // world)
+    rows = 3.0 + torch.randn(64, 22) * torch.arange(1.0, 23.0)
+    demo = torch.randn(64, 22)
+    part = slice(rank * 64 // world, (rank + 1) * 64 // world)
     errors = {}
 
-    def losses(model, part):
-        loss, penalty, _, _ = amp.disc_losses(model.disc, demo[part], rows[part], "bce")
-        (
-            loss
-            + 5.0 * penalty
-            + model.actor(rows[part, :11]).square().mean()
-            + model.critic(rows[part, :11]).square().mean()
-        ).backward()
+    loss(amp, agent, demo[part], rows[part]).backward()
+    loss(amp, one, demo, rows).backward()
+    expected = [x.grad for x in one.parameters()]
+    own = [x.grad.clone() for x in agent.parameters()]
+    average(*[x.grad for x in agent.parameters()])
+    errors["gradient"] = distance([x.grad for x in agent.parameters()], expected)
+    errors["own gradient"] = distance(own, expected)  # which differs, or this compares nothing
 
-    losses(agent, share)
-    unmixed = agent.disc[0].weight.grad.clone()
-    amp.average_gradients(agent.disc)
-    amp.average_gradients(agent.actor, agent.critic)
-    losses(one, slice(None))
-    pairs = [(x.grad, y.grad) for x, y in zip(agent.parameters(), one.parameters())]
-    errors["gradient"] = max(float((x - y).norm() / y.norm()) for x, y in pairs)
-    errors["own gradient"] = float(
-        (unmixed - one.disc[0].weight.grad).norm()
-    )  # which differs, or this compares nothing
+    # a step along the mean gradient, which is clipped after the mean is taken
+    for model, chosen in ((agent, part), (one, slice(None))):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        amp.update(
+            optimizer, loss(amp, model, demo[chosen], rows[chosen]), (model.disc, model.actor, model.critic), 0.1
+        )
+    errors["step"] = distance(agent.parameters(), one.parameters())
+    before = [x.clone() for x in agent.parameters()]
+    adam = torch.optim.Adam(agent.parameters(), fused=True)
+    broken = loss(amp, agent, demo[part], rows[part]) * (float("nan") if rank == world - 1 else 1.0)
+    errors["left out by all"] = 1.0 - float(amp.update(adam, broken, (agent,), 1.0))
+    errors["as before"] = distance(agent.parameters(), before)
 
-    # all rows at once, by hand: Chan's formula on 20 rows before and these 64
-    before = torch.randn(20 * world, 22)
-    agent.disc_norm.update(before[rank * 20 : (rank + 1) * 20])
-    agent.disc_norm.update(rows[share])
-    every = torch.cat((before, rows)).double()
+    # 20 rows of each process before, then these 64
+    early = torch.randn(20 * world, 22)
+    agent.disc_norm.update(early[rank * 20 : (rank + 1) * 20])
+    agent.disc_norm.update(rows[part])
+    every = torch.cat((early, rows)).double()
     errors["mean"] = float(((agent.disc_norm.mean - every.mean(0)) / every.std(0)).abs().max())
     errors["var"] = float((agent.disc_norm.var / every.var(0, unbiased=False) - 1).abs().max())
     errors["count"] = abs(float(agent.disc_norm.count) - len(every))
-    mean, var = amp.moments(rows[share])
-    errors["moments"] = float(
-        max((mean - rows.mean(0)).abs().max(), (var / rows.var(0, unbiased=False) - 1).abs().max())
-    )
-    errors["average"] = float(amp.average(torch.tensor(float(rank)))) - (world - 1) / 2
-    errors["gather"] = [int(part["x"]) for part in amp.gather({"x": torch.tensor(7 + rank)})]
+    mean, var, n = moments(rows[part])
+    errors["moments"] = distance((mean, var), (rows.mean(0), rows.var(0, unbiased=False)))
+    errors["rows"] = abs(n - 64)
+
+    log = Log()
+    log.add("a", b=torch.tensor([float(rank), float("nan")]))
+    log.add("a", b=torch.tensor([float("nan"), 7.0 if rank == 0 else float("nan")]))
+    errors["log"] = abs(log.means()["a/b"] - (sum(range(world)) + 7.0) / (world + 1))
+    given = torch.full((3,), 5.0 + rank)
+    share(given)
+    errors["share"] = float((given - 5.0).abs().max())
+    errors["gather"] = [int(x["x"]) for x in gather({"x": torch.tensor(7 + rank)})]
     return errors
 
 
-def main(kind, out, *rest):
-    amp = importlib.import_module("amp_ppo_isaacgym" if kind == "equality" else rest[0][:-3])
-    restarted = amp.join_processes()
-    rank, world = amp.processes()
-    if kind == "equality":
-        results = [None] * world
-        dist.all_gather_object(results, equality(amp))
-    else:
-        results, saved = [], amp.training_state
+def everybodys(x):
+    found = [None] * processes().world
+    dist.all_gather_object(found, x)
+    return found
 
-        def training_state(progress, learners, *others):
-            numbers = [x for o in learners.values() for group in o.param_groups for x in group["params"]]
-            digest = hashlib.sha256(b"".join(x.detach().numpy().tobytes() for x in numbers)).hexdigest()
-            digests, own = (
-                [None] * world,
-                (os.getpid(), digest, learners["ppo"].param_groups[0]["lr"], torch.initial_seed()),
-            )
-            dist.all_gather_object(digests, own)
-            results.append(digests)
-            return saved(progress, learners, *others)
 
-        amp.training_state = training_state
-        amp.main(*amp.parse_args(rest[1:], restarted))
-    if rank == 0:
+def write(out, content):
+    if processes().rank == 0:
         with open(out, "w") as file:
-            json.dump(results, file)
+            json.dump(content, file)
+
+
+def training(amp, out):
+    """main() of the script, with notes."""
+    own = {"evaluations": 0, "replayed": []}
+    evaluate = amp.evaluate
+    sample = amp.ReplayBuffer.sample
+
+    def noted_evaluate(*args):
+        own["evaluations"] += 1
+        return evaluate(*args)
+
+    def noted_sample(self, n):
+        own["replayed"].append(n)
+        return sample(self, n)
+
+    amp.evaluate = noted_evaluate
+    amp.ReplayBuffer.sample = noted_sample
+
+    def main(args, checkpoint):
+        errors = everybodys(equality(amp))
+        print(f"said by {processes().rank}")
+        print(f"told by {processes().rank}", file=sys.stderr)
+        notes = []
+        for agent, _, scalars in amp.main(args, checkpoint):
+            digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in agent.state_dict().values())).hexdigest()
+            notes.append(everybodys((digest, scalars["policy/learning_rate"], torch.initial_seed())))
+            yield
+        write(out, {"errors": errors, "iterations": notes, "own": everybodys(own)})
+
+    return main
+
+
+def run(out, script="amp_ppo_isaacgym.py", *flags):
+    amp = importlib.import_module(script[:-3])
+    if flags:
+        sys.argv = [os.path.join(os.path.dirname(amp.__file__), script), *flags]
+        command_line.launch(training(amp, out), amp.Args, amp.KIND, amp.check_args)
+    join_processes()
+    write(out, {"errors": everybodys(equality(amp))})
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(0)  # as the scripts end
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(*sys.argv[1:])

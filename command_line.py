@@ -146,9 +146,9 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     The checkpoint's options are the defaults. name: kind of checkpoint that fits; restarted: a run that torchrun has
     started anew. Raises InputError."""
     args = _command_line(kind, argv, {})
-    resume = restarted or args.resume
+    resume = None if args.evaluate else args.resume or restarted
     checkpoint = None
-    if args.evaluate != (args.checkpoint is not None) or (args.evaluate and resume is not None):
+    if args.evaluate != (args.checkpoint is not None) or (args.evaluate and args.resume is not None):
         raise InputError("--evaluate and --checkpoint FILE go together, and without --resume")
     if getattr(args, "eval_commands", None) is not None and not args.evaluate:
         raise InputError("--eval-commands needs --evaluate")

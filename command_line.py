@@ -20,7 +20,7 @@ from tqdm import tqdm
 from typing_extensions import Annotated, get_args, get_origin
 
 from checkpoints import Unsound, load_checkpoint
-from files import InputError, guard_terminal
+from files import InputError, guard_terminal, typed
 from processes import in_group, join_processes, local_world, processes
 
 # ---- 1. Options ----------
@@ -118,11 +118,6 @@ def _is_a(value: Any, kind: Any) -> bool:
         parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
     return type(value) is kind or (kind is float and type(value) is int)
-
-
-def typed(option: str, argv: Optional[List[str]] = None) -> bool:
-    """Whether an option stands on the command line."""
-    return any(word.split("=")[0].replace("_", "-") == option for word in (sys.argv[1:] if argv is None else argv))
 
 
 def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]], evaluate: bool) -> Dict[str, Any]:

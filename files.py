@@ -2,20 +2,25 @@
 
 import contextlib
 import os
+import pickletools
 import sys
-from typing import Any, Iterator
+import zipfile
+from typing import Any, Iterator, Tuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-class InputError(ValueError):
-    """A file or an option that cannot be used; the message is one line: what is wrong, where, and what to do.
+def plain(text: str) -> str:
+    """One line for a terminal of a text that may come from files: what it would obey is escaped, and length is cut."""
+    text = text if len(text) < 1200 else f"{text[:800]} ... {text[-300:]}"
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
-    Names in it may come from files: what a terminal would obey is escaped, and a long one is cut."""
+
+class InputError(ValueError):
+    """A file or an option that cannot be used; the message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, text: str) -> None:
-        plain = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in str(text))
-        super().__init__(plain if len(plain) < 1200 else f"{plain[:800]} ... {plain[-300:]}")
+        super().__init__(plain(str(text)))
 
 
 @contextlib.contextmanager
@@ -28,13 +33,44 @@ def reading(path: str, kind: str) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: cannot read this file: {error.strerror or error}") from error
     except Exception as error:  # whatever parsers raise on a file that is not ours
-        raise InputError(f"{path}: not {kind} ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        fault = " ".join(str(error)[:1000].split())[:200]
+        raise InputError(f"{path}: not {kind} ({type(error).__name__}: {fault})") from error
 
 
 def find(path: str) -> str:
     """The path, or where the same lies beside this file if nothing is there: the defaults work from any folder."""
     beside = os.path.join(HERE, path)
     return beside if not os.path.exists(path) and os.path.exists(beside) else path
+
+
+def check_archive(path: str, names: Tuple[str, ...]) -> None:
+    """Refuse what is not an archive of torch.save that holds as much as it says, and names no others than these, or
+    storages, to be called when it is read. Raises InputError, or whatever a broken archive leads to."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # an older form would allocate what it is told to
+            raise InputError(f"{path}: not an archive that torch.save writes")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        whole = {member.filename for member in members if member.file_size == member.compress_size}
+        if len(whole) < len(members) or sum(member.file_size for member in members) > os.path.getsize(path):
+            raise InputError(f"{path}: unpacks to more than its size, or holds a name twice")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                for opcode, argument, _ in pickletools.genops(archive.read(member)):
+                    known = (*names, *[f"torch {x}Storage" for x in ("Float", "Double", "Long", "Int", "Byte", "Bool")])
+                    if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and argument not in known:
+                        raise InputError(f"{path}: it asks for {argument}; refused, nothing was executed")
+
+
+def read_file(path: str) -> bytes:
+    """All that a file holds. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def typed(option: str, argv: Optional[List[str]] = None) -> bool:
+    """Whether an option stands on the command line."""
+    return any(word.split("=")[0].replace("_", "-") == option for word in (sys.argv[1:] if argv is None else argv))
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -76,6 +112,11 @@ class Terminal:
 
 
 def guard_terminal() -> None:
-    """From now on stdout and stderr are a Terminal each."""
+    """From now on stdout and stderr are a Terminal each, and no file can come to stand in the place of a closed one."""
+    while True:
+        number = os.open(os.devnull, os.O_RDWR)
+        if number > 2:
+            os.close(number)
+            break
     sys.stdout = Terminal(sys.stdout)
     sys.stderr = Terminal(sys.stderr)

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import platform
-import shutil
+import shlex
 import signal
 import sys
 import time
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints import Unsound, fit_checkpoint, get_state, names_of, put_back, unsound
-from files import HERE, InputError, find, write_file
+from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, names_of, put_back, unsound
+from files import HERE, InputError, find, plain, read_file, write_file
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
@@ -107,26 +107,34 @@ class Run:
 
     def _restore(self, checkpoint: Dict[str, Any]) -> None:
         """Put a checkpoint back: what all processes share, what is this one's own. Raises InputError."""
-        parts = checkpoint.get("processes", [])
-        if len(parts) != self.world:
-            raise InputError(f"the run to resume has {len(parts)} processes, and there are {self.world} now")
+        parts = checkpoint.get("processes")
+        if not isinstance(parts, list) or len(parts) != self.world:
+            n = len(parts) if isinstance(parts, list) else "no"
+            raise InputError(f"the run to resume has {n} processes, and there are {self.world} now")
+        try:
+            for key, mine in (("data", self.content["data"]), ("rates", self.content["rates"])):
+                check_kind(key, mine, checkpoint[key])
+            check_kind("progress", {**self.progress, "metrics": {}}, {**checkpoint["progress"], "metrics": {}})
+            for name, x in checkpoint["progress"]["metrics"].items():
+                check_kind(str(name)[:50], 0.0, x)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"the checkpoint is not that of a run: {str(error)[:200]}") from error
         for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
             named = any(word.split("=")[0].replace("_", "-") == option for word in sys.argv)
             if checkpoint["data"][key] != self.content["data"][key] and not named:
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
         fit_checkpoint(checkpoint, self.motions.character, self.shared)
-        if checkpoint["data"]["motion"] == self.content["data"]["motion"]:
-            put_back(self.own, parts[self.rank])
-        else:
-            self._say(
-                "other clips than the run began with: networks go on, episodes and replayed transitions begin anew"
-            )
+        random = {"random": torch.default_generator}
+        if self.device.type == "cuda":
+            random["random_cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
+        same = checkpoint["data"]["motion"] == self.content["data"]["motion"]
+        put_back({**self.own, **random} if same else random, parts[self.rank])
+        if not same:
+            begun = "networks go on, episodes and replayed transitions begin anew"
+            self._say(f"other clips than the run began with: {begun}")
         for group, rate, before in zip(_groups(self.shared), self.content["rates"], checkpoint["rates"]):
             if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
                 group["lr"] = rate
-        torch.set_rng_state(parts[self.rank]["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(parts[self.rank]["random_cuda"], self.device)
         self.progress = dict(checkpoint["progress"])
         if checkpoint["data"]["script"] != self.content["data"]["script"]:
             self._say("the script has changed since the run began; this one's copy is kept beside the first")
@@ -162,9 +170,10 @@ class Run:
             place = os.path.relpath(os.path.abspath(source), HERE)
             if os.path.isfile(source) and not place.startswith(os.pardir):
                 os.makedirs(os.path.dirname(os.path.join(folder, place)), exist_ok=True)
-                shutil.copy(source, os.path.join(folder, place))
+                write_file(os.path.join(folder, place), read_file(source))
         if os.path.isfile(script):  # it may lie elsewhere, or have changed
-            shutil.copy(script, os.path.join(folder, f"resumed_{now}_" * bool(args.resume) + os.path.basename(script)))
+            copy = f"resumed_{now}_" * bool(args.resume) + os.path.basename(script)
+            write_file(os.path.join(folder, copy), read_file(script))
         group = f"{self.world} process{'es' * (self.world > 1)}"
         options = ", ".join(f"{name} {value}" for name, value in vars(args).items())
         print(f"{folder}: simulator {args.sim}, learning on {self.device}, {group}; options: {options}")
@@ -180,14 +189,18 @@ class Run:
             self._say(f"Weights & Biases: {' '.join(str(error).split())[:200]}; the training goes on without it")
 
     def attempt(self, write: Callable, *args: Any) -> str:
-        """write(*args), where an OSError is said once and costs only what was to be written -> the error, or ""."""
+        """write(*args), where what goes wrong is said once and costs only what was to be written -> the error, or "".
+
+        Raises Unsound."""
         try:
             write(*args)
-        except OSError as error:
-            fault = error.strerror or error
+        except Unsound:
+            raise
+        except Exception as error:  # libraries that draw, film and log raise what they like
+            fault = plain(str(getattr(error, "strerror", None) or error or type(error).__name__))
             text = f"{self.folder}: not written ({fault}); the training goes on, and tries again at its next save"
             self._say(text, error.strerror or write.__name__)
-            return str(error)
+            return fault
         return ""
 
     def due(self, interval: int) -> bool:
@@ -286,12 +299,14 @@ class Run:
             raise InputError(f"{self.folder}: not written ({self.fault}); free some space and --resume it")
         if self.writer is not None:
             self.writer.close()
-        script = os.path.basename(sys.argv[0])
+        script = shlex.quote(os.path.basename(sys.argv[0]))
+        folder = shlex.quote(self.folder)
         if self.stopped:
-            print(f"stopped after {self.progress['samples']} samples; python {script} --resume {self.folder}")
+            command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
+            print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
         minutes = (time.time() - self.started) / 60
-        print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {self.folder}/latest.pt")
+        print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {folder}/latest.pt")
         print(json.dumps(self.progress["metrics"]))
 
 
@@ -323,7 +338,8 @@ def _note_signals() -> List[int]:
 
 def _lock(path: str) -> Any:
     """A file that no other process may hold; while this one lives it does. Raises InputError if another does."""
-    lock = open(path, "a+")
+    number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    lock = os.fdopen(number, "r+")
     try:
         import fcntl
 

@@ -82,7 +82,7 @@ def write_clip(tmp_path, character):
 
 @pytest.fixture(scope="module")
 def double(root):
-    """gymapi and gymtorch of Isaac Gym's double, imported as they demand, before torch; other modules do not find them."""
+    """gymapi and gymtorch of Isaac Gym's double, imported as they demand, before torch; others do not find them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / "tests/isaacgym_double"))
         patch.delitem(sys.modules, "torch")
@@ -121,7 +121,9 @@ class Result(NamedTuple):
 @pytest.fixture
 def signals():
     """Put back what a training in this process does to signals."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    }
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
@@ -136,7 +138,6 @@ def run_script(monkeypatch, tmp_path, signals):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "__stderr__", err)
         code = 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:

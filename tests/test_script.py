@@ -1,35 +1,32 @@
-"""The script as a whole: options, short runs, checkpoints, evaluation, bad input, repeatability, and a training that learns."""
+"""The scripts as a whole: short runs, checkpoints, evaluation, films, bad input, repeatability, and learning."""
 
-import ast
-import dataclasses
 import json
 import os
 import pickle
-import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-import tyro
 
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
+import command_line
+import evaluation
 import motion_lib as ml
 
-SCRIPT = "amp_ppo_isaacgym.py"
-MODULES = {SCRIPT: amp, "amp_ppo_heading.py": heading}
-FIELDS = [field.name for field in dataclasses.fields(amp.Args)]
-METRICS = {"episodes", "mean_episode_s", "fall_rate", "speed_m_s", "pose_error_m", "task_reward", "style_reward"}
+SCRIPT, HEADING = "amp_ppo_isaacgym.py", "amp_ppo_heading.py"
+MODULES = {SCRIPT: amp, HEADING: heading}
+METRICS = {"episodes", "mean_episode_s", "fall_rate", "fall_bodies", "speed_m_s", "pose_error_m"}
+METRICS |= {"task_reward", "style_reward"}
+BATCH = 64  # of options()
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
 
 
 def options(root, **changes):
-    """Command-line options of a tiny training."""
+    """Command-line options of a tiny training; the default clip and character lie beside the script."""
     chosen = dict(
-        motion_file=root / "motions/walk.npz",
-        character_file=root / "motions/humanoid.xml",
         num_envs=8,
         num_steps=8,
         total_timesteps=64 * 6,
@@ -50,14 +47,34 @@ def options(root, **changes):
     return flags
 
 
-def start(root, folder, *flags, threads=2):
-    """Start the script as a process of its own in `folder`."""
-    # threads that wait asleep: with others at work on the machine, waiting in a loop takes ten times as long
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen(
-        [sys.executable, str(root / SCRIPT), *flags], cwd=str(folder), env=env, universal_newlines=True, **pipes
-    )
+def start(root, folder, script, *flags, threads=1):
+    """Start a script as a process of its own in `folder`."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    return subprocess.Popen([sys.executable, str(root / script), *map(str, flags)], cwd=str(folder), env=env, **pipes)
+
+
+def prepare(module, monkeypatch, folder, *flags):
+    """What main of a script's module is given for these options, with `folder` as the place to work in."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, flags)])
+    args, checkpoint = command_line.parse_args(module.Args, module.KIND)
+    module.check_args(args)
+    return args, checkpoint
+
+
+def only_run(folder):
+    (run,) = (folder / "runs").iterdir()
+    return run
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def figures(result):
+    """The JSON object in the last line of an output."""
+    return json.loads(result.out.splitlines()[-1])
 
 
 def scalars(run):
@@ -69,135 +86,20 @@ def scalars(run):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Options and documents
-# ----------------------------------------------------------------------------------------------------------------------------------
-
-
-def class_body(root, script):
-    tree = ast.parse((root / script).read_text(encoding="utf-8"))
-    return tree, next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args").body
-
-
-def fields(script):
-    return {field.name for field in dataclasses.fields(MODULES[script].Args)}
-
-
-@pytest.mark.parametrize("script", MODULES)
-def test_every_option_is_documented(root, script):
-    body = class_body(root, script)[1]
-    documented = {}
-    for field, text in zip(body, body[1:]):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            documented[field.target.id] = ast.literal_eval(text.value)
-    assert set(documented) == fields(script)
-    assert [name for name, text in documented.items() if not text.strip() or "\n" in text] == []
-
-
-@pytest.mark.parametrize("script", MODULES)
-def test_every_option_is_read(root, script):
-    """Somewhere outside check_args, which only fills in and refuses."""
-    read = set()
-    for node in class_body(root, script)[0].body:
-        if getattr(node, "name", "") != "check_args":
-            for part in ast.walk(node):
-                owner = getattr(part, "value", None)
-                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load):
-                    if "args" in (getattr(owner, "id", ""), getattr(owner, "attr", "")):  # args.x or self.args.x
-                        read.add(part.attr)
-    assert fields(script) - read == set()
-
-
-@pytest.mark.parametrize("script", MODULES)
-def test_help(run_script, script):
-    result = run_script(script, "--help")
-    assert result.code == 0 and result.err == ""
-    words = result.out.replace(",", " ").split()
-    assert [name for name in fields(script) if f"--{name.replace('_', '-')}" not in words] == []
-
-
-def commands(text, script):
-    """Flags of every command in a text that runs the script."""
-    for line in text.replace("\\\n", " ").splitlines():
-        for command in line.split("&&"):
-            words = (
-                shlex.split(command, comments=True)
-                if script in command and "python" in command and "`" not in command
-                else []
-            )
-            if script in words and words[words.index(script) - 1].startswith("python"):
-                yield words[words.index(script) + 1 :]
-
-
-@needs_mujoco
-@pytest.mark.parametrize("document", ["README.md", "docstring"])
-@pytest.mark.parametrize("script", MODULES)
-def test_the_commands_of_the_documents_parse(root, document, script):
-    if document == "README.md":
-        text = "\n".join((root / document).read_text(encoding="utf-8").split("```")[1::2])  # its code blocks
-    else:
-        text = ast.get_docstring(ast.parse((root / script).read_text(encoding="utf-8")))
-    found = list(commands(text, script))
-    assert [] in found  # the command without options
-    assert any("--evaluate" in flags for flags in found)
-    for flags in found:
-        args = tyro.cli(MODULES[script].Args, args=[flag for flag in flags if not flag.startswith("[")])
-        named = [args.motion_file, args.character_file, args.checkpoint, getattr(args, "eval_commands", None)]
-        assert [file for file in named if file and not file.startswith("runs/") and not (root / file).exists()] == []
-        MODULES[script].check_args(dataclasses.replace(args, cuda=False))
-
-
-@pytest.mark.parametrize("name, limit", [(SCRIPT, 1613), ("amp_ppo_heading.py", 1695), ("motion_lib.py", 586)])
-def test_the_code_grows_no_longer(root, name, limit):
-    """The house style asks for 750 lines a script and 350 in motion_lib.py, which are over it and may only shrink; 45 a function."""
-    text = (root / name).read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= limit
-    functions = [
-        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.name != "main"
-    ]
-    assert [node.name for node in functions if node.end_lineno - node.lineno >= 45] == []
-
-
-def test_the_code_parses_as_python_3_8(root):
-    for path in (*MODULES, "motion_lib.py", "motions/convert.py"):
-        ast.parse((root / path).read_text(encoding="utf-8"), feature_version=(3, 8))
-
-
-@needs_mujoco
-def test_defaults_are_filled_in_and_explicit_options_win():
-    args = amp.Args(cuda=False)
-    amp.check_args(args)
-    assert None not in (args.num_envs, args.num_steps, args.num_minibatches, args.hidden) and args.sim == "mujoco"
-    args = amp.Args(cuda=False, num_envs=24, num_steps=6, num_minibatches=9, hidden=(7, 5), replay_keep=1)
-    amp.check_args(args)
-    assert (args.num_envs, args.num_steps, args.num_minibatches, args.hidden) == (24, 6, 9, (7, 5))
-
-
-@needs_mujoco
-def test_defaults_on_a_gpu_are_larger(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    args = amp.Args(cuda=True)
-    amp.check_args(args)
-    assert args.num_envs == 4096 and args.hidden == (1024, 512)
-
-
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Whole runs
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Whole runs ----
 
 
 @pytest.fixture(scope="session")
 def trained(root, tmp_path_factory):
-    """Two trainings with the same seed, as processes of their own: [(run folder, output)]. More rows than one thread takes on."""
+    """Two trainings with the same seed, as processes with two threads and work for both: [(run folder, output)]."""
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
     flags = options(root, num_envs=32, total_timesteps=32 * 8 * 5, hidden=(64, 64), disc_batch=512, seed=3)
-    processes = [start(root, folder, *flags) for folder in folders]
+    processes = [start(root, folder, SCRIPT, *flags, threads=2) for folder in folders]
     runs = []
     for process, folder in zip(processes, folders):
         out, err = process.communicate()
         assert process.returncode == 0, err
-        (run,) = (folder / "runs").iterdir()
-        runs.append((run, out, err))
+        runs.append((only_run(folder), out, err))
     return runs
 
 
@@ -212,46 +114,66 @@ def checkpoint(trained, tmp_path):
 @needs_mujoco
 def test_what_a_training_writes(trained, root):
     run, out, err = trained[0]
+    sources = {path.name for path in root.glob("*.py")}
     names = {path.name.split(".out.")[0] for path in run.iterdir()}
-    assert {"args.json", SCRIPT, "motion_lib.py", "events", "latest.pt", "policy.pt", "best.pt"} == names
+    assert names == {"args.json", "events", "latest.pt", "best.pt", "lock", "simulators", "motions"} | sources
+    for source in (
+        *sources,
+        *(f"simulators/{path.name}" for path in root.glob("simulators/*.py")),
+        "motions/render.py",
+    ):
+        assert (run / source).read_bytes() == (root / source).read_bytes()
     assert run.name.startswith("amp_ppo_isaacgym__walk__mujoco__3__")
-    assert (run / SCRIPT).read_bytes() == (root / SCRIPT).read_bytes()
     saved = json.loads((run / "args.json").read_text())
-    assert set(saved["args"]) == set(FIELDS)
+    assert set(saved["args"]) == {field.name for field in amp.dataclasses.fields(amp.Args)}
     assert (saved["args"]["num_envs"], saved["args"]["hidden"], saved["args"]["seed"]) == (32, [64, 64], 3)
     assert saved["args"]["target_speed"] == pytest.approx(0.978, abs=0.01)  # the value used, not None
-    assert None not in [saved["args"][name] for name in ("num_steps", "num_minibatches")]
+    assert saved["args"]["disc_updates"] == 2 and saved["processes"] == 1
     assert saved["versions"]["torch"] == torch.__version__ and "--num-envs" in saved["command"]
     assert "num_envs 32" in out and "target_speed 0.97" in out  # and printed
     assert set(json.loads(out.splitlines()[-1])) == METRICS
-    assert "1.28k" in err.replace("1280", "1.28k")  # the progress line has counted the samples
+    last = err.split("\r")[-1]  # of the progress bar
+    assert "1.28k/1.28k" in last and "reward/total" in last and "pose_error_m 0." in last
     assert os.listdir(run.parent.parent) == ["runs"]
+
+
+@needs_mujoco
+def test_a_run_repeats_itself_from_its_folder(trained, root, tmp_path):
+    """The copied script starts where the copied modules lie, and gives the same numbers."""
+    run, out, _ = trained[0]
+    for path in (*run.glob("*.py"), *run.glob("*/*.*")):
+        copy = tmp_path / path.relative_to(run)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    flags = json.loads((run / "args.json").read_text())["command"][1:]
+    again, _ = (process := start(tmp_path, tmp_path, SCRIPT, *flags, threads=2)).communicate()
+    assert process.returncode == 0 and again.splitlines()[-1] == out.splitlines()[-1]
+    said, _ = (process := start(tmp_path, tmp_path, HEADING, "--help")).communicate()
+    assert process.returncode == 0 and "--eval-commands" in said
+    assert len(list(only_run(tmp_path).glob("**/*.py"))) == len(list(run.glob("**/*.py")))
 
 
 @needs_mujoco
 def test_what_a_training_logs(trained):
     log = scalars(trained[0][0])
-    wanted = [
-        "episode/length",
-        "reward/task",
-        "reward/style",
-        "reward/style_weighted",
-        "disc/loss",
+    wanted = {f"reward/{name}" for name in ("task", "style", "total")} | {f"eval/{name}" for name in METRICS}
+    wanted |= {f"disc/{what}_{side}" for what in ("loss", "logit", "accuracy") for side in ("demo", "agent")}
+    wanted |= {f"policy/{name}" for name in ("kl", "loss", "value_loss", "clip_fraction", "explained_variance")}
+    wanted |= {
+        "policy/learning_rate",
         "disc/grad_penalty",
-        "policy/kl",
-    ]
-    wanted += [f"disc/{what}_{side}" for what in ("logit", "accuracy") for side in ("demo", "fresh", "replay")]
-    wanted += ["policy/clip_fraction", "policy/explained_variance", "episode/speed_m_s"]
-    wanted += [f"eval/{name}" for name in METRICS]
-    assert [name for name in wanted if name not in log] == []
+        "disc/skipped",
+        "policy/skipped",
+        "episode/length",
+        "episode/speed_m_s",
+    }
+    wanted |= {"episode/diverged", "episode/falls_per_step"}
+    assert wanted - set(log) == set()
     assert all(np.isfinite(value) for values in log.values() for _, value in values)
     assert [samples for samples, _ in log["reward/style"]] == [256, 512, 768, 1024, 1280]
-    assert [samples for samples, _ in log["eval/pose_error_m"]] == [
-        1024,
-        1280,
-    ]  # every fourth iteration, and the last one
-    for (_, style), (_, weighted) in zip(log["reward/style"], log["reward/style_weighted"]):
-        assert weighted == pytest.approx(2 * style, rel=1e-5)  # the default weight
+    assert [samples for samples, _ in log["eval/pose_error_m"]] == [1024, 1280]  # every fourth iteration, and the last
+    for (_, task), (_, style), (_, total) in zip(log["reward/task"], log["reward/style"], log["reward/total"]):
+        assert total == pytest.approx(task + 2 * style, rel=1e-5)  # the default weight
 
 
 @needs_mujoco
@@ -260,28 +182,24 @@ def test_the_same_seed_gives_the_same_run(trained, root, run_script, tmp_path):
     assert out_one.splitlines()[-1] == out_two.splitlines()[-1]
     one, two = scalars(first), scalars(second)
     assert set(one) == set(two)
-    timed = {name for name in one if any(word in name for word in ("per_s/", "samples_per_s", "seconds"))}
-    assert 0 < len(timed) < len(one) / 2
-    for name in set(one) - timed:
-        assert one[name] == two[name], name
-    one, two = (torch.load(run / "latest.pt", weights_only=True) for run in (first, second))
-    assert set(one["agent"]) == set(two["agent"]) and one["metrics"] == two["metrics"]
-    for name, value in one["agent"].items():
-        assert torch.equal(value, two["agent"][name]), name
+    for name in one:
+        if "samples_per_s" not in name:
+            assert one[name] == two[name], name
+    one, two = (load(run / "latest.pt") for run in (first, second))
+    agent = one["shared"]["agent"]
+    assert set(agent) == set(two["shared"]["agent"]) and one["metrics"] == two["metrics"]
+    for name, value in agent.items():
+        assert torch.equal(value, two["shared"]["agent"][name]), name
     # another seed, another run
-    result = run_script(
-        SCRIPT, *options(root, num_envs=32, total_timesteps=32 * 8 * 5, hidden=(64, 64), disc_batch=512, seed=4)
-    )
+    result = run_script(SCRIPT, *options(root, num_envs=32, total_timesteps=32 * 8, hidden=(64, 64), seed=4))
     assert result.code == 0 and result.out.splitlines()[-1] != out_one.splitlines()[-1]
-    (run,) = (tmp_path / "runs").iterdir()
-    assert not torch.equal(
-        torch.load(run / "latest.pt", weights_only=True)["agent"]["actor.0.weight"], one["agent"]["actor.0.weight"]
-    )
+    other = load(only_run(tmp_path) / "latest.pt")["shared"]["agent"]
+    assert not torch.equal(other["actor.0.weight"], agent["actor.0.weight"])
 
 
 @needs_mujoco
 def test_training_changes_all_networks(trained):
-    agent = torch.load(trained[0][0] / "latest.pt", weights_only=True)["agent"]
+    agent = load(trained[0][0] / "latest.pt")["shared"]["agent"]
     for net in ("actor", "critic", "disc"):
         biases = [value for name, value in agent.items() if name.startswith(net) and name.endswith("bias")]
         assert len(biases) == 3 and all(bias.abs().max() > 0 for bias in biases)  # they start at zero
@@ -291,8 +209,8 @@ def test_training_changes_all_networks(trained):
 
 @needs_mujoco
 def test_evaluation(trained, root, tmp_path, checkpoint, character):
-    process = start(root, tmp_path, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-episodes", "3")
-    out, err = process.communicate()
+    flags = ("--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-episodes", 3)
+    out, err = (process := start(root, tmp_path, SCRIPT, *flags)).communicate()
     assert process.returncode == 0, err
     metrics = json.loads(out.splitlines()[-1])
     assert set(metrics) == METRICS and metrics["episodes"] == 3
@@ -312,16 +230,27 @@ def test_evaluation(trained, root, tmp_path, checkpoint, character):
 
 @needs_mujoco
 def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpoint, tmp_path):
-    result = run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt")
+    flags = ("--no-cuda", "--evaluate", "--checkpoint")
+    result = run_script(SCRIPT, *flags, "policy.pt")
     assert result.code == 0
-    mine, theirs = json.loads(result.out.splitlines()[-1]), json.loads(trained[0][1].splitlines()[-1])
+    mine, theirs = figures(result), json.loads(trained[0][1].splitlines()[-1])
     assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
     # options of the command line win over those of the training
-    result = run_script(
-        SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-seconds", "0.2", "--eval-episodes", "4"
-    )
-    metrics = json.loads(result.out.splitlines()[-1])
+    metrics = figures(run_script(SCRIPT, *flags, "policy.pt", "--eval-seconds", "0.2", "--eval-episodes", "4"))
     assert metrics["episodes"] == 4 and metrics["mean_episode_s"] <= 0.2 + 1e-6
+
+
+@needs_mujoco
+@pytest.mark.parametrize("script, name", [(SCRIPT, "walk"), (HEADING, "heading")])
+def test_the_pretrained_policies_do_what_they_are_there_for(run_script, root, tmp_path, script, name):
+    (tmp_path / "policy.pt").write_bytes((root / f"pretrained/{name}.pt").read_bytes())
+    flags = ("--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--eval-episodes", 8, "--eval-seconds", 8)
+    result = run_script(script, *flags)
+    assert result.code == 0, result.err
+    metrics = figures(result)
+    assert metrics["fall_rate"] == 0 and metrics["mean_episode_s"] == pytest.approx(8)
+    assert metrics["pose_error_m"] < (0.04 if script == SCRIPT else 0.1)
+    assert metrics["task_reward"] > (0.9 if script == SCRIPT else 0.65)
 
 
 @needs_mujoco
@@ -329,17 +258,14 @@ def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpo
     "changes", [dict(task="none", disc_loss="lsgan", reset_mode="hybrid"), dict(motion_file="set.json", style_weight=0)]
 )
 def test_other_ways_to_train(run_script, root, tmp_path, changes):
-    clips = [
-        dict(file=str(root / f"motions/{name}.npz"), weight=weight)
-        for name, weight in (("run", 1), ("kick", 2), ("crawl", 0.5))
-    ]
+    names = (("run", 1), ("kick", 2), ("crawl", 0.5))
+    clips = [dict(file=str(root / f"motions/{name}.npz"), weight=weight) for name, weight in names]
     (tmp_path / "set.json").write_text(json.dumps({"clips": clips}))
     result = run_script(SCRIPT, *options(root, total_timesteps=128, **changes))
     assert result.code == 0, result.err
-    metrics = json.loads(result.out.splitlines()[-1])
+    metrics = figures(result)
     assert set(metrics) == METRICS and all(np.isfinite(value) for value in metrics.values())
-    (run,) = (tmp_path / "runs").iterdir()
-    log = scalars(run)
+    log = scalars(only_run(tmp_path))
     if changes.get("task") == "none":
         assert metrics["task_reward"] == 0 and {value for _, value in log["reward/task"]} == {0.0}
         assert all(0 <= value <= 1 for _, value in log["reward/style"])  # the range of the least-squares reward
@@ -349,67 +275,159 @@ def test_other_ways_to_train(run_script, root, tmp_path, changes):
 
 
 @needs_mujoco
-def test_evaluations_do_not_change_the_training(run_script, root, tmp_path):
-    for interval in (0, 1):
-        result = run_script(SCRIPT, *options(root, eval_interval=interval, exp_name=f"every{interval}"))
-        assert result.code == 0, result.err
-    one, two = (torch.load(run / "latest.pt", weights_only=True) for run in sorted((tmp_path / "runs").iterdir()))
-    assert one["metrics"] == two["metrics"]
-    assert all(torch.equal(value, two["agent"][name]) for name, value in one["agent"].items())
+@pytest.mark.parametrize("script", MODULES)
+def test_a_discriminator_that_sees_ten_states(run_script, root, tmp_path, script):
+    """Training, evaluation and resume, of clips that do not loop, too."""
+    clips = [dict(file=str(root / f"motions/{name}.npz")) for name in ("walk", "kick")]
+    (tmp_path / "set.json").write_text(json.dumps({"clips": clips}))
+    flags = options(root, motion_file="set.json", disc_steps=10, total_timesteps=BATCH * 2, eval_episodes=4)
+    result = run_script(script, *flags)
+    assert result.code == 0, result.err
+    run = only_run(tmp_path)
+    agent = load(run / "latest.pt")["shared"]["agent"]
+    states = 105  # numbers that the discriminator sees of one
+    assert agent["disc.0.weight"].shape == (16, 10 * states) and agent["disc_norm.mean"].shape == (10 * states,)
+    again = run_script(script, "--evaluate", "--checkpoint", run / "latest.pt")
+    assert again.code == 0 and figures(again) == pytest.approx(figures(result), rel=1e-4, abs=1e-4)
+    result = run_script(script, "--resume", run, "--total-timesteps", BATCH * 4)
+    assert result.code == 0, result.err
+    log = scalars(run)
+    assert [samples for samples, _ in log["disc/grad_penalty"]] == [BATCH, BATCH * 2, BATCH * 3, BATCH * 4]
+    assert all(np.isfinite(value) for values in log.values() for _, value in values)
 
 
 @needs_mujoco
-def test_filmed_episodes(root, tmp_path):
-    """An mp4 and a moving picture in TensorBoard; without OpenGL one line that says what to install. MuJoCo chooses it when imported."""
-    flags = options(root, num_envs=4, num_minibatches=2, total_timesteps=32 * 4, eval_interval=2)
-    process = start(root, tmp_path, *flags, "--capture-video")
-    _, err = process.communicate()
-    if process.returncode:
-        assert (
-            process.returncode == 2 and err.splitlines()[-1].startswith("error: --capture-video") and "libegl1" in err
-        )
-        return
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (run,) = (tmp_path / "runs").iterdir()
-    assert {path.name for path in run.glob("*.mp4")} == {"episode_64.mp4", "episode_128.mp4"}
-    events = EventAccumulator(str(run))
-    events.Reload()
-    pictures = events.Images("eval/episode")
-    assert [picture.step for picture in pictures] == [64, 128]
-    assert all(
-        picture.encoded_image_string[:6] == b"GIF89a" and len(picture.encoded_image_string) > 10_000
-        for picture in pictures
-    )
+@pytest.mark.parametrize("script", MODULES)
+def test_evaluations_between_iterations_do_not_change_the_training(root, tmp_path, monkeypatch, signals, script):
+    """Stepped by hand, with an evaluation whenever it pleases, and left alone."""
+    module = MODULES[script]
+    logs = []
+    for name in ("alone", "evaluated"):
+        (tmp_path / name).mkdir()
+        args, _ = prepare(module, monkeypatch, tmp_path / name, *options(root, eval_interval=0, eval_episodes=4))
+        log = []
+        for agent, env, scalars in module.main(args):
+            log.append(scalars)
+            if name == "evaluated":
+                metrics, clips, errors, sums = module.evaluate(agent, env, args)
+                assert metrics["episodes"] == 4 and len(clips) == 4 and errors.shape[1] == 14
+                assert sums["style_reward"].shape == (4,)
+        logs.append(log)
+    assert len(logs[0]) == 6
+    for one, two in zip(*logs):
+        assert {name: repr(x) for name, x in one.items()} == {name: repr(x) for name, x in two.items()}
+    assert metrics == {name[5:]: x for name, x in logs[1][-1].items() if name.startswith("eval/")}
 
 
 @needs_mujoco
-@pytest.mark.parametrize("display, word", [(None, "MUJOCO_GL=egl"), (":99", "--capture-video")])
-def test_filming_without_opengl(root, tmp_path, monkeypatch, display, word):
-    """One line, whether the bindings cannot be imported (a library that is not there) or no picture can be made (a dead display)."""
-    (tmp_path / "OpenGL").mkdir()
-    (tmp_path / "OpenGL/__init__.py").write_text(
-        "raise AttributeError(\"'NoneType' object has no attribute 'eglQueryString'\")"
+def test_main_from_a_prompt(root, tmp_path):
+    """There is no script that could be copied then; modules are, and the training runs."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(root)!r})
+import amp_ppo_isaacgym as amp, command_line
+args, _ = command_line.parse_args(amp.Args, amp.KIND, {options(root)!r})
+amp.check_args(args)
+print(len(list(amp.main(args))), "iterations")
+"""
+    command = [sys.executable, "-"]
+    done = subprocess.run(command, cwd=str(tmp_path), input=program.encode(), stdout=subprocess.PIPE, check=True)
+    assert done.stdout.decode().splitlines()[-1] == "6 iterations"
+    assert (only_run(tmp_path) / SCRIPT).exists()
+
+
+# ---- Films, Weights & Biases ----
+
+STUB = """
+import sys
+{fault}
+open(sys.argv[2], "w").write(" ".join(sys.argv[1:]))
+"""
+
+
+@needs_mujoco
+@pytest.mark.parametrize("fault", ["", "sys.exit('error: no OpenGL here')"], ids=["film", "none"])
+def test_a_film_that_fails_costs_the_film_and_not_the_training(run_script, root, tmp_path, monkeypatch, fault):
+    """It is said once; the roll-out that was to be filmed is there. What draws is played by a stub."""
+    pytest.importorskip("imageio_ffmpeg", reason="pip install -r requirements-test.txt")
+    (tmp_path / "render.py").write_text(STUB.format(fault=fault))
+    monkeypatch.setattr(evaluation, "RENDER", str(tmp_path / "render.py"))
+    result = run_script(SCRIPT, *options(root, eval_interval=2), "--capture-video")
+    assert result.code == 0 and set(figures(result)) == METRICS
+    run = only_run(tmp_path)
+    names = [f"episode_{iteration}" for iteration in (2, 4, 6)]
+    assert sorted(path.name for path in run.glob("episode_*.npz")) == [f"{name}.npz" for name in names]
+    films = sorted(path.name for path in run.glob("episode_*.mp4"))
+    assert films == ([] if fault else [f"{name}.mp4" for name in names])
+    assert result.err.count("no OpenGL here") == (1 if fault else 0)
+    assert len(scalars(run)["eval/pose_error_m"]) == 3 and load(run / "latest.pt")["samples"] == BATCH * 6
+    # nor does it cost the figures of an evaluation
+    result = run_script(SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", "--capture-video")
+    assert (run / "latest_episode.npz").exists() and (run / "latest_rollouts/001.npz").exists()
+    assert result.code == 0 and set(figures(result)) == METRICS
+    if fault:
+        assert result.err.count("\n") == 1 and "latest_episode.mp4: no film: error: no OpenGL here" in result.err
+    else:
+        words = (run / "latest_episode.mp4").read_text().split()
+        assert words[0].endswith("latest_episode.npz") and words[2] == "--character-file"
+
+
+@needs_mujoco
+def test_a_film(run_script, root, tmp_path):
+    """By motions/render.py, where there is an OpenGL; otherwise it says what to install, and the training ends well."""
+    pytest.importorskip("imageio_ffmpeg", reason="pip install -r requirements-test.txt")
+    result = run_script(
+        SCRIPT, *options(root, eval_interval=0, total_timesteps=BATCH, eval_seconds=0.2), "--capture-video"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.delenv("DISPLAY", raising=False)
-    if display:
-        monkeypatch.setenv("DISPLAY", display)
-    out, err = start(root, tmp_path, *options(root), "--capture-video").communicate()
-    assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ") and word in err and "libegl1" in err
-    assert not (tmp_path / "runs").exists()
+    assert result.code == 0, result.err
+    film = only_run(tmp_path) / "episode_1.mp4"
+    assert film.exists() == ("no film" not in result.err)
+    if film.exists():
+        assert film.read_bytes()[4:8] == b"ftyp"
+    else:
+        assert "libosmesa6" in result.err
+
+
+WANDB = """
+import glob, json
+
+def init(**arguments):
+    assert not glob.glob("runs/*/events*")  # what is logged before goes by it
+    with open("wandb.json", "w") as file:
+        json.dump(arguments, file)
+"""
+
+
+@needs_mujoco
+def test_weights_and_biases(run_script, root, tmp_path, monkeypatch):
+    """It is told of the run before the first curve, and gets what TensorBoard gets."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    flags = options(root, total_timesteps=BATCH)
+    try:
+        assert run_script(SCRIPT, *flags).code == 0 and not (tmp_path / "wandb.json").exists()
+        run = only_run(tmp_path)
+        run.rename(tmp_path / "untracked")
+        result = run_script(SCRIPT, *flags, "--track", "--exp-name", "mine")
+    finally:
+        sys.modules.pop("wandb", None)
+    assert result.code == 0, result.err
+    told = json.loads((tmp_path / "wandb.json").read_text())
+    run = only_run(tmp_path)
+    assert told["name"] == run.name and run.name.startswith("mine__walk__")
+    assert told["sync_tensorboard"] is True and told["config"]["num_envs"] == 8
+    assert scalars(run).keys() == scalars(tmp_path / "untracked").keys()
 
 
 @needs_mujoco
 @pytest.mark.parametrize("seconds", [0.01, 0.04])
 def test_the_shortest_evaluation(run_script, root, tmp_path, character, seconds):
     """An episode of one control step; every roll-out is still a clip that can be read."""
-    result = run_script(SCRIPT, *options(root, total_timesteps=64, eval_seconds=seconds))
+    result = run_script(SCRIPT, *options(root, total_timesteps=BATCH, eval_seconds=seconds))
     assert result.code == 0, result.err
-    metrics = json.loads(result.out.splitlines()[-1])
-    assert metrics["mean_episode_s"] == pytest.approx(1 / 30)
-    (run,) = (tmp_path / "runs").iterdir()
+    assert figures(result)["mean_episode_s"] == pytest.approx(1 / 30)
+    run = only_run(tmp_path)
     result = run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", run / "latest.pt")
     assert result.code == 0, result.err
     clips = sorted((run / "latest_rollouts").iterdir())
@@ -418,40 +436,43 @@ def test_the_shortest_evaluation(run_script, root, tmp_path, character, seconds)
         ml.load_clip(str(path), character.body_names)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Inside a run: what the main loop hands from part to part
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Inside a run: what the main loop hands from part to part ----
 
 
 @pytest.fixture
-def watched(monkeypatch, root, tmp_path):
-    """watched(changes) runs a training in this process -> what went into gae and disc_losses, with what the environment had said.
+def watched(monkeypatch, root, tmp_path, signals):
+    """watched(changes) runs a training in this process -> what its parts were given, for every iteration.
 
-    For every iteration: the arguments of gae and disc_losses, the steps of the environment since the iteration before, and the agent."""
-    agents, steps, iterations, batches = [], [], [], []
+    That is (what the environment and the networks say, the arguments of gae, the batches of the discriminator)."""
+    agents, steps, iterations, seen = [], [], [], []
 
     class Agent(amp.Agent):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             agents.append(self)
+            self.disc.register_forward_pre_hook(note)
 
     class Env(amp.AMPEnv):
         def step(self, action):
-            before = self.obs.clone()
+            before = self.obs().clone()
             result = super().step(action)
             if self.num_envs == 8:  # not the one of the evaluations
                 steps.append((before, *result))
             return result
 
+    def note(disc, inputs):
+        if torch.is_grad_enabled():
+            seen.append(inputs[0].detach().clone())
+
     def gae(reward, value, next_value, terminated, done, gamma, lam):
         agent = agents[-1]
-        transitions = torch.stack([info["disc_obs"] for *_, info in steps])  # (T, N, 2 D)
+        transitions = torch.stack([info["disc_obs"] for *_, info in steps])  # (T, N, P)
         expected = dict(
             value=agent.value(torch.stack([before for before, *_ in steps])),
             after=agent.value(torch.stack([obs for _, obs, *_ in steps])),
             final=agent.value(torch.stack([info["final_obs"] for *_, info in steps])),
             task=torch.stack([task for _, _, task, *_ in steps]),
-            style=amp.style_reward(agent.disc(agent.disc_norm(transitions))[..., 0], "bce"),
+            style=amp.style_reward(agent.logit(transitions), "bce"),
             terminated=torch.stack([terminated for _, _, _, terminated, _, _ in steps]),
             truncated=torch.stack([truncated for *_, truncated, _ in steps]),
             transitions=agent.disc_norm(transitions).flatten(0, 1),
@@ -459,24 +480,18 @@ def watched(monkeypatch, root, tmp_path):
         given = dict(
             reward=reward, value=value, next_value=next_value, terminated=terminated, done=done, gamma=gamma, lam=lam
         )
-        iterations.append((expected, given, list(batches)))
+        iterations.append((expected, given, list(zip(seen[::2], seen[1::2]))))
         steps.clear()
-        batches.clear()
-        return original_gae(reward, value, next_value, terminated, done, gamma, lam)
+        seen.clear()
+        return original(reward, value, next_value, terminated, done, gamma, lam)
 
-    def disc_losses(disc, demo, agent, kind):
-        batches.append((demo.detach().clone(), agent.detach().clone()))
-        return original_losses(disc, demo, agent, kind)
-
-    original_gae, original_losses = amp.gae, amp.disc_losses
-    for name, value in dict(Agent=Agent, AMPEnv=Env, gae=gae, disc_losses=disc_losses).items():
+    original = amp.gae
+    for name, value in dict(Agent=Agent, AMPEnv=Env, gae=gae).items():
         monkeypatch.setattr(amp, name, value)
 
     def run(**changes):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [SCRIPT, *options(root, **changes)])
-        start = ast.parse((root / SCRIPT).read_text(encoding="utf-8")).body[-1]  # if __name__ == "__main__"
-        exec(compile(ast.Module(start.body, []), SCRIPT, "exec"), vars(amp))
+        for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *options(root, **changes))):
+            pass
         return iterations
 
     return run
@@ -505,30 +520,30 @@ def test_rewards_and_values_that_advantages_are_made_of(watched):
 
 
 @needs_mujoco
-def test_what_the_discriminator_is_shown(watched):
-    """As many transitions of the clip as of the character; of these one half from this iteration and the other from all so far."""
-    iterations = watched(disc_batch=64, disc_updates=2, replay_size=10_000)
+@pytest.mark.parametrize("disc_steps", [2, 5])
+def test_what_the_discriminator_is_shown(watched, disc_steps):
+    """As many transitions of the clip as of the character: one half from this iteration, the other from all so far."""
+    iterations = watched(disc_batch=64, disc_updates=2, replay_size=10_000, disc_steps=disc_steps)
     old, exactly = 0, "donot_use_mm_for_euclid_dist"
     for expected, _, batches in iterations:
         assert len(batches) == 2
         for demo, agent in batches:
-            assert demo.shape == agent.shape == (64, 210)
+            assert demo.shape == agent.shape == (64, 105 * disc_steps)
             nearest = torch.cdist(agent, expected["transitions"], compute_mode=exactly).amin(1)
-            assert nearest[:32].max() < 1e-3  # normalised by the same moments as those that the reward is computed from
+            # normalised by the same moments as those that the reward is computed from
+            assert nearest[:32].max() < 1e-3
             old += int((nearest[32:] > 1e-3).sum())
             assert torch.cdist(demo, agent, compute_mode=exactly).min() > 1e-3
     # in iteration k of six a share (k - 1) / k of the replayed ones is older: 228 of 384
     assert 160 < old < 300
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Bad input
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Bad input ----
 
 
 def refused(result, *words):
     """One line on stderr that says what is wrong, exit code 2."""
-    assert result.code == 2 and result.out == ""
+    assert result.code == 2 and "Traceback" not in result.out + result.err
     assert result.err.startswith("error: ") and result.err.endswith("\n") and result.err.count("\n") == 1, result.err
     assert [word for word in words if str(word) not in result.err] == [], result.err
 
@@ -553,6 +568,15 @@ def test_bad_motions(run_script, root, tmp_path, write_clip, arrays):
     path = write_clip("bad.npz", **arrays)
     refused(run_script(SCRIPT, *options(root, motion_file=path)), path)
     assert os.listdir(tmp_path) == ["bad.npz"]
+
+
+@needs_mujoco
+def test_clips_that_are_too_short_for_the_discriminator(run_script, root, tmp_path, write_clip):
+    path = write_clip("short.npz", frames=4)  # .3 s
+    refused(run_script(SCRIPT, *options(root, motion_file=path, disc_steps=11)), path, "0.333 s")
+    assert os.listdir(tmp_path) == ["short.npz"]
+    result = run_script(SCRIPT, *options(root, motion_file=path, disc_steps=10, total_timesteps=BATCH))
+    assert result.code == 0, result.err
 
 
 @needs_mujoco
@@ -581,7 +605,8 @@ def test_bad_character_files(run_script, root, tmp_path):
     text = (root / "motions/humanoid.xml").read_text()
     (tmp_path / "text.xml").write_text("no character")
     (tmp_path / "handless.xml").write_text(text.replace('name="left_hand"', 'name="left_claw"'))
-    for name in ("missing.xml", "text.xml", "handless.xml"):
+    (tmp_path / "nan.xml").write_text(text.replace('stiffness="', 'stiffness="nan', 1))
+    for name in ("missing.xml", "text.xml", "handless.xml", "nan.xml"):
         refused(run_script(SCRIPT, *options(root, character_file=name)), name if name != "handless.xml" else "left_")
     assert not (tmp_path / "runs").exists()
 
@@ -598,11 +623,14 @@ BAD_OPTIONS = {
     "a layer without units": (dict(hidden=(16, 0)), "--hidden"),
     "negative seed": (dict(seed=-1), "--seed"),
     "no episode": (dict(eval_episodes=0), "--eval-episodes"),
-    "discount above one": (dict(gamma=1.5), "--gamma"),
+    "no substep": (dict(substeps=0), "--substeps"),
+    "discount of one": (dict(gamma=1), "--gamma"),
     "lambda above one": (dict(gae_lambda=1.5), "--gae-lambda"),
-    "odd batch": (dict(disc_batch=63), "--disc-batch"),
+    "no divergence": (dict(target_kl=0), "--target-kl"),
+    "a single state": (dict(disc_steps=1), "--disc-steps"),
     "less than a batch": (dict(total_timesteps=63), "--total-timesteps"),
     "a speed without the task": (dict(task="none", target_speed=1.0), "--target-speed"),
+    "a body that is not there": (dict(fall_bodies="tail"), "--fall-bodies"),
     "Isaac Gym": (dict(sim="isaacgym"), "--sim isaacgym"),
     "a checkpoint without --evaluate": (dict(checkpoint="policy.pt"), "--checkpoint"),
 }
@@ -617,12 +645,23 @@ def test_options_that_cannot_work(run_script, root, tmp_path, changes, word):
 
 @needs_mujoco
 def test_options_that_this_machine_cannot_serve(run_script, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     refused(run_script(SCRIPT, *options(root)[1:], "--cuda"), "--cuda")
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    for module in ("wandb", "imageio_ffmpeg"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     refused(run_script(SCRIPT, *options(root), "--track"), "wandb")
+    refused(run_script(SCRIPT, *options(root), "--capture-video"), "imageio[ffmpeg]")
     refused(run_script(SCRIPT, *options(root), "--evaluate"), "--checkpoint")
     refused(run_script(SCRIPT, *options(root), "--evaluate", "--checkpoint", ""))  # an empty variable of a shell script
+    assert os.listdir(tmp_path) == []
+
+
+@needs_mujoco
+@pytest.mark.parametrize("flags", [("--num-envs", "many"), ("--disc-loss", "wgan"), ("--old-option", "1")])
+def test_words_that_are_no_options(run_script, root, tmp_path, flags):
+    """The command line's own complaint, which names the option; exit code 2."""
+    result = run_script(SCRIPT, *options(root), *flags)
+    assert result.code == 2 and flags[0] in result.out + result.err and "Traceback" not in result.out + result.err
     assert os.listdir(tmp_path) == []
 
 
@@ -633,8 +672,7 @@ def test_a_batch_of_one_row(run_script, root, tmp_path):
     if result.code:
         refused(result)
     else:
-        (run,) = (tmp_path / "runs").iterdir()
-        agent = torch.load(run / "latest.pt", weights_only=True)["agent"]
+        agent = load(only_run(tmp_path) / "latest.pt")["shared"]["agent"]
         assert all(torch.isfinite(value).all() for value in agent.values())
 
 
@@ -642,33 +680,50 @@ def test_a_batch_of_one_row(run_script, root, tmp_path):
 def test_bad_checkpoints(run_script, root, tmp_path, checkpoint, payload):
     data = checkpoint.read_bytes()
     proof = tmp_path / "executed"
-    content = torch.load(checkpoint, weights_only=True)
-    smaller, renamed = dict(content, args=dict(content["args"], hidden=(8, 8))), dict(content)
-    renamed["agent"] = {f"old.{name}": value for name, value in content["agent"].items()}
+    content = load(checkpoint)
+    agent = content["shared"]["agent"]
+
+    def with_agent(agent):
+        return dict(content, shared=dict(content["shared"], agent=agent))
+
     (tmp_path / "truncated.pt").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(payload(proof)))
-    torch.save({"script": payload(proof), "format": 1}, tmp_path / "payload.pt")
-    torch.save(dict(content, agent=payload(proof)), tmp_path / "hidden.pt")
+    torch.save({"kind": payload(proof)}, tmp_path / "payload.pt")
+    torch.save(with_agent(payload(proof)), tmp_path / "hidden.pt")
     torch.save({"a": 1}, tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    torch.save(dict(content, format=99), tmp_path / "future.pt")
-    torch.save(dict(content, script="another"), tmp_path / "foreign.pt")
-    torch.save(smaller, tmp_path / "smaller.pt")
-    torch.save(renamed, tmp_path / "renamed.pt")
-    torch.save({key: value for key, value in content.items() if key != "agent"}, tmp_path / "agentless.pt")
+    torch.save(dict(content, kind="another"), tmp_path / "foreign.pt")
+    torch.save({key: value for key, value in content.items() if key != "shared"}, tmp_path / "agentless.pt")
     torch.save({key: value for key, value in content.items() if key != "args"}, tmp_path / "argless.pt")
-    torch.save(dict(content, agent=7), tmp_path / "number.pt")
+    torch.save(with_agent({k: x / 0 if k == "actor.0.weight" else x for k, x in agent.items()}), tmp_path / "nan.pt")
     before = sorted(os.listdir(tmp_path))
+    flags = ("--no-cuda", "--evaluate", "--checkpoint")
     for name in ("missing.pt", *before):
         if name != "policy.pt":
-            refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", name), name)
-    refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", tmp_path), tmp_path)
+            refused(run_script(SCRIPT, *flags, name), name)
+    refused(run_script(SCRIPT, *flags, tmp_path), tmp_path)
+    # what can be read, and does not fit
+    character = content["character"]
+    longer = dict(character, bodies=character["bodies"] + ["tail"])
+    unfit = {
+        "of another version of this script: option tail is 1": dict(content, args=dict(content["args"], tail=1)),
+        "bodies differ: tail": dict(content, character=longer),
+        "dofs differ: their order": dict(content, character=dict(character, dofs=character["dofs"][::-1])),
+        "does not fit these options: agent.actor.0.weight": dict(content, args=dict(content["args"], hidden=(8, 8))),
+        "actor.0.weight": with_agent({f"old.{name}": value for name, value in agent.items()}),
+        "agent is a int": with_agent(7),
+        "options: 'action_offset'": dict(content, shared={"agent": agent}),
+    }
+    for words, changed in unfit.items():
+        torch.save(changed, tmp_path / "policy.pt")
+        refused(run_script(SCRIPT, *flags, "policy.pt"), words)
+    torch.save(content, tmp_path / "policy.pt")
     # options that contradict a good one
-    refused(
-        run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt", "--hidden", "32", "32"), "policy.pt"
-    )
+    for words in (("--hidden", "32", "32"), ("--disc-steps", "3")):
+        refused(run_script(SCRIPT, *flags, "policy.pt", *words), "does not fit these options: agent.")
+    refused(run_script(HEADING, *flags, "policy.pt"), "policy.pt", "amp_ppo_isaacgym", "amp_ppo_heading")
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -677,7 +732,7 @@ def test_bad_input_of_the_process(root, tmp_path, payload):
     """Once more as processes of their own: what the shell sees, warnings of the libraries included."""
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(payload(tmp_path / "executed"), protocol=4))
     flags = (options(root, motion_file="missing.npz"), ["--evaluate", "--checkpoint", "pickle.pt"])
-    processes = [start(root, tmp_path, *words, threads=1) for words in flags]
+    processes = [start(root, tmp_path, SCRIPT, *words) for words in flags]
     for process, name in zip(processes, ("missing.npz", "pickle.pt")):
         out, err = process.communicate()
         assert (process.returncode, out) == (2, "")
@@ -685,13 +740,11 @@ def test_bad_input_of_the_process(root, tmp_path, payload):
     assert os.listdir(tmp_path) == ["pickle.pt"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------
-# Learning
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ---- Learning ----
 
 
 def learn(root, folder, **changes):
-    """Train on one core for about half a minute -> name of a scalar -> its means over the five fifths of the training."""
+    """Train on one core for about half a minute -> name of a scalar -> its means over the fifths of the training."""
     chosen = dict(
         num_envs=128,
         hidden=(64, 64),
@@ -703,11 +756,10 @@ def learn(root, folder, **changes):
     )
     chosen.update(disc_updates=1, disc_batch=512, replay_size=100_000, replay_keep=64, eval_interval=0, seed=1)
     chosen.update(changes)
-    process = start(root, folder, *options(root, **chosen), threads=1)
+    process = start(root, folder, SCRIPT, *options(root, **chosen))
     _, err = process.communicate()
     assert process.returncode == 0, err
-    (run,) = (folder / "runs").iterdir()
-    values = {name: [value for _, value in log] for name, log in scalars(run).items() if len(log) >= 5}
+    values = {name: [value for _, value in log] for name, log in scalars(only_run(folder)).items() if len(log) >= 5}
     return {name: [part.mean() for part in np.array_split(value, 5)] for name, value in values.items()}
 
 
@@ -718,12 +770,12 @@ def test_a_short_training_learns_the_task(root, tmp_path):
     assert log["reward/task"][4] > 1.5 * log["reward/task"][0]
     assert abs(log["episode/speed_m_s"][4]) < 0.7 * log["episode/speed_m_s"][0]
     # meanwhile the discriminator learns to tell the character from the clip, and the critic to foresee the returns
-    assert log["disc/accuracy_demo"][4] > 0.9 and log["disc/accuracy_demo"][4] + log["disc/accuracy_fresh"][4] > 1.5
+    assert log["disc/accuracy_demo"][4] > 0.9 and log["disc/accuracy_demo"][4] + log["disc/accuracy_agent"][4] > 1.5
     assert log["policy/explained_variance"][4] > 0.8
 
 
 @needs_mujoco
 def test_a_short_training_earns_style_reward(root, tmp_path):
-    """While the discriminator stands still, style rewards can be compared over time: they grow by half with any of the seeds tried."""
+    """While the discriminator stands still, style rewards can be compared: they grow by half with any seed."""
     log = learn(root, tmp_path, task="none", disc_learning_rate=1e-9, disc_batch=128, total_timesteps=40_000)
     assert np.mean(log["reward/style"][3:]) > 1.2 * log["reward/style"][0]

@@ -6,13 +6,12 @@ A script uses get_state, set_state and fit_checkpoint. Nothing here knows what i
 import math
 import os
 import warnings
-import zipfile
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Set
 
 import torch
 from torch import Tensor
 
-from files import InputError, reading
+from files import InputError, check_archive, reading
 from motion_lib import Character
 
 
@@ -59,77 +58,78 @@ class Unsound(RuntimeError):
     """A training has come to numbers that are not finite, and ends."""
 
 
-def unsound(state: Any, name: str = "") -> str:
-    """The name of the first tensor or number in a state that is not finite, or of a variance below 0, or ""."""
-    if isinstance(state, dict):
-        parts = state.items()
-    elif isinstance(state, (list, tuple)):
-        parts = enumerate(state)
-    else:
-        low = -math.inf if not name.endswith("var") else 0.0
-        x = torch.as_tensor(state) if isinstance(state, (Tensor, int, float)) else torch.zeros(())
+def unsound(state: Any, name: str = "", seen: Optional[Set[int]] = None) -> str:
+    """The name of the first tensor or number in a state that is not finite, is below 0 where none may be, or claims
+    more than its memory holds, or ""."""
+    seen = set() if seen is None else seen
+    if isinstance(state, (dict, list, tuple)) and id(state) not in seen:
+        seen.add(id(state))  # a small file may hold one part a billion times
+        for key, part in state.items() if isinstance(state, dict) else enumerate(state):
+            found = unsound(part, f"{name}.{key}"[-200:].strip("."), seen)
+            if found:
+                return found
+    if isinstance(state, Tensor) and state.numel() * state.element_size() > state.untyped_storage().nbytes():
+        return name
+    if isinstance(state, (Tensor, int, float)):
+        x = torch.as_tensor(state)
+        low = 0.0 if name.endswith(("var", "count", "exp_avg_sq", "step")) else -math.inf
         return "" if bool((x.isfinite() & (x >= low)).all()) else name
-    for key, part in parts:
-        found = unsound(part, f"{name}.{key}".strip("."))
-        if found:
-            return found
     return ""
 
 
-def _check_kind(name: str, own: Any, state: Any) -> None:
+def check_kind(name: str, own: Any, state: Any, inside: bool = True) -> None:
     """Raise ValueError if a saved state is not like an object's own: types, types and shapes of tensors, keys."""
-    alike = [x for x in ((int, float), (list, tuple), dict) if isinstance(own, x)] or [type(own)]
-    if own is not None and not isinstance(state, alike[0]):
+    alike = [x for x in (bool, (int, float), (list, tuple), dict) if isinstance(own, x)] or [type(own)]
+    if not isinstance(state, alike[0]) or (isinstance(state, bool) and alike[0] is not bool):
         raise ValueError(f"{name} is a {type(state).__name__} there and a {type(own).__name__} here")
     if isinstance(own, Tensor) and (own.dtype != state.dtype or own.shape != state.shape):
         there, here = ((x.dtype, tuple(x.shape)) for x in (state, own))
         raise ValueError(f"{name} is {there[0]} {there[1]} there and {here[0]} {here[1]} here")
-    if isinstance(own, dict):
+    if isinstance(own, dict) and inside:
         if own.keys() != state.keys():
             raise ValueError(f"{name}: {', '.join(map(str, own.keys() ^ state.keys()))} on one side only")
         for key in own:
-            _check_kind(f"{name}.{key}", own[key], state[key])
+            check_kind(f"{name}.{key}", own[key], state[key])
     if isinstance(own, (list, tuple)):
         if len(own) != len(state):
             raise ValueError(f"{name} has {len(state)} parts there and {len(own)} here")
         for key, (x, y) in enumerate(zip(own, state)):
-            _check_kind(f"{name}.{key}", x, y)
+            check_kind(f"{name}.{key}", x, y)
 
 
 def _check_optimizer(name: str, x: torch.optim.Optimizer, state: Any) -> None:
     """Raise ValueError if the moments in a saved state are not those of an optimizer's parameters."""
-    _check_kind(name, x.state_dict()["param_groups"], state["param_groups"])
-    parameters = [parameter for group in x.param_groups for parameter in group["params"]]
-    for index, moments in state["state"].items():
-        own = {"step": torch.zeros(()), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
-        _check_kind(f"{name}.{index}", {key: y.detach().cpu() for key, y in own.items()}, moments)
+    check_kind(name, x.state_dict()["param_groups"], state["param_groups"])
+    parameters = [parameter.detach().cpu() for group in x.param_groups for parameter in group["params"]]
+    own = {i: {"step": torch.zeros(()), "exp_avg": y, "exp_avg_sq": y} for i, y in enumerate(parameters)}
+    check_kind(name, own, state["state"])
+    if [group["params"] for group in x.state_dict()["param_groups"]] != [y["params"] for y in state["param_groups"]]:
+        raise ValueError(f"{name} names other parameters")
 
 
 def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
-    """Read a checkpoint of the kind `name`, or a run folder's latest.pt, without executing anything in it.
+    """Read a checkpoint of the kind `name`, or that of a folder of a run of one's own, without executing anything.
 
     Raises InputError."""
-    path = os.path.join(path, "latest.pt") if os.path.isdir(path) else path
+    own = os.path.isdir(path)
+    path = os.path.join(path, "latest.pt") if own else path
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; a run that was stopped before its first save has to be started anew")
-    if torch.__version__ < "2.6" and "AMP_TRUST_CHECKPOINTS" not in os.environ:
+    version = [int(x) for x in torch.__version__.split("+")[0].split(".")[:2]]
+    if version < [2, 6] and not own and "AMP_TRUST_CHECKPOINTS" not in os.environ:
         danger = "with this old PyTorch a foreign checkpoint can execute code (CVE-2025-32434)"
         raise InputError(f"{path}: {danger}; if it is yours, set AMP_TRUST_CHECKPOINTS=1")
     with reading(path, "a checkpoint of this script"):
-        with zipfile.ZipFile(path) as archive:  # torch.save's form; an older one would allocate what it is told to
-            if sum(member.file_size for member in archive.infolist()) > 2 * os.path.getsize(path):
-                raise InputError(f"{path}: unpacks to far more than its size; not a checkpoint of this script")
+        check_archive(path, ("torch._utils _rebuild_tensor_v2", "collections OrderedDict"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kinds = {"kind": "", "character": {}, "args": {}, "samples": 0, "metrics": {}, "shared": {}}
-        found = {key: checkpoint[key] for key in kinds}
-        for key, own in kinds.items():
-            if not isinstance(found[key], type(own)):
-                raise ValueError(f"{key} is a {type(found[key]).__name__}")
+        for key, kind in kinds.items():
+            check_kind(key, kind, checkpoint[key], inside=False)
         fault = unsound({key: checkpoint.get(key) for key in ("shared", "processes")})
-    if found["kind"] != name:
-        raise InputError(f"{path}: a checkpoint of {found['kind']}; this script reads those of {name}")
+    if checkpoint["kind"] != name:
+        raise InputError(f"{path}: a checkpoint of {checkpoint['kind']}; this script reads those of {name}")
     if fault:
         raise InputError(f"{path}: {fault} holds NaN, infinities or a negative variance; take another checkpoint")
     return checkpoint
@@ -138,9 +138,10 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
 def fit_checkpoint(checkpoint: Dict[str, Any], character: Character, objects: Dict[str, Any]) -> None:
     """Put what all processes share into objects, by name. Raises InputError if it is of another character or size."""
     for key, mine in names_of(character).items():
-        theirs = checkpoint["character"].get(key, [])
+        theirs = checkpoint["character"].get(key)
         if theirs != mine:
-            odd = ", ".join(sorted(set(map(str, theirs)) ^ set(mine))[:5]) or "their order"
+            theirs = [x for x in theirs if isinstance(x, str)] if isinstance(theirs, list) else []
+            odd = ", ".join(sorted(set(theirs) ^ set(mine))[:5]) or "their order"
             raise InputError(f"the checkpoint is of another character than {character.path}; {key} differ: {odd}")
     put_back(objects, checkpoint["shared"])
 
@@ -154,7 +155,7 @@ def put_back(objects: Dict[str, Any], states: Dict[str, Any]) -> None:
     """Put states into objects, by name, all or none. Raises InputError if one does not fit."""
     try:
         for name, x in objects.items():
-            check = _check_optimizer if isinstance(x, torch.optim.Optimizer) else _check_kind
+            check = _check_optimizer if isinstance(x, torch.optim.Optimizer) else check_kind
             check(name, x if check is _check_optimizer else get_state(x), states[name])
         for name, x in objects.items():
             set_state(x, states[name])

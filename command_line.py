@@ -117,6 +117,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
+    if type(value) is int and abs(value) >= 2**63:
+        return False
     return type(value) is kind or (kind is float and type(value) is int)
 
 
@@ -125,13 +127,16 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     for name, value in checkpoint["args"].items():
         if name not in types or not _is_a(value, types[name]):
-            raise InputError(f"the checkpoint is of another version of this script: option {name} is {str(value)[:50]}")
+            shown = value[:50] if isinstance(value, str) else f"a {type(value).__name__}"
+            odd = f"option {str(name)[:50]} is {shown}"
+            raise InputError(f"the checkpoint is of another version of this script: {odd}")
         option = f"--{name.replace('_', '-')}"
         if evaluate and option in ("--motion-file", "--character-file") and not typed(option, argv):
             # a foreign checkpoint opens no file elsewhere
             if os.path.isabs(value) or os.pardir in value.replace(os.sep, "/").split("/"):
                 raise InputError(f"the checkpoint names {value}; if that is meant, type {option}")
-    not_taken = ("cuda", "sim", "track", "capture_video", "eval_commands") if evaluate else ()
+    not_taken = ("evaluate", "checkpoint", "resume")
+    not_taken += ("cuda", "sim", "track", "capture_video", "eval_commands") if evaluate else ()
     return {name: value for name, value in checkpoint["args"].items() if name not in not_taken}
 
 
@@ -153,7 +158,7 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
         if args.evaluate and os.path.isdir(args.checkpoint):
             args.checkpoint = os.path.join(args.checkpoint, "latest.pt")
         path = args.checkpoint
-        checkpoint = load_checkpoint(path if args.evaluate else os.path.join(resume, "latest.pt"), name)
+        checkpoint = load_checkpoint(path if args.evaluate else resume, name)
         args = _command_line(kind, argv, _options_of(checkpoint, kind, argv, args.evaluate))
         args.checkpoint = path
     args.resume = resume
@@ -167,11 +172,16 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     return args, checkpoint
 
 
+MOST = 100_000_000  # of anything that is held in memory
+
+
 def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]) -> None:
     """Refuse numbers that are not finite, real ones below 0 (but `signed`) and whole ones below 1 (but `from_zero`)."""
     for name, value in vars(args).items():
         for x in value if isinstance(value, tuple) else (value,):
             low = -1e15 if name in signed else 1 if type(x) is int and name not in from_zero else 0
+            if type(x) is int and x > MOST and name not in ("seed", "total_timesteps"):
+                raise InputError(f"--{name.replace('_', '-')} {x}: no memory holds that")
             if type(x) in (int, float) and not low <= x < 1e15:
                 bound = f" from {low}" if low >= 0 else ""
                 raise InputError(f"--{name.replace('_', '-')} {x}: expected a finite number{bound}")
@@ -221,7 +231,7 @@ def _explain(error: BaseException) -> Tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "error: stopped by Ctrl-C; nothing is lost that was saved", 130
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
+    if isinstance(error, MemoryError) or any(x in text for x in ("allocate", "out of memory", "size calculation")):
         return "error: not enough memory; lower --num-envs, --num-steps, --hidden or --replay-size", 2
     if in_group() and ("gloo" in text or type(error).__module__.startswith("torch.distributed")):
         # below the progress bar that process 0 may have left

@@ -5,7 +5,7 @@ import os
 import pickletools
 import sys
 import zipfile
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, names_of, put_back, unsound
-from files import HERE, InputError, find, plain, read_file, write_file
+from files import HERE, InputError, find, typed, write_file
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
@@ -120,8 +120,7 @@ class Run:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"the checkpoint is not that of a run: {str(error)[:200]}") from error
         for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
-            named = any(word.split("=")[0].replace("_", "-") == option for word in sys.argv)
-            if checkpoint["data"][key] != self.content["data"][key] and not named:
+            if checkpoint["data"][key] != self.content["data"][key] and not typed(option):
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
         fit_checkpoint(checkpoint, self.motions.character, self.shared)
         random = {"random": torch.default_generator}

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # benchmark/gpu.sh [OPTION ...]: all that a CUDA machine can tell, with MuJoCo Warp; options go to every training.
-# Control steps/s of physics, environment step and training with 1024, 4096 and 16384 environments; the largest costs of a training; samples
-# and minutes to a walk with a pose error of .035 m; what bfloat16 and torch.compile would give; what more GPUs give, if there are any.
-# Printed, and written to gpu.md; raw rates in gpu_<environments>.json, gpu_precision.json and gpu_scaling.json; beside this file.
+# Control steps/s of physics, environment step and training with 1024, 4096 and 16384 environments; the largest costs of
+# a training; samples and minutes to a walk with a pose error of .035 m; what bfloat16 and torch.compile would give;
+# what more GPUs give, if there are any. Printed, and written to gpu.md; raw rates in gpu_<environments>.json,
+# gpu_precision.json and gpu_scaling.json; beside this file.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then

@@ -8,10 +8,10 @@ first quarter of the iterations and the last but one, by the clock of the log, s
 and end. On the CPU all share the machine's cores, and `of python` is what is left of the one process with all of them;
 with --cuda every process has a GPU of its own, and `of python` divided by the processes is the efficiency. Memory is
 that of all processes together, pages that they share counted once (Linux), without the GPUs'; looked at twice a second.
+Raw figures go to scaling.json beside this file.
 """
 
 import argparse
-import glob
 import json
 import os
 import statistics
@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Dict, List
+from typing import Any, Dict, List
 
-from train import ROOT, SCRIPT, TORCHRUN, stamp
+from throughput import load_script, median_ratio, parse, training_options
+from train import ENVIRONMENT, ROOT, SCRIPT, TORCHRUN, samples_per_s, stamp, the_run
 
 
 def family(pid: int) -> List[int]:
@@ -45,30 +46,40 @@ def memory(pids: List[int]) -> float:
     return total / 2**20
 
 
-def train(processes: int, options: List[str], iterations: int) -> Dict[str, float]:
+def train(processes: int, options: List[str]) -> Dict[str, float]:
     """One training, by python (processes 0) or torchrun -> samples/s, peak memory [GiB]."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     launcher = [*TORCHRUN, f"--nproc_per_node={processes}"] if processes else []
+    command = [sys.executable, *launcher, os.path.join(ROOT, SCRIPT), *options]
+    peak = 0.0
     with tempfile.TemporaryDirectory() as folder:  # takes the run's folder
         with open(os.path.join(folder, "out"), "w+") as out:
-            command = [sys.executable, *launcher, os.path.join(ROOT, SCRIPT), *options]
-            child, peak = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out), 0.0
+            child = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=out, stderr=out)
             while child.poll() is None:
                 peak = max(peak, memory(family(child.pid)))
                 time.sleep(0.5)
             if child.returncode:
                 out.seek(0)
                 sys.exit(f"error: {' '.join(command)} ended with {child.returncode}:\n{out.read()[-3000:]}")
-        events = EventAccumulator(glob.glob(os.path.join(folder, "runs", "*"))[0], size_guidance={"scalars": 0})
-        events.Reload()
-        scalars = events.Scalars("reward/total")
-    first, last = scalars[iterations // 4], scalars[-2]  # the last iteration also evaluates
-    return {"rate": (last.step - first.step) / (last.wall_time - first.wall_time), "memory": peak}
+        return {"rate": samples_per_s(the_run(folder))[0], "memory": peak}
+
+
+def print_table(where: Dict[str, Any], results: Dict[int, List[Dict[str, float]]]) -> None:
+    """A row for each launcher and number of processes; 0 is python."""
+    rounds = len(results[0])
+    print(f"commit {where['commit']}; {where['machine']}; {rounds} rounds, medians (smallest to largest)\n")
+    print("| launcher | processes | samples/s | of python | memory, all together [GiB] |\n|---|---|---|---|---|")
+    for processes, runs in results.items():
+        rates = [run["rate"] for run in runs]
+        ratio = median_ratio(rates, [run["rate"] for run in results[0]])
+        launcher = "torchrun" if processes else "python"
+        peak = statistics.median(run["memory"] for run in runs)
+        rate = f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
+        print(f"| {launcher} | {processes or 1} | {rate} | {ratio:.2f} | {peak:.2f} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=60)
@@ -76,37 +87,23 @@ def main() -> None:
     own, options = parser.parse_known_args()
     if min(own.processes) < 1 or own.repeats < 1 or own.iterations < 8:
         sys.exit("error: --processes and --repeats from 1, --iterations from 8")
-    probe = "import sys, amp_ppo_isaacgym as amp; args, _ = amp.parse_args(sys.argv[1:]); "
-    probe += "print(args.num_envs * args.num_steps)"
-    batch = subprocess.run(
-        [sys.executable, "-c", probe, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
-    steps = int(batch.stdout.splitlines()[-1]) * own.iterations
-    options = [*options, "--total-timesteps", str(steps), "--eval-interval", "0", "--eval-seconds", "0.1"]
-    options += ["--motion-file", os.path.join(ROOT, "motions/walk.npz")] if "--motion-file" not in options else []
-    options += (
-        ["--character-file", os.path.join(ROOT, "motions/humanoid.xml")] if "--character-file" not in options else []
-    )
+    out = os.path.abspath(own.out)
+    os.chdir(ROOT)  # where the script's default files are
+    args = parse(load_script(), options)
+    words = [*training_options(ROOT, args, options, own.iterations), "--eval-seconds", "0.1"]
     where = stamp()
-    results: Dict[int, List[Dict[str, float]]] = {processes: [] for processes in [0, *own.processes]}  # 0: by python
+    results: Dict[int, List[Dict[str, float]]] = {processes: [] for processes in [0, *own.processes]}
     for repeat in range(own.repeats):
         for processes, runs in results.items():
-            runs.append(train(processes, options, own.iterations))
+            runs.append(train(processes, words))
             name = f"torchrun, {processes} processes" if processes else "python"
-            print(
-                f"round {repeat + 1}: {name}: {runs[-1]['rate']:.0f} samples/s, {runs[-1]['memory']:.2f} GiB",
-                file=sys.stderr,
-            )
-    with open(own.out, "w") as file:
-        json.dump({**where, "options": options, "runs": {str(k): runs for k, runs in results.items()}}, file, indent=1)
-    print(f"commit {where['commit']}; {where['machine']}; {own.repeats} rounds, medians (smallest to largest)\n")
-    print("| launcher | processes | samples/s | of python | memory, all together [GiB] |\n|---|---|---|---|---|")
-    for processes, runs in results.items():
-        rates = [run["rate"] for run in runs]
-        ratio = statistics.median(run["rate"] / plain["rate"] for run, plain in zip(runs, results[0]))
-        launcher, peak = "torchrun" if processes else "python", statistics.median(run["memory"] for run in runs)
-        rate = f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
-        print(f"| {launcher} | {processes or 1} | {rate} | {ratio:.2f} | {peak:.2f} |")
+            rate = f"{runs[-1]['rate']:.0f} samples/s, {runs[-1]['memory']:.2f} GiB"
+            print(f"round {repeat + 1}: {name}: {rate}", file=sys.stderr)
+    with open(out, "w") as file:
+        content = {**where, "options": options, "iterations": own.iterations, "runs": results}
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    print_table(where, results)
 
 
 if __name__ == "__main__":

@@ -2,77 +2,94 @@
 
 kill      N (50) times kill -9 at a random moment of a short training, after its first checkpoint, then --resume: every
           run has to end bit for bit as the one that was left alone, with the same curves.
-nan       N (1000) times NaN, infinity or an absurd number in the state of a random environment, during one training.
+nan       N (1000) times NaN, infinity or an absurd number in the state of a random environment, during one training and
+          its evaluations.
 files     N (10000) mutated checkpoints and motion files: our own error or success, nothing executed.
 disk      a training in DIR, a small file system of its own that is full for a part of the time (mount -t tmpfs -o
           size=16m tmpfs DIR).
-overhead  seconds that one checkpoint of the default size takes, against the seconds of training between two.
+overhead  seconds that one checkpoint of the default size takes, against the seconds of training between two, from the
+          rate of N (80) iterations.
 
-One JSON object a part is printed and appended to torture.jsonl beside this file.
+One JSON object a part is printed and appended to torture.jsonl beside this file (--out: to another file).
 """
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
 import random
 import shutil
-import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "benchmark")]
 
+from simulators.mujoco_sim import MujocoSim  # noqa: E402  (before torch, for Isaac Gym)
+
 import torch  # noqa: E402
-from train import stamp  # noqa: E402
+from throughput import inside, parse, train_once, training_options  # noqa: E402
+from train import SCRIPT, curves, stamp, the_run  # noqa: E402
 
 import amp_ppo_isaacgym as amp  # noqa: E402
 import motion_lib as ml  # noqa: E402
+from checkpoints import load_checkpoint  # noqa: E402
+from command_line import launch  # noqa: E402
+from training_run import Run  # noqa: E402
 
-SIZES = "--num-envs 32 --num-steps 8 --hidden 32 32 --disc-batch 64 --replay-size 3000"
-SIZES += " --eval-episodes 2 --eval-seconds 1 --no-cuda"
-FILES = [
-    "--motion-file",
-    os.path.join(ROOT, "motions/walk.npz"),
-    "--character-file",
-    os.path.join(ROOT, "motions/humanoid.xml"),
-]
-
-
-def command(*words: str) -> List[str]:
-    """A short training of the base script."""
-    return [sys.executable, os.path.join(ROOT, "amp_ppo_isaacgym.py"), *words]
+ENVS = 32
+STEPS = 8
+BATCH = ENVS * STEPS
+SIZES = f"--num-envs {ENVS} --num-steps {STEPS} --hidden 32 32 --disc-batch 64 --replay-size 3000"
+SIZES += " --eval-episodes 2 --eval-seconds 1 --eval-interval 20 --save-interval 7 --no-cuda"
+CLIP = os.path.join(ROOT, "motions/walk.npz")
+CHARACTER = os.path.join(ROOT, "motions/humanoid.xml")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def training(samples: int, *words: str) -> List[str]:
-    return command(
-        *FILES,
-        *SIZES.split(),
-        "--total-timesteps",
-        str(samples),
-        "--eval-interval",
-        "20",
-        "--save-interval",
-        "7",
-        *words,
-    )
+# ---- 1. A short training ----
 
 
-def curves(run: str) -> Dict[str, List[Any]]:
-    """All scalars of a run but the rates, which are times: name -> [(samples, value)]."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def training(iterations: int) -> List[str]:
+    """Options of a short training of the base script."""
+    files = ["--motion-file", CLIP, "--character-file", CHARACTER]
+    return [*files, *SIZES.split(), "--total-timesteps", str(BATCH * iterations)]
 
-    events = EventAccumulator(run, size_guidance={"scalars": 0})
-    events.Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.startswith("samples_per_s")]
+
+def start(folder: str, options: List[str]) -> subprocess.Popen:
+    """The base script as a process of its own, in a folder."""
+    command = [sys.executable, os.path.join(ROOT, SCRIPT), *options]
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, **pipes)
+
+
+def has_saved(folder: str) -> bool:
+    """Whether a run in a folder has written a checkpoint."""
+    return any("latest.pt" in names for _, _, names in os.walk(folder))
+
+
+def run_here(folder: str, options: List[str]) -> int:
+    """The script's own entry, in this process -> exit code."""
+    with inside(folder, *options), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        try:
+            launch(amp.main, amp.Args, amp.KIND, amp.check_args)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
+def end_of(folder: str) -> Tuple[Dict[str, Any], Dict[str, List[Any]]]:
+    """How a run in `folder` ended: its last checkpoint, and its curves as (samples, value)."""
+    run = the_run(folder)
+    checkpoint = torch.load(os.path.join(run, "latest.pt"), weights_only=True)
     # repr, because NaN is not equal to itself
-    return {name: [(event.step, repr(event.value)) for event in events.Scalars(name)] for name in names}
+    points = {name: [(event.step, repr(event.value)) for event in events] for name, events in curves(run).items()}
+    return checkpoint, points
 
 
 def same(one: Any, two: Any) -> bool:
@@ -86,243 +103,231 @@ def same(one: Any, two: Any) -> bool:
     return one == two
 
 
+# ---- 2. kill ----
+
+
+def killed_and_resumed(folder: str, options: List[str], seconds: float) -> bool:
+    """Train, kill -9 these seconds after the first checkpoint, resume. Returns False if it ended before it was killed.
+
+    Exits if a training fails."""
+    child = start(folder, options)
+    while child.poll() is None and not has_saved(folder):
+        time.sleep(0.01)
+    try:
+        _, err = child.communicate(timeout=seconds)
+        killed = False
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        killed = True
+        child = start(folder, ["--resume", the_run(folder)])
+        _, err = child.communicate()
+    if child.returncode and "the run is complete" not in err:  # killed after its last checkpoint
+        sys.exit(f"error: a training ended with {child.returncode}: {err[-300:]}")
+    return killed
+
+
 def kill(count: int) -> Dict[str, Any]:
     """Kill and resume, against a run that was left alone."""
-    env, random_ = {**os.environ, "OMP_NUM_THREADS": "1"}, random.Random(0)
-    quiet = dict(env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    samples, identical, kills = 32 * 8 * 60, 0, 0
+    random_ = random.Random(0)
+    options = training(60)
+    runs = 0
+    identical = 0
     with tempfile.TemporaryDirectory() as folder:
         alone = os.path.join(folder, "alone")
         os.mkdir(alone)
         started = time.perf_counter()
-        subprocess.run(training(samples), cwd=alone, check=True, **quiet)
+        start(alone, options).communicate()
         whole = time.perf_counter() - started
-        (reference,) = (os.path.join(alone, "runs", name) for name in os.listdir(os.path.join(alone, "runs")))
-        wanted, points = torch.load(os.path.join(reference, "latest.pt"), weights_only=True), curves(reference)
-        runs = 0
+        wanted = end_of(alone)
         while runs < count:
             home = os.path.join(folder, "killed")
             os.mkdir(home)
-            words, done, before, started = training(samples), False, kills, time.perf_counter()
-            while not done:
-                child = subprocess.Popen(words, cwd=home, **quiet)
-                if kills <= runs:  # before its first checkpoint there is nothing to go on with
-                    while child.poll() is None and not any("latest.pt" in names for _, _, names in os.walk(home)):
-                        time.sleep(0.01)
-                try:
-                    _, err = child.communicate(timeout=random_.uniform(0.0, 0.6) * whole if kills <= runs else None)
-                    done = child.returncode == 0 or "the run is complete" in err  # killed after its last checkpoint
-                    if not done:
-                        sys.exit(f"error: run {runs} ended with {child.returncode}: {err[-300:]}")
-                except subprocess.TimeoutExpired:
-                    child.send_signal(signal.SIGKILL)
-                    child.communicate()
-                    kills += 1
-                    (name,) = os.listdir(os.path.join(home, "runs"))
-                    words = command("--resume", os.path.join("runs", name))
-            if kills == before:  # the machine is faster than it was: no run without a kill counts
-                whole = time.perf_counter() - started
-            else:
-                (run,) = (os.path.join(home, "runs", name) for name in os.listdir(os.path.join(home, "runs")))
-                identical += (
-                    same(torch.load(os.path.join(run, "latest.pt"), weights_only=True), wanted)
-                    and curves(run) == points
-                )
+            started = time.perf_counter()
+            if killed_and_resumed(home, options, random_.uniform(0.0, 0.6) * whole):
                 runs += 1
-                print(f"\r{runs} runs, {kills} kills, {identical} identical", end="", file=sys.stderr)
+                identical += same(end_of(home), wanted)
+                print(f"\r{runs} runs, {identical} identical", end="", file=sys.stderr)
+            else:  # the machine is faster than it was: no run without a kill counts
+                whole = time.perf_counter() - started
             shutil.rmtree(home)
-    return dict(runs=count, kills=kills, identical=identical)
+    return dict(runs=count, kills=runs, identical=identical)
 
 
-def run_here(folder: str, words: List[str]) -> int:
-    """The script's own entry, in this process -> exit code."""
-    here, out = os.getcwd(), io.StringIO()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            amp.main(*amp.parse_args(words))
-        return 0
-    except (ml.InputError, OSError):
-        return 2
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        os.chdir(here)
+# ---- 3. nan ----
 
 
 def nan(count: int) -> Dict[str, Any]:
     """Break the state that a random environment's physics returns, in one training.
 
     Then look for NaN in everything that was saved."""
-    random_, broken, step = random.Random(0), [0], amp.MujocoSim.step
+    random_ = random.Random(0)
+    step = MujocoSim.step
+    broken = {"training": 0, "evaluations": 0}
 
     def breaking(sim: Any, targets: torch.Tensor) -> Any:
-        for _ in range(random_.choice((0, 1, 2)) if broken[0] < count else 0):
-            env, value = random_.randrange(len(targets)), random_.choice((math.nan, math.inf, -math.inf, 1e30))
-            if random_.random() < 0.5:  # before the step, in MuJoCo's own state
-                sim.state[env, random_.randrange(1, sim.state.shape[1])] = value
-                state, diverged = step(sim, targets)
-            else:  # after it, in what comes back
-                state, diverged = step(sim, targets)
-                part = random_.randrange(5)
-                state[part].view(len(targets), -1)[env, random_.randrange(state[part][0].numel())] = value
-            broken[0] += 1
-            return state, diverged
-        return step(sim, targets)
+        if sum(broken.values()) >= count or random_.random() < 1 / 3:
+            return step(sim, targets)
+        broken["training" if len(targets) == ENVS else "evaluations"] += 1
+        env = random_.randrange(len(targets))
+        value = random_.choice((math.nan, math.inf, -math.inf, 1e30))
+        if random_.random() < 0.5:  # before the step, in MuJoCo's own state
+            sim.state[env, random_.randrange(1, sim.state.shape[1])] = value
+            return step(sim, targets)
+        state, diverged = step(sim, targets)  # after it, in what comes back
+        part = state[random_.randrange(5)]
+        part.view(len(targets), -1)[env, random_.randrange(part[0].numel())] = value
+        return state, diverged
 
-    amp.MujocoSim.step = breaking
+    MujocoSim.step = breaking
     with tempfile.TemporaryDirectory() as folder:
-        steps = 8 * (count // 5)
-        code = run_here(folder, training(32 * max(steps, 8))[2:])
-        (run,) = os.listdir(os.path.join(folder, "runs"))
-        saved = torch.load(os.path.join(folder, "runs", run, "latest.pt"), weights_only=True)
-    amp.MujocoSim.step = step
-    bad = [name for name, x in saved["agent"].items() if not x.isfinite().all()]
-    counted = saved["training"]["progress"]
-    return dict(
-        injections=broken[0],
-        exit_code=code,
-        not_finite=bad,
-        counted=counted["diverged"],
-        skipped_updates=counted["skipped"],
-    )
+        code = run_here(folder, training(max(count // 5, 2)))
+        saved, points = end_of(folder)
+    MujocoSim.step = step
+    tensors = {**saved["shared"]["agent"], **saved["processes"][0]["env"], **saved["processes"][0]["replay"]}
+    bad = [name for name, x in tensors.items() if isinstance(x, torch.Tensor) and not x.isfinite().all()]
+    total = {name: sum(float(value) for _, value in points[name]) for name in points}
+    updates = sum(value for name, value in total.items() if name.endswith("/skipped"))
+    found = dict(injections=sum(broken.values()), in_evaluations=broken["evaluations"], exit_code=code, not_finite=bad)
+    return {**found, "counted": round(total["episode/diverged"] * BATCH), "skipped_updates": round(updates, 3)}
+
+
+# ---- 4. files ----
+
+
+def mutated(data: bytes, random_: random.Random) -> bytes:
+    """Data that is cut off, has a piece replaced, or some bytes changed."""
+    changed = bytearray(data)
+    kind = random_.randrange(4)
+    if kind == 0:
+        return bytes(changed[: random_.randrange(len(data))])
+    if kind == 1:
+        at = random_.randrange(len(data))
+        changed[at : at + random_.randrange(1, 64)] = random_.randbytes(random_.randrange(64))
+        return bytes(changed)
+    for _ in range(random_.randrange(1, 8)):
+        # the pickle and the headers, which stand at the start and at the end, are hit often
+        at = int(len(data) * random_.random() ** 6)
+        changed[at if kind == 2 else len(data) - 1 - at] = random_.randrange(256)
+    return bytes(changed)
+
+
+def opened(path: str, whole: bool, bodies: List[str]) -> bool:
+    """Open a clip or checkpoint as the script does; whole: all the way, in a training -> False if it was refused."""
+    try:
+        if path.endswith(".npz"):
+            ml.load_clip(path, bodies)
+        elif not whole:
+            load_checkpoint(path, amp.KIND)
+        else:
+            folder = os.path.dirname(path)
+            words = ["--resume", folder, "--total-timesteps", str(BATCH * 3)]
+            if path.endswith("best.pt"):
+                words = ["--evaluate", "--no-cuda", "--checkpoint", path]
+            return run_here(folder, words) == 0
+    except ml.InputError:
+        return False
+    return True
 
 
 def files(count: int) -> Dict[str, Any]:
-    """Mutate a checkpoint of each kind and a clip, and open them as the script does."""
-    random_, outcomes, other = random.Random(0), {"refused": 0, "accepted": 0}, []
+    """Mutate a checkpoint of each kind and a clip, and open them."""
+    random_ = random.Random(0)
+    outcomes = {"refused": 0, "accepted": 0, "all_the_way": 0}
+    other = []
+    bodies = ml.load_character(CHARACTER).body_names
     with tempfile.TemporaryDirectory() as folder:
-        run_here(folder, training(32 * 8 * 2)[2:])
-        (run,) = (os.path.join(folder, "runs", name) for name in os.listdir(os.path.join(folder, "runs")))
-        kept = {name: open(os.path.join(run, name), "rb").read() for name in ("latest.pt", "policy.pt")}
-        kept["clip.npz"] = open(FILES[1], "rb").read()
-        os.remove(os.path.join(run, "previous.pt")) if os.path.exists(os.path.join(run, "previous.pt")) else None
-        bodies = ml.load_character(FILES[3]).body_names
+        run_here(folder, training(2))
+        run = the_run(folder)
+        shutil.copy(CLIP, os.path.join(run, "clip.npz"))
+        kept = {}
+        for name in ("latest.pt", "best.pt", "clip.npz"):
+            with open(os.path.join(run, name), "rb") as file:
+                kept[name] = file.read()
         for n in range(count):
             name = random_.choice(list(kept))
-            data = bytearray(kept[name])
-            kind = random_.randrange(4)
-            if kind == 0:
-                data = data[: random_.randrange(len(data))]
-            elif kind == 1:
-                at = random_.randrange(len(data))
-                data[at : at + random_.randrange(1, 64)] = random_.randbytes(random_.randrange(64))
-            else:  # the pickle and the headers, which stand at the start and at the end, are hit often
-                for _ in range(random_.randrange(1, 8)):
-                    at = (
-                        int(len(data) * random_.random() ** 6)
-                        if kind == 2
-                        else len(data) - 1 - int(len(data) * random_.random() ** 6)
-                    )
-                    data[max(at, 0)] = random_.randrange(256)
             path = os.path.join(run, name)
-            with open(path, "wb") as file:
-                file.write(data)
+            ml.write_file(path, mutated(kept[name], random_))
+            whole = n % 100 == 0 and name != "clip.npz"
+            outcomes["all_the_way"] += whole
             try:
-                if name == "clip.npz":
-                    ml.load_clip(path, bodies)
-                    outcomes["accepted"] += 1
-                elif n % 100:
-                    amp.load_checkpoint(path)
-                    outcomes["accepted"] += 1
-                else:  # all the way: rebuild the program around it
-                    words = (
-                        ["--evaluate", "--no-cuda", "--checkpoint", path] if name == "policy.pt" else ["--resume", run]
-                    )
-                    outcomes["refused" if run_here(folder, words) == 2 else "accepted"] += 1
-                    shutil.rmtree(os.path.join(run, "policy_rollouts"), ignore_errors=True)
-            except ml.InputError:
-                outcomes["refused"] += 1
-            except BaseException as error:
+                outcomes["accepted" if opened(path, whole, bodies) else "refused"] += 1
+            except Exception as error:
                 other.append(f"{name}: {type(error).__name__}: {error}"[:200])
-            with open(path, "wb") as file:
-                file.write(kept[name])
+            ml.write_file(path, kept[name])
             if n % 500 == 0:
                 print(f"\r{n} files, {outcomes}, {len(other)} other", end="", file=sys.stderr)
     return dict(files=count, **outcomes, other=len(other), first_of_these=other[:3])
 
 
+# ---- 5. disk ----
+
+
 def disk(folder: str) -> Dict[str, Any]:
-    """Train on a file system that is full from the third second to the tenth after the first checkpoint.
+    """Train on a file system that is full for five seconds from the first checkpoint on.
 
     Then resume for more."""
-    fill, env = os.path.join(folder, "fill"), {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        training(32 * 8 * 200), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while not any("latest.pt" in names for _, _, names in os.walk(folder)):
+    fill = os.path.join(folder, "fill")
+    child = start(folder, training(200))
+    while child.poll() is None and not has_saved(folder):
         time.sleep(0.1)
     with open(fill, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-    (run,) = (os.path.join(folder, "runs", name) for name in os.listdir(os.path.join(folder, "runs")))
-    while_full = []
+    run = the_run(folder)
+    sound = 0
     for _ in range(20):
         time.sleep(0.25)
         with contextlib.suppress(ml.InputError):
-            while_full.append(amp.load_interrupted(run)["samples"])
+            load_checkpoint(os.path.join(run, "latest.pt"), amp.KIND)
+            sound += 1
+    ended_full = child.poll() is not None
     os.remove(fill)
     _, err = child.communicate()
-    said = [line for line in err.replace("\r", "\n").split("\n") if "written" in line]
+    said = [line for line in err.replace("\r", "\n").split("\n") if "not written" in line]
     points = curves(run)["reward/total"]
-    whole = [step for step, _ in points] == list(range(256, 32 * 8 * 200 + 1, 256))
-    code = subprocess.run(
-        command("--resume", run, "--total-timesteps", str(32 * 8 * 210)), cwd=folder, env=env, capture_output=True
-    ).returncode
+    more = start(folder, ["--resume", run, "--total-timesteps", str(BATCH * 210)])
+    more.communicate()
     shutil.rmtree(os.path.join(folder, "runs"))
-    return dict(
-        exit_code=child.returncode,
-        sound_while_full=f"{len(while_full)} of 20",
-        lines=len(said),
-        whole_curves=whole,
-        resumed=code == 0,
-    )
+    found = dict(exit_code=child.returncode, sound_while_full=f"{sound} of 20", ended_while_full=ended_full)
+    return {**found, "lines": len(said), "curve_points": f"{len(points)} of 200", "resumed": more.returncode == 0}
 
 
-def overhead() -> Dict[str, Any]:
-    """One checkpoint of the default training with a full replay buffer, three times, and the training between two."""
-    args = amp.Args(cuda=False, motion_file=FILES[1], character_file=FILES[3], target_speed=1.0)
-    amp.check_args(args)
-    motions = ml.MotionLib(args.motion_file, ml.load_character(args.character_file))
-    sim = amp.MujocoSim(args, motions.character, args.num_envs, torch.device("cpu"))
-    env = amp.AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
-    env.reset(0)
-    agent = amp.Agent(env.single_observation_space.shape[0], env.disc_obs_size, 28, args.hidden, args.action_std_log)
-    replay = amp.ReplayBuffer(args.replay_size, env.disc_obs_size, torch.device("cpu"))
-    replay.data.normal_()
-    replay.size = len(replay.data)
+# ---- 6. overhead ----
+
+
+def saves() -> List[float]:
+    """Seconds of three checkpoints of the default size; the replay buffer is saved whole, however full it is."""
     seconds = []
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-        for _ in range(3):
-            started = time.perf_counter()
-            state = amp.training_state({}, {}, replay, env, ())
-            content = {**amp.policy_checkpoint(agent, env, args, 0, {}), "training": state}
-            amp.write_checkpoint(os.path.join(folder, "latest.pt"), content, os.path.join(folder, "previous.pt"))
-            seconds.append(time.perf_counter() - started)
-        size = os.path.getsize(os.path.join(folder, "latest.pt"))
-        words = [
-            *FILES,
-            "--no-cuda",
-            "--total-timesteps",
-            str(args.num_envs * args.num_steps * args.save_interval),
-            "--eval-interval",
-            "0",
-        ]
-        started = time.perf_counter()
-        subprocess.run(
-            command(*words, "--eval-episodes", "1", "--eval-seconds", "0.1"),
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-        between = time.perf_counter() - started
-    share = sorted(seconds)[1] / between
-    return dict(
-        checkpoint_s=[round(x, 3) for x in seconds],
-        mb=round(size / 1e6),
-        training_between_s=round(between, 1),
-        share=round(share, 4),
-    )
+    save = Run.save_when_due
+
+    def timed(run: Run) -> bool:
+        before = time.perf_counter()
+        stop = save(run)
+        seconds.append(time.perf_counter() - before)
+        return stop
+
+    Run.save_when_due = timed
+    args = parse(amp, ["--no-cuda"])
+    iterations = 3
+    words = [*training_options(ROOT, args, ["--no-cuda"], iterations), "--save-interval", "1", "--eval-seconds", "0.1"]
+    os.makedirs(os.path.join(ROOT, "runs"), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.join(ROOT, "runs")) as folder:  # on the disk where runs are
+        if run_here(folder, words):
+            sys.exit("error: the training of three iterations failed")
+        seconds.append(os.path.getsize(os.path.join(the_run(folder), "latest.pt")))
+    Run.save_when_due = save
+    return seconds
+
+
+def overhead(iterations: int) -> Dict[str, Any]:
+    """A checkpoint of the default training, and the training between two by the plain command's rate."""
+    *seconds, size = saves()
+    args = parse(amp, ["--no-cuda"])
+    rate, _, _ = train_once(ROOT, [*training_options(ROOT, args, ["--no-cuda"], iterations), "--eval-seconds", "0.1"])
+    between = args.save_interval * args.num_envs * args.num_steps / rate
+    found = dict(checkpoint_s=[round(x, 3) for x in seconds], mb=round(size / 1e6))
+    return {**found, "training_between_s": round(between, 1), "share": round(statistics.median(seconds) / between, 4)}
 
 
 def main() -> None:
@@ -330,19 +335,20 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=("kill", "nan", "files", "disk", "overhead"))
     parser.add_argument("--folder", help="for disk: the mounted file system")
     parser.add_argument("--count", type=int, help="instead of the numbers above")
+    parser.add_argument("--out", default=os.path.join(ROOT, "benchmark/torture.jsonl"), help="where results are added")
     given = parser.parse_args()
+    if "disk" in given.parts and not os.path.isdir(given.folder or ""):
+        parser.error("disk needs --folder")
     torch.set_num_threads(1)
     for part in given.parts:
         if part == "disk":
-            result = disk(given.folder)
-        elif part == "overhead":
-            result = overhead()
+            result = disk(os.path.abspath(given.folder))
         else:
-            count = given.count or dict(kill=50, nan=1000, files=10000)[part]
-            result = dict(kill=kill, nan=nan, files=files)[part](count)
+            count = given.count or dict(kill=50, nan=1000, files=10000, overhead=80)[part]
+            result = dict(kill=kill, nan=nan, files=files, overhead=overhead)[part](count)
         record = {"part": part, **stamp(), **result}
         print("\n" + json.dumps(record))
-        with open(os.path.join(ROOT, "benchmark/torture.jsonl"), "a") as file:
+        with open(given.out, "a") as file:
             file.write(json.dumps(record) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Train and evaluate with several seeds, one after another, and print one table.
 
-train_walk.sh and train_run.sh call this.
+train_walk.sh and the other train_*.sh call this.
 
     python benchmark/train.py OUT.jsonl [OPTIONS ...] -- [SEED ...] [OPTION ...]
     python benchmark/train.py --table OUT.jsonl       # the table again, from the file
@@ -15,6 +15,7 @@ there is one.
 """
 
 import datetime
+import glob
 import json
 import os
 import platform
@@ -22,13 +23,15 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = "amp_ppo_isaacgym.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+ENVIRONMENT = dict(os.environ)  # of the commands that are measured: simulators/ adds to that of who imports it
 # of the table, as far as a script's evaluation has them
 FORMATS = dict(
     samples=".0f",
@@ -39,8 +42,10 @@ FORMATS = dict(
     walk_minutes=".1f",
     task_return=".3f",
     heading_error_deg=".1f",
+    speed_error_m_s=".2f",
+    pose_error_m=".4f",
+    peak_gib=".2f",
 )
-FORMATS.update(speed_error_m_s=".2f", pose_error_m=".4f", peak_gib=".2f")
 
 
 class Run(NamedTuple):
@@ -51,38 +56,78 @@ class Run(NamedTuple):
     peak_gib: float  # largest resident memory [GiB]
 
 
-def run_script(options: List[str], cwd: str = ROOT, echo: bool = True, name: str = SCRIPT, processes: int = 0) -> Run:
-    """Run the script with these options, its progress on our stderr; with torchrun if `processes` are given.
+def run_script(
+    script: List[str],
+    cwd: str = ROOT,
+    echo: bool = True,
+    processes: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    limit: Optional[float] = None,
+    before: Optional[Callable] = None,
+) -> Run:
+    """Run a script, [path, option, ...], its progress on our stderr; with torchrun if `processes` are given.
 
-    Exits with its code, or 1. On Linux a child's peak memory counts from that of the process that starts it: call this
-    before anything large is imported."""
-    started, lines, peak = time.perf_counter(), [], float("nan")
+    env: its environment, None: ours; limit: seconds after which a training is told to end in good order; before: is
+    called in the new process before the script. Exits with its code, or 1. On Linux a child's peak memory counts from
+    that of the process that starts it: call this before anything large is imported."""
+    started = time.perf_counter()
+    lines = []
+    peak = float("nan")
     launcher = [*TORCHRUN, f"--nproc_per_node={processes}"] if processes else []
-    script = [sys.executable, *launcher, os.path.join(ROOT, name), *options]
-    with subprocess.Popen(script, cwd=cwd, stdout=subprocess.PIPE, text=True) as child:
+    command = [sys.executable, *launcher, *script]
+    pipe = dict(stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=cwd, env=env or ENVIRONMENT, preexec_fn=before, **pipe) as child:
+        alarm = threading.Timer(limit or 0.0, child.terminate)
+        if limit:
+            alarm.start()
         for line in child.stdout:
             lines.append(line)
             if echo:
                 print(line, end="", flush=True)
+        alarm.cancel()
         if hasattr(os, "wait4"):  # not on Windows
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
             peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
     seconds = time.perf_counter() - started
-    if child.returncode:
-        print(f"error: python {name} {' '.join(options)} ended with exit code {child.returncode}", file=sys.stderr)
+    if child.returncode and not (limit and seconds > limit):
+        print(f"error: python {' '.join(script)} ended with exit code {child.returncode}", file=sys.stderr)
         sys.exit(child.returncode)
     return Run("".join(lines), seconds, peak)
 
 
+def curves(folder: str) -> Dict[str, List[Any]]:
+    """All scalars of a run: name -> events with step, value and wall_time."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(folder, size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+
+
+def the_run(home: str) -> str:
+    """Folder of the one run that was started in `home`."""
+    found = glob.glob(os.path.join(glob.escape(home), "runs", "*"))
+    if len(found) != 1:
+        sys.exit(f"error: {len(found)} runs where one is expected; has it had enough seconds?")
+    return found[0]
+
+
+def samples_per_s(folder: str) -> Tuple[float, List[float]]:
+    """Of a run by the clock of its log, without its first quarter: over all iterations, and of each one.
+
+    Exits if it was too short for a rate. The last iteration, which also evaluates, is left out."""
+    points = curves(folder)["reward/total"]
+    points = points[len(points) // 4 : -1]
+    if len(points) < 2:
+        sys.exit("error: a training was too short to be measured; give it more iterations, or more seconds")
+    whole = (points[-1].step - points[0].step) / (points[-1].wall_time - points[0].wall_time)
+    pairs = zip(points, points[1:])
+    return whole, [(later.step - point.step) / (later.wall_time - point.wall_time) for point, later in pairs]
+
+
 def stamp() -> Dict[str, Any]:
-    """Where and with what a figure was measured: commit, machine, versions."""
-    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)  # noqa: E731
-    try:
-        commit = git("rev-parse", "--short", "HEAD").stdout.strip() or "unknown"
-        commit += "-dirty" if git("diff", "--quiet", "HEAD", "--", "*.py", "motions").returncode == 1 else ""
-    except OSError:
-        commit = "unknown"
+    """Where and with what a figure was measured: date, commit, machine, versions."""
     processor = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
@@ -95,27 +140,33 @@ def stamp() -> Dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return {
-        "date": date,
-        "commit": commit,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(ROOT),
         "machine": f"{processor}, {cores} cores, {platform.system()}",
         "versions": versions,
     }
+
+
+def commit(root: str) -> str:
+    """Short name of the commit that is checked out in `root`, with "-dirty" if its code has been changed since."""
+    git = ["git", "-C", root]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py", "motions"], capture_output=True)
+    except OSError:
+        return "unknown"
+    return (name or "unknown") + "-dirty" * (changed.returncode == 1)
 
 
 def first_walk(folder: str, error: float = 0.035) -> Dict[str, float]:
     """Samples and minutes to the first evaluation in a run's log without falls and a pose error of at most `error`.
 
     `error` is in metres; if there is none, nothing."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(folder, size_guidance={"scalars": 0})
-    events.Reload()
-    falls = {event.step: event.value for event in events.Scalars("eval/fall_rate")}
+    scalars = curves(folder)
     started = os.path.getmtime(os.path.join(folder, "args.json"))
-    for event in events.Scalars("eval/pose_error_m"):
-        if falls[event.step] == 0 and event.value <= error:
+    for falls, event in zip(scalars["eval/fall_rate"], scalars["eval/pose_error_m"]):
+        if falls.value == 0 and event.value <= error:
             return {"walk_samples": event.step, "walk_minutes": (event.wall_time - started) / 60}
     return {}
 
@@ -126,34 +177,25 @@ def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     processes = int(words[1]) if words[:1] == ["torchrun"] else 0
     words = words[2:] if processes else words
     name = words.pop(0) if words and words[0].endswith(".py") else SCRIPT
-    options = [*words, "--seed", str(seed), *extra]
-    print(f"+ {f'torchrun {processes}' if processes else 'python'} {name} {' '.join(options)}", flush=True)
     launcher = f"torchrun --standalone --nproc_per_node={processes}" if processes else "python"
-    record = {"seed": seed, "command": f"{launcher} {name} {' '.join(options)}", **stamp()}
-    training = run_script(options, name=name, processes=processes)
+    options = [*words, "--seed", str(seed), *extra]
+    command = f"{launcher} {name} {' '.join(options)}"
+    print(f"+ {command}", flush=True)
+    record = {"seed": seed, "command": command, **stamp()}
+    training = run_script([os.path.join(ROOT, name), *options], processes=processes)
     found = re.search(r"--checkpoint (\S+)[/\\]latest\.pt", training.out)
     if not found:
         sys.exit("error: the training did not say where its checkpoint is")
-    folder = found.group(1)
-    with open(os.path.join(ROOT, folder, "args.json")) as file:
-        args = json.load(file)["args"]
-    batch = args["num_envs"] * args["num_steps"]
-    record.update(run=folder, samples=args["total_timesteps"] // batch * batch)
+    run = found.group(1)
+    folder = os.path.join(ROOT, run)
+    record.update(run=run, samples=curves(folder)["reward/total"][-1].step)
     record.update(minutes=training.seconds / 60, peak_gib=training.peak_gib)
-    record.update(first_walk(os.path.join(ROOT, folder)))
+    record.update(first_walk(folder))
     device = [option for option in extra if option in ("--cuda", "--no-cuda")]
-    evaluation = [
-        "--evaluate",
-        "--checkpoint",
-        f"{folder}/latest.pt",
-        "--eval-episodes",
-        "32",
-        "--eval-seconds",
-        "20",
-        *device,
-    ]
+    evaluation = ["--evaluate", "--checkpoint", f"{run}/latest.pt"]
+    evaluation += ["--eval-episodes", "32", "--eval-seconds", "20", *device]
     print(f"+ python {name} {' '.join(evaluation)}", flush=True)
-    record.update(json.loads(run_script(evaluation, name=name).out.splitlines()[-1]))
+    record.update(json.loads(run_script([os.path.join(ROOT, name), *evaluation]).out.splitlines()[-1]))
     return record
 
 
@@ -161,11 +203,10 @@ def print_table(records: List[Dict[str, Any]]) -> None:
     """One table in Markdown for each command and commit: a row a seed, then mean and standard deviation over seeds."""
     groups: Dict[Any, List[Dict[str, Any]]] = {}
     for r in records:
-        groups.setdefault(
-            (r["command"].replace(f"--seed {r['seed']}", "--seed S"), r["commit"], r["machine"]), []
-        ).append(r)
-    for (command, commit, machine), rows in groups.items():
-        print(f"\n{command}   (commit {commit}; {machine})\n")
+        command = r["command"].replace(f"--seed {r['seed']}", "--seed S")
+        groups.setdefault((command, r["commit"], r["machine"]), []).append(r)
+    for (command, code, machine), rows in groups.items():
+        print(f"\n{command}   (commit {code}; {machine})\n")
         columns = [(name, form) for name, form in FORMATS.items() if all(name in r for r in rows)]
         print("| seed | " + " | ".join(name for name, _ in columns) + " |")
         print("|---" * (1 + len(columns)) + "|")
@@ -185,7 +226,9 @@ def main(argv: List[str]) -> None:
     if "--" not in argv[1:]:
         sys.exit(__doc__)
     split = argv.index("--")
-    out, experiments, rest = argv[0], argv[1:split] or [""], argv[split + 1 :]
+    out = argv[0]
+    experiments = argv[1:split] or [""]
+    rest = argv[split + 1 :]
     seeds = []
     while rest and rest[0].isdigit():
         seeds.append(int(rest.pop(0)))

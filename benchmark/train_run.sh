@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# benchmark/train_run.sh [SEED ...] [OPTION ...]: the run clip with seeds 1 2 3, with the speed task and as pure imitation.
-# Options go to the training; every run is added to train_run.jsonl beside this file.
+# benchmark/train_run.sh [SEED ...] [OPTION ...]: the run clip with seeds 1 2 3, with the speed task and as pure
+# imitation. Options go to the training; every run is added to train_run.jsonl beside this file.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 exec python "$here/train.py" "$here/train_run.jsonl" \

@@ -127,7 +127,8 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     for name, value in checkpoint["args"].items():
         if name not in types or not _is_a(value, types[name]):
-            shown = value[:50] if isinstance(value, str) else f"a {type(value).__name__}"
+            brief = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 2**63)
+            shown = str(value)[:50] if brief else f"a {type(value).__name__}"
             odd = f"option {str(name)[:50]} is {shown}"
             raise InputError(f"the checkpoint is of another version of this script: {odd}")
         option = f"--{name.replace('_', '-')}"

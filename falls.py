@@ -25,7 +25,7 @@ class FallDetector:
         bodies = motions.character.body_names
         self.motions = motions
         unknown = [name for name in names if name not in (*bodies, "none", "auto")]
-        if unknown or (len(names) != 1 and {"none", "auto"} & set(names)):
+        if unknown or not names or (len(names) != 1 and {"none", "auto"} & set(names)):
             raise InputError(f"--fall-bodies {' '.join(names)}: expected auto, none, or some of {', '.join(bodies)}")
         clips = range(len(motions.clips))
         if names == ("auto",):

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, names_of, put_back, unsound
-from files import HERE, InputError, find, typed, write_file
+from files import HERE, InputError, find, plain, read_file, typed, write_file
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
@@ -175,7 +175,7 @@ class Run:
             write_file(os.path.join(folder, copy), read_file(script))
         group = f"{self.world} process{'es' * (self.world > 1)}"
         options = ", ".join(f"{name} {value}" for name, value in vars(args).items())
-        print(f"{folder}: simulator {args.sim}, learning on {self.device}, {group}; options: {options}")
+        print(plain(f"{folder}: simulator {args.sim}, learning on {self.device}, {group}; options: {options}", 4000))
         return folder
 
     def _track(self, folder: str) -> None:

@@ -8,6 +8,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+from files import plain
 from motion_lib import InputError, MotionLib, forward_kinematics, lowest_points
 
 NEAR = 1.0  # what a clip that does not loop has on the ground may be there so much earlier or later [s]
@@ -41,6 +42,7 @@ class FallDetector:
         self.report = f"a fall is ground contact of {', '.join(always) or 'no body always'}{more}"
         if never:
             self.report += f"; nothing counts as a fall in {', '.join(never)[:300]}"
+        self.report = plain(self.report)
 
     def __call__(self, clip: Tensor, time: Tensor, lowest: Tensor) -> Tensor:
         """clips (N,) long that episodes started in, times in them (N,) [s], lowest points (N, J) [m] -> (N,) bool."""

@@ -10,9 +10,9 @@ from typing import Any, Iterator, List, Optional, Tuple
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def plain(text: str) -> str:
+def plain(text: str, most: int = 1200) -> str:
     """One line for a terminal of a text that may come from files: what it would obey is escaped, and length is cut."""
-    text = text if len(text) < 1200 else f"{text[:800]} ... {text[-300:]}"
+    text = text if len(text) < most else f"{text[: most - 400]} ... {text[-300:]}"
     return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 

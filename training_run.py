@@ -148,7 +148,7 @@ class Run:
         now = time.strftime("%Y%m%d-%H%M%S")
         script = os.path.abspath(sys.argv[0])
         first = args.exp_name or os.path.splitext(os.path.basename(script))[0]
-        clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
+        clip = plain(os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0])
         launch = os.environ["TORCHELASTIC_RUN_ID"] if in_group() else "none"
         last = f"{now}-{os.getpid()}" if launch == "none" else launch  # by which a restart finds the run
         folder = args.resume or os.path.join("runs", f"{first}__{clip}__{args.sim}__{args.seed}__{last}")

@@ -90,7 +90,7 @@ def load_joint_map(path: Optional[str]) -> JointMap:
         return {}
     known = ["pelvis", "torso", "head", *(f"{side}_{limb}" for side in SIDES for limb in LIMBS)]
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             data = json.load(file)
     except OSError as error:
         raise InputError(f"{path}: cannot read the joint map: {error.strerror}") from error

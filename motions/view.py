@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import html
 import io
+import json
 import math
 import os
 import socket
@@ -260,9 +261,13 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
+    return page.replace("</head>", head_of(takes) + "</head>", 1)
+
+
+def head_of(takes: List[Take]) -> str:
+    """view_head.html with the legend as a text of its script: JSON, in which nothing ends the script."""
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
-        head = file.read().replace("LEGEND", legend_of(takes).replace("`", "&#96;").replace("$", "&#36;"))
-    return page.replace("</head>", head + "</head>", 1)
+        return file.read().replace("LEGEND", json.dumps(legend_of(takes)).replace("<", "\\u003c"))
 
 
 def check_writable(path: str) -> None:
@@ -370,9 +375,7 @@ def main() -> None:
         meshes = body_meshes(character.path)
         if args.html:
             page = page_of(character, meshes, takes, rate, args.layout)
-            with open(f"{args.html}.tmp", "w", encoding="utf-8") as file:
-                file.write(page)
-            os.replace(f"{args.html}.tmp", args.html)
+            ml.write_file(args.html, page.encode())
             size = os.path.getsize(args.html) / 1e6
             print(f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {size:.1f} MB")
             return

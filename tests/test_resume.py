@@ -1,4 +1,4 @@
-"""A run is never lost: resuming, signals, disks that fill up or vanish, broken physics, NaN in gradients, checkpoints of others."""
+"""A run is never lost: resuming, signals, disks that fill up or vanish, broken physics, NaN in gradients."""
 
 import errno
 import json
@@ -6,50 +6,42 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+
+import simulators
 
 import pytest
 import torch
-from test_script import MODULES, needs_mujoco, options, refused, scalars
+from test_script import (
+    BATCH,
+    HEADING,
+    MODULES,
+    SCRIPT,
+    figures,
+    load,
+    needs_mujoco,
+    only_run,
+    options,
+    prepare,
+    refused,
+    scalars,
+    start,
+)
 
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
+import evaluation
+import training_run
+from checkpoints import Unsound
 
-SCRIPT, HEADING = MODULES
-BATCH = 64  # of options()
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Put back what a training in this process does to signals."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 def tiny(root, script, **changes):
     chosen = dict(total_timesteps=BATCH * 24, eval_interval=5, save_interval=4, seed=5)
     if script == HEADING:
-        chosen.update(motion_file=root / "motions/locomotion.json", eval_episodes=4)
+        chosen.update(motion_file="motions/locomotion.json", eval_episodes=4)
     return options(root, **{**chosen, **changes})
-
-
-def start(root, folder, script, *flags):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    return subprocess.Popen([sys.executable, str(root / script), *map(str, flags)], cwd=str(folder), env=env, **pipes)
-
-
-def only_run(folder):
-    (run,) = (folder / "runs").iterdir()
-    return run
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
 
 
 def differences(one, two, path=""):
@@ -57,47 +49,67 @@ def differences(one, two, path=""):
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, two) else [path]
     if isinstance(one, dict) and isinstance(two, dict):
-        keys = [f"{path}/{key}" for key in one.keys() ^ two.keys()]
-        return keys + [
-            found for key in one.keys() & two.keys() for found in differences(one[key], two[key], f"{path}/{key}")
-        ]
+        found = [f"{path}/{key}" for key in one.keys() ^ two.keys()]
+        for key in one.keys() & two.keys():
+            found += differences(one[key], two[key], f"{path}/{key}")
+        return found
     if isinstance(one, (list, tuple)):
-        return [path] * (len(one) != len(two)) + [
-            x for i, pair in enumerate(zip(one, two)) for x in differences(*pair, f"{path}/{i}")
-        ]
+        found = [path] * (len(one) != len(two))
+        for i, pair in enumerate(zip(one, two)):
+            found += differences(*pair, f"{path}/{i}")
+        return found
     return [] if one == two else [path]
 
 
 def curves(run):
     """Everything logged but the rates."""
-    return {name: points for name, points in scalars(run).items() if not name.startswith("samples_per_s")}
+    return {name: points for name, points in scalars(run).items() if "samples_per_s" not in name}
+
+
+def await_file(process, folder, pattern):
+    """Until a process has written it."""
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
 def alone(root, tmp_path_factory):
-    """For each script, the run of a training that nobody has interrupted."""
-    runs = {}
+    """(script, states that the discriminator sees) -> the run of a training that nobody has interrupted."""
+    processes = {}
     for script in MODULES:
-        folder = tmp_path_factory.mktemp("alone")
-        process = start(root, folder, script, *tiny(root, script))
+        for disc_steps in (2, 5):
+            folder = tmp_path_factory.mktemp("alone")
+            flags = tiny(root, script, disc_steps=disc_steps)
+            processes[script, disc_steps] = folder, start(root, folder, script, *flags)
+    for _, process in processes.values():
         _, err = process.communicate()
         assert process.returncode == 0, err
-        runs[script] = only_run(folder)
-    return runs
+    return {key: only_run(folder) for key, (folder, _) in processes.items()}
 
 
-# ---- Resuming ------------------------------------------------------------------------------------------------------------------
+# ---- Resuming ----
 
 
 @needs_mujoco
-@pytest.mark.parametrize("script", MODULES)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(root, tmp_path, alone, script, number):
+@pytest.mark.parametrize(
+    "script, number, disc_steps",
+    [
+        (SCRIPT, signal.SIGINT, 2),
+        (SCRIPT, signal.SIGTERM, 2),
+        (SCRIPT, signal.SIGKILL, 2),
+        (SCRIPT, signal.SIGKILL, 5),
+        (HEADING, signal.SIGHUP, 2),
+        (HEADING, signal.SIGTERM, 5),
+        (HEADING, signal.SIGKILL, 2),
+    ],
+)
+def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(
+    root, tmp_path, alone, run_script, script, number, disc_steps
+):
     """Bit for bit, after a signal that it answers to and after one that gives it no time; with the same curves."""
-    process = start(root, tmp_path, script, *tiny(root, script))
-    while not list(tmp_path.glob("runs/*/previous.pt")):  # the second checkpoint is there
-        assert process.poll() is None
-        time.sleep(0.01)
+    process = start(root, tmp_path, script, *tiny(root, script, disc_steps=disc_steps))
+    await_file(process, tmp_path, "runs/*/latest.pt")
     process.send_signal(number)
     out, err = process.communicate()
     run = only_run(tmp_path)
@@ -105,19 +117,20 @@ def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(root, tmp_path, 
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 128 + number, err
-        assert out.splitlines()[-1].endswith(f"--resume {run.relative_to(tmp_path)}")
+        assert err.count("finishing this iteration, then saving") == 1
+        assert out.splitlines()[-1].endswith(f"{script} --resume {run.relative_to(tmp_path)}")
     before = load(run / "latest.pt")["samples"]
-    assert BATCH * 8 <= before < BATCH * 24
-    process = start(root, tmp_path, script, "--resume", run.relative_to(tmp_path))
-    out, err = process.communicate()
-    assert process.returncode == 0, err
+    assert BATCH * 4 <= before < BATCH * 24
+    result = run_script(script, "--resume", run.relative_to(tmp_path))
+    assert result.code == 0, result.err
     assert only_run(tmp_path) == run  # in the same folder
-    for name in ("latest.pt", "previous.pt", "best.pt", "policy.pt"):
-        assert differences(load(run / name), load(alone[script] / name)) == [], name
-    one, two = curves(run), curves(alone[script])
+    reference = alone[script, disc_steps]
+    for name in ("latest.pt", "best.pt"):
+        assert differences(load(run / name), load(reference / name)) == [], name
+    one, two = curves(run), curves(reference)
     assert [samples for samples, _ in one["reward/total"]] == list(range(BATCH, BATCH * 24 + 1, BATCH))
     assert one == two
-    assert json.loads(out.splitlines()[-1]) == load(run / "latest.pt")["metrics"]
+    assert figures(result) == load(run / "latest.pt")["metrics"]
     (note,) = run.glob("args_resumed_*.json")
     assert "--resume" in json.loads(note.read_text())["command"]
 
@@ -125,10 +138,9 @@ def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(root, tmp_path, 
 @needs_mujoco
 def test_a_second_signal_ends_the_process_at_once(root, tmp_path):
     """In the middle of an iteration that takes long."""
-    process = start(root, tmp_path, SCRIPT, *tiny(root, SCRIPT, num_steps=4000, total_timesteps=8 * 4000 * 3))
-    while not list(tmp_path.glob("runs/*/args.json")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    flags = tiny(root, SCRIPT, num_steps=4000, total_timesteps=8 * 4000 * 3)
+    process = start(root, tmp_path, SCRIPT, *flags)
+    await_file(process, tmp_path, "runs/*/args.json")
     for _ in range(2):
         time.sleep(0.3)
         assert process.poll() is None  # the first one is only noted
@@ -138,172 +150,227 @@ def test_a_second_signal_ends_the_process_at_once(root, tmp_path):
     assert not list(tmp_path.glob("runs/*/latest.pt"))
 
 
+@pytest.fixture
+def run(tmp_path, alone):
+    """A copy of a run that is complete."""
+    copy = tmp_path / "runs/kept"
+    shutil.copytree(alone[SCRIPT, 2], copy)
+    return copy
+
+
+def rates(run):
+    """Learning rates in a checkpoint: of policy, critic, discriminator."""
+    shared = load(run / "latest.pt")["shared"]
+    return [group["lr"] for name in ("ppo", "disc") for group in shared[name]["param_groups"]]
+
+
 @needs_mujoco
-def test_a_run_can_be_made_longer_and_nothing_else_of_it_be_changed(root, tmp_path, alone, run_script):
-    run = tmp_path / "runs/kept"
-    shutil.copytree(alone[SCRIPT], run)
+def test_what_is_typed_with_resume_goes_before_the_options_of_the_run(run, run_script):
     refused(run_script(SCRIPT, "--resume", run), "complete", "--total-timesteps")
-    refused(run_script(SCRIPT, "--resume", run, "--gamma", "0.5"), "gamma 0.95", "0.5")
-    refused(run_script(SCRIPT, "--resume", run, "--num-envs", "16"), "num_envs 8")
-    refused(run_script(SCRIPT, "--resume", run, "--evaluate", "--checkpoint", run / "latest.pt"), "--resume")
-    assert differences(load(run / "latest.pt"), load(alone[SCRIPT] / "latest.pt")) == []
-    result = run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 26, "--save-interval", 1)
+    policy = rates(run)[0]
+    assert rates(run) == [policy, 5e-4, 2e-4] and policy != 3e-4  # it has followed the divergence
+    longer = ("--resume", run, "--total-timesteps", BATCH * 26, "--gamma", 0.5, "--save-interval", 1)
+    result = run_script(SCRIPT, *longer, "--critic-learning-rate", 1e-3, "--disc-learning-rate", 1e-6)
     assert result.code == 0, result.err
-    longer = load(run / "latest.pt")
-    assert (longer["samples"], longer["args"]["total_timesteps"]) == (BATCH * 26, BATCH * 26)
-    assert load(run / "previous.pt")["samples"] == BATCH * 25
-    assert [samples for samples, _ in curves(run)["reward/total"]] == list(range(BATCH, BATCH * 26 + 1, BATCH))
-
-
-@needs_mujoco
-def test_what_cannot_be_resumed(root, tmp_path, alone, run_script):
-    refused(run_script(SCRIPT, "--resume", "gone"), "gone", "no such folder")
-    (tmp_path / "young").mkdir()
-    refused(run_script(SCRIPT, "--resume", "young"), "young", "start it anew")
-    run = tmp_path / "run"
-    shutil.copytree(alone[SCRIPT], run)
-    shutil.copy(run / "policy.pt", run / "latest.pt")
-    os.remove(run / "previous.pt")
-    refused(run_script(SCRIPT, "--resume", run), "networks only")
-    refused(run_script(HEADING, "--resume", run), "amp_ppo_isaacgym", "amp_ppo_heading")
-    shutil.copy(alone[SCRIPT] / "latest.pt", run / "latest.pt")
     content = load(run / "latest.pt")
-    torch.save({**content, "args": {**content["args"], "old_option": 1}}, run / "latest.pt")
-    refused(run_script(SCRIPT, "--resume", run), "old_option")
-    part = content["training"]["processes"][0]
-    part["replay"] = part["replay"][:, :7]
-    torch.save(content, run / "latest.pt")
-    refused(run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 30), "does not fit")
+    assert content["samples"] == BATCH * 26
+    names = ("total_timesteps", "gamma", "critic_learning_rate", "disc_learning_rate", "learning_rate")
+    assert [content["args"][name] for name in names] == [BATCH * 26, 0.5, 1e-3, 1e-6, 3e-4]
+    assert rates(run)[1:] == [1e-3, 1e-6] and policy / 1.5 < rates(run)[0] < policy * 1.5
+    assert [samples for samples, _ in curves(run)["reward/total"]] == list(range(BATCH, BATCH * 26 + 1, BATCH))
+    # the policy's, too, which follows the divergence from there; the other two stay what they were told last
+    result = run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 27, "--learning-rate", 1e-5)
+    assert result.code == 0, result.err
+    assert rates(run)[1:] == [1e-3, 1e-6] and 1e-5 / 1.21 < rates(run)[0] < 1.21e-5
 
 
 @needs_mujoco
-def test_the_checkpoint_before_serves_when_the_latest_is_broken(root, tmp_path, alone, run_script):
-    run = tmp_path / "run"
-    shutil.copytree(alone[SCRIPT], run)
+def test_a_discount_that_is_typed_takes_effect(run, run_script, tmp_path):
+    """As for every option that the loop reads: the first update after it is another one."""
+    shutil.copytree(run, tmp_path / "other")
+    longer = ("--total-timesteps", BATCH * 25)
+    assert run_script(SCRIPT, "--resume", run, *longer).code == 0
+    assert run_script(SCRIPT, "--resume", tmp_path / "other", *longer, "--gamma", 0.5).code == 0
+    one, two = (curves(folder) for folder in (run, tmp_path / "other"))
+    assert one["reward/total"] == two["reward/total"]
+    assert one["policy/loss"][:-1] == two["policy/loss"][:-1] and one["policy/loss"][-1] != two["policy/loss"][-1]
+
+
+@needs_mujoco
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        (("--hidden", 32, 16), "actor.0.weight"),
+        (("--num-envs", 16), "env"),
+        (("--disc-steps", 3), "disc"),
+        (("--replay-size", 512), "replay"),
+        (("--evaluate", "--checkpoint", "x.pt"), "without --resume"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, tuple) else "",
+)
+def test_what_shapes_tensors_cannot_be_changed(run, run_script, changes, word):
+    before = {path.name: path.read_bytes() for path in run.glob("*.*")}
+    refused(run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 30, *changes), word)
+    assert {path.name: path.read_bytes() for path in run.glob("*.*")} == before
+
+
+@needs_mujoco
+def test_what_cannot_be_resumed(tmp_path, run, run_script):
+    longer = ("--total-timesteps", BATCH * 30)
+    refused(run_script(SCRIPT, "--resume", "gone", *longer), "gone", "no such file")
+    (tmp_path / "young").mkdir()
+    refused(run_script(SCRIPT, "--resume", "young", *longer), "young", "started anew")
+    refused(run_script(HEADING, "--resume", run, *longer), "amp_ppo_isaacgym", "amp_ppo_heading")
     data = (run / "latest.pt").read_bytes()
+    content = load(run / "latest.pt")
+    shutil.copy(run / "best.pt", run / "latest.pt")
+    refused(run_script(SCRIPT, "--resume", run, *longer), "no processes")
     (run / "latest.pt").write_bytes(data[: len(data) // 2])
-    result = run_script(SCRIPT, "--resume", run)
-    assert result.code == 0, result.err
-    assert differences(load(run / "latest.pt"), load(alone[SCRIPT] / "latest.pt")) == []
-
-
-# ---- Checkpoints of others -----------------------------------------------------------------------------------------------------
-
-
-@needs_mujoco
-def test_the_field_in_which_a_checkpoint_differs_is_named(root, tmp_path, alone, run_script):
-    content = load(alone[SCRIPT] / "policy.pt")
-    cases = {
-        "format 4": dict(content, format=4),
-        "amp_ppo_walrus": dict(content, script="amp_ppo_walrus"),
-        "an option tail": dict(content, args=dict(content["args"], tail=1)),
-        "bodies differ: tail": dict(
-            content, character=dict(content["character"], bodies=content["character"]["bodies"] + ["tail"])
-        ),
-        "dofs differ: their order": dict(
-            content, character=dict(content["character"], dofs=content["character"]["dofs"][::-1])
-        ),
-        "actor.0.weight holds NaN": dict(
-            content, agent={k: x / 0 if k == "actor.0.weight" else x for k, x in content["agent"].items()}
-        ),
-    }
-    for words, changed in cases.items():
-        torch.save(changed, tmp_path / "other.pt")
-        refused(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "other.pt"), "other.pt", words)
+    refused(run_script(SCRIPT, "--resume", run, *longer), "latest.pt: not a checkpoint of this script")
+    torch.save({**content, "processes": content["processes"] * 2}, run / "latest.pt")
+    refused(run_script(SCRIPT, "--resume", run, *longer), "2 processes")
+    torch.save({**content, "args": {**content["args"], "old_option": 1}}, run / "latest.pt")
+    refused(run_script(SCRIPT, "--resume", run, *longer), "old_option")
+    replay = content["processes"][0]["replay"]
+    replay["data"] = replay["data"][:, :7]
+    torch.save(content, run / "latest.pt")
+    refused(run_script(SCRIPT, "--resume", run, *longer), "does not fit", "replay")
 
 
 @needs_mujoco
-def test_checkpoints_of_format_1_can_be_evaluated(root, tmp_path, alone, run_script):
-    """They had neither a character nor the options that came later."""
-    content = load(alone[SCRIPT] / "policy.pt")
-    later = ("resume", "save_interval", "max_skipped", "detect_anomaly", "anneal")
-    old = {key: value for key, value in content.items() if key != "character"}
-    old.update(format=1, args={name: value for name, value in content["args"].items() if name not in later})
-    torch.save(old, tmp_path / "old.pt")
-    result = run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "old.pt")
-    assert result.code == 0, result.err
-    mine, theirs = json.loads(result.out.splitlines()[-1]), content["metrics"]
-    assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+def test_a_run_in_which_somebody_trains_is_locked(root, tmp_path, monkeypatch, run_script):
+    training = amp.main(*prepare(amp, monkeypatch, tmp_path, *tiny(root, SCRIPT, save_interval=1)))
+    next(training)
+    mine = only_run(tmp_path)
+    refused(run_script(SCRIPT, "--resume", mine), f"process {os.getpid()} is training in this folder")
+    training.close()
+    del training
+    assert run_script(SCRIPT, "--resume", mine, "--total-timesteps", BATCH * 2).code == 0
+
+
+@needs_mujoco
+def test_a_run_is_resumed_by_its_folder_or_a_file_in_it(run, run_script):
+    for number, name in ((25, ""), (26, "latest.pt")):
+        result = run_script(SCRIPT, "--resume", run / name, "--total-timesteps", BATCH * number)
+        assert result.code == 0, result.err
+        assert load(run / "latest.pt")["iteration"] == number
+    result = run_script(SCRIPT, "--evaluate", "--checkpoint", run)
+    assert result.code == 0 and figures(result) == pytest.approx(load(run / "latest.pt")["metrics"], rel=1e-4, abs=1e-4)
+
+
+@needs_mujoco
+def test_clips_that_have_changed(root, tmp_path, run_script):
+    """They are noticed, wherever they lie; who wants others types it, and episodes begin anew."""
+    shutil.copy(root / "motions/walk.npz", tmp_path / "clip.npz")
+    assert run_script(SCRIPT, *options(root, motion_file="clip.npz", total_timesteps=BATCH)).code == 0
+    mine = only_run(tmp_path)
+    shutil.copy(root / "motions/run.npz", tmp_path / "clip.npz")
+    longer = ("--resume", mine, "--total-timesteps", BATCH * 2)
+    refused(run_script(SCRIPT, *longer), "the motion data is not what the run began with", "--motion-file")
+    shutil.copy(root / "motions/walk.npz", tmp_path / "moved.npz")
+    result = run_script(SCRIPT, *longer, "--motion-file", "moved.npz")
+    assert result.code == 0 and "begin anew" not in result.err
+    longer = ("--resume", mine, "--total-timesteps", BATCH * 3)
+    result = run_script(SCRIPT, *longer, "--motion-file", "clip.npz")
+    assert result.code == 0 and result.err.count("episodes and replayed transitions begin anew") == 1
+
+
+@needs_mujoco
+def test_a_script_that_has_changed_is_kept_beside_the_first(run, run_script, root):
+    content = load(run / "latest.pt")
+    torch.save({**content, "data": {**content["data"], "script": "another"}}, run / "latest.pt")
+    result = run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 25)
+    assert result.code == 0 and result.err.count("the script has changed") == 1
+    (copy,) = run.glob(f"resumed_*_{SCRIPT}")
+    assert copy.read_bytes() == (root / SCRIPT).read_bytes()
 
 
 @needs_mujoco
 def test_the_best_policy_is_kept_apart(alone):
     for script, name, sign in ((SCRIPT, "pose_error_m", -1), (HEADING, "task_return", 1)):
-        run = alone[script]
+        run = alone[script, 2]
         points = scalars(run)[f"eval/{name}"]
+        assert [samples for samples, _ in points] == [BATCH * n for n in (5, 10, 15, 20, 24)]
         best = max(points, key=lambda point: sign * point[1])
         saved = load(run / "best.pt")
         assert saved["samples"] == best[0] and saved["metrics"][name] == pytest.approx(best[1], rel=1e-5)
-        assert load(run / "policy.pt")["samples"] == points[-1][0] == BATCH * 24
         assert os.path.getsize(run / "best.pt") < os.path.getsize(run / "latest.pt") / 2
 
 
-# ---- The disk ------------------------------------------------------------------------------------------------------------------
+@needs_mujoco
+def test_the_best_policy_can_be_evaluated(alone, run_script, tmp_path):
+    """Its evaluation is the one for which it was kept."""
+    for script in MODULES:
+        shutil.copy(alone[script, 2] / "best.pt", tmp_path / "best.pt")
+        result = run_script(script, "--evaluate", "--checkpoint", "best.pt")
+        assert result.code == 0, result.err
+        assert figures(result) == pytest.approx(load(tmp_path / "best.pt")["metrics"], rel=1e-4, abs=1e-4)
 
 
-def test_a_file_that_could_not_be_written_leaves_the_old_one_and_no_rest(tmp_path, monkeypatch):
-    path = str(tmp_path / "latest.pt")
-    amp.write_checkpoint(path, {"n": 1}, path + ".old")
-    amp.write_checkpoint(path, {"n": 2}, path + ".old")
-
-    def full(number):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        amp.write_checkpoint(path, {"n": 3}, path + ".old")
-    assert (load(path)["n"], load(path + ".old")["n"]) == (2, 1)
-    assert sorted(os.listdir(tmp_path)) == ["latest.pt", "latest.pt.old"]
+# ---- The disk ----
 
 
+def is_full(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@needs_mujoco
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # SummaryWriter's
 @pytest.mark.parametrize("fault", ["full", "vanished"])
-def test_what_could_not_be_written_is_made_up_for(tmp_path, monkeypatch, capsys, fault):
-    """Curves and checkpoints while the disk is full, or after the folder has gone, are there once it can be written again."""
-    run = str(tmp_path / "run")
-    os.mkdir(run)
-    folder, original, full = amp.RunFolder(run, 0), amp.write_checkpoint, [False]
+def test_a_full_or_vanished_disk_costs_what_was_to_be_written(root, tmp_path, monkeypatch, capsys, fault):
+    """It is said once; the training goes on, and saves again as soon as it can."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def write(*arguments):
-        if full[0]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(*arguments)
-
-    monkeypatch.setattr(amp, "write_checkpoint", write)
+    flags = tiny(root, SCRIPT, total_timesteps=BATCH * 12, save_interval=2, eval_interval=3)
+    args, _ = prepare(amp, monkeypatch, tmp_path, *flags)
     saved = []
-    for n in range(1, 13):
-        if fault == "vanished" and n == 6:
-            shutil.rmtree(run)
-        full[0] = fault == "full" and 4 <= n <= 8
-        folder.log(n, {"x": float(n)})
-        if n % 2 == 0:
-            saved.append(folder.save(n, {"n": n}))
-    folder.writer.close()
-    assert saved == [True, fault == "vanished", fault == "vanished", fault == "vanished", True, True]
-    assert load(os.path.join(run, "latest.pt"))["n"] == 12
-    first = 5 if fault == "vanished" else 1  # what was on the disk for good has gone with the folder
-    assert scalars(run)["x"] == [(n, float(n)) for n in range(first, 13)]
-    lines = [line for line in capsys.readouterr().err.splitlines() if "written" in line]
-    assert len(lines) == (2 if fault == "full" else 0)
-    assert not lines or ("No space" in lines[0] and "again" in lines[1])
+    for n, _ in enumerate(amp.main(args), 1):
+        run = only_run(tmp_path / ("away" if (tmp_path / "away").exists() else "."))
+        saved.append(load(run / "latest.pt")["iteration"] if (run / "latest.pt").exists() else 0)
+        if n == 3 and fault == "full":
+            patch = pytest.MonkeyPatch()
+            patch.setattr(training_run, "write_file", is_full)
+            patch.setattr(SummaryWriter, "add_scalar", is_full)
+        if n == 3 and fault == "vanished":
+            (tmp_path / "away").mkdir()
+            (tmp_path / "runs").rename(tmp_path / "away/runs")
+        if n == 7 and fault == "full":
+            patch.undo()
+        if n == 7 and fault == "vanished":
+            (tmp_path / "away/runs").rename(tmp_path / "runs")
+            (tmp_path / "away").rmdir()
+    assert saved == [0, 2, 2, 2, 2, 2, 2, 8, 8, 10, 10, 12]
+    logged = {samples // BATCH for samples, _ in scalars(run)["reward/total"]}
+    # after the save that succeeds there are curves again; of what was under way some may be lost
+    assert {1, 2, 9, 10, 11, 12} <= logged <= {1, 2, 3, 4, 9, 10, 11, 12}
+    word = "No space left" if fault == "full" else "No such file"
+    err = capsys.readouterr().err
+    assert err.count(word) == 1 and err.count("not written") == 1
+    assert [path for path in run.glob("*.tmp")] == []
 
 
-# ---- Broken physics and NaN ----------------------------------------------------------------------------------------------------
+@needs_mujoco
+def test_a_run_whose_last_save_failed_says_so(root, run_script, tmp_path, monkeypatch):
+    original = training_run.write_file
+    monkeypatch.setattr(
+        training_run, "write_file", lambda path, data: (is_full if "pt" in path[-3:] else original)(path, data)
+    )
+    result = run_script(SCRIPT, *options(root, total_timesteps=BATCH))
+    assert result.code == 2 and not (only_run(tmp_path) / "latest.pt").exists()
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: runs/") and "No space left" in last and "--resume" in last
 
 
-def train(module, root, tmp_path, monkeypatch, **changes):
-    """A training in this process -> its last checkpoint, its curves."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [SCRIPT])
-    module.main(*module.parse_args(tiny(root, module.SCRIPT + ".py", **changes)))
-    run = only_run(tmp_path)
-    return load(run / "latest.pt"), scalars(run)
+# ---- Broken physics and NaN ----
 
 
 @needs_mujoco
 @pytest.mark.parametrize("module", [amp, heading])
 def test_broken_physics_costs_an_episode_and_nothing_else(root, tmp_path, monkeypatch, module):
-    """NaN, infinities and absurd numbers in every part of a state: counted, reset, and never seen by a network or normaliser."""
-    step, broken = module.MujocoSim.step, [0]
+    """NaN, infinities, absurd numbers in every part of a state: counted, reset, never seen by network or normaliser."""
+    from simulators.mujoco_sim import MujocoSim
+
+    step, broken = MujocoSim.step, [0]
 
     def breaking(sim, targets):
         state, diverged = step(sim, targets)
@@ -313,130 +380,105 @@ def test_broken_physics_costs_an_episode_and_nothing_else(root, tmp_path, monkey
             broken[0] += 1
         return state, diverged
 
-    monkeypatch.setattr(module.MujocoSim, "step", breaking)
-    saved, log = train(module, root, tmp_path, monkeypatch, eval_interval=0)
-    assert saved["training"]["progress"]["diverged"] == 60 == log["episode/diverged"][-1][1]
-    assert all(x.isfinite().all() for x in saved["agent"].values())
-    assert (
-        saved["training"]["processes"][0]["replay"].isfinite().all() and saved["training"]["progress"]["skipped"] == 0
-    )
-    assert all(
-        math.isfinite(value)
-        for name, points in log.items()
-        if name != "policy/explained_variance"
-        for _, value in points
-    )
-    assert saved["agent"]["obs_norm.var"].max() < 1e4
+    monkeypatch.setattr(MujocoSim, "step", breaking)
+    script = SCRIPT if module is amp else HEADING
+    logs = []
+    for _, _, log in module.main(*prepare(module, monkeypatch, tmp_path, *tiny(root, script, eval_interval=0))):
+        logs.append(log)
+    assert sum(log["episode/diverged"] for log in logs) * BATCH == pytest.approx(60)
+    quiet = {"episode/length", "policy/explained_variance"}  # NaN where no episode has ended, returns are all alike
+    assert [name for log in logs for name, x in log.items() if not math.isfinite(x) and name not in quiet] == []
+    assert all(log["disc/skipped"] == log["policy/skipped"] == 0 for log in logs)
+    saved = load(only_run(tmp_path) / "latest.pt")
+    assert all(x.isfinite().all() for x in saved["shared"]["agent"].values())
+    assert saved["processes"][0]["replay"]["data"].isfinite().all()
+    assert saved["shared"]["agent"]["obs_norm.var"].max() < 1e4
 
 
 @needs_mujoco
-def test_a_character_in_the_sky_is_no_motion(walk, monkeypatch):
-    args = amp.Args(cuda=False, num_envs=4, target_speed=1.0)
-    amp.check_args(args)
-    env = amp.AMPEnv(args, walk, amp.MujocoSim(args, walk.character, 4, torch.device("cpu")), 4, 300)
+def test_a_character_in_the_sky_is_no_motion(root, walk, monkeypatch, tmp_path):
+    args, _ = prepare(amp, monkeypatch, tmp_path, *options(root, target_speed=1))
+    sim = simulators.make("mujoco", walk.character, 4, args.control_hz, args.substeps, torch.device("cpu"), 1)
+    env = amp.AMPEnv(args, walk, sim, 4, 300)
     env.reset(0)
-    env.sim.state[2, 3] = 150.0  # its height [m]
-    before = env.obs.clone()
+    sim.state[2, 3] = 150.0  # its height [m]
+    before = env.obs().clone()
     _, reward, terminated, _, info = env.step(torch.zeros(4, 28))
     assert info["diverged"].tolist() == terminated.tolist() == [False, False, True, False]
     assert torch.equal(info["final_obs"][2], before[2]) and reward[2] == 0 and (reward[:2] > 0).all()
 
 
+def parameters(optimizer):
+    """Copies of all that a step of an optimizer changes."""
+    mine = [x for group in optimizer.param_groups for x in group["params"]]
+    states = [x for part in optimizer.state.values() for x in part.values()]
+    return [x.detach().clone() for x in (*mine, *states)]
+
+
 @needs_mujoco
-def test_updates_with_gradients_that_are_not_finite_are_skipped_and_counted(root, tmp_path, monkeypatch):
-    """A NaN in the discriminator's loss in iterations 3 and 4 of 6 leaves it as it was; everything else goes on."""
-    losses, calls, seen = amp.disc_losses, [0], []
+def test_updates_that_are_not_finite_are_left_out(root, tmp_path, monkeypatch):
+    """Of discriminator and policy, two of the ten updates of iterations 3 and 4; everything else goes on."""
+    update, calls, left_out = amp.update, [], []
 
-    def poisoned(disc, *arguments):
-        calls[0] += 1
-        seen.append([x.detach().clone() for x in disc.parameters()])
-        loss, *others = losses(disc, *arguments)
-        return (loss * (math.nan if 5 <= calls[0] <= 8 else 1.0), *others)
+    def poisoned(optimizer, loss, *arguments):
+        iteration, number = divmod(len(calls), 10)  # two of the discriminator, then eight of the policy
+        calls.append(loss)
+        if iteration not in (2, 3) or number not in (0, 5):
+            assert update(optimizer, loss, *arguments) == 0
+            return torch.zeros(())
+        before = parameters(optimizer)
+        skipped = update(optimizer, loss * math.nan, *arguments)
+        left_out.append(all(map(torch.equal, before, parameters(optimizer))))
+        assert skipped == 1
+        return skipped
 
-    monkeypatch.setattr(amp, "disc_losses", poisoned)
-    saved, log = train(amp, root, tmp_path, monkeypatch, total_timesteps=BATCH * 6, disc_updates=2)
-    same = [all(map(torch.equal, one, two)) for one, two in zip(seen, seen[1:])]
-    assert same == [False] * 4 + [True] * 4 + [False] * 3
-    assert [value for _, value in log["policy/skipped"]] == [0, 0, 2, 4, 4, 4]
-    assert saved["training"]["progress"]["skipped"] == 4 and saved["training"]["progress"]["skipped_in_a_row"] == 0
-    assert all(x.isfinite().all() for x in saved["agent"].values())
+    monkeypatch.setattr(amp, "update", poisoned)
+    flags = tiny(root, SCRIPT, total_timesteps=BATCH * 6, disc_updates=2)
+    logs = [log for _, _, log in amp.main(*prepare(amp, monkeypatch, tmp_path, *flags))]
+    assert len(calls) == 60 and left_out == [True] * 4
+    assert [log["disc/skipped"] for log in logs] == [0, 0, 0.5, 0.5, 0, 0]
+    assert [log["policy/skipped"] for log in logs] == [0, 0, 0.125, 0.125, 0, 0]
+    saved = load(only_run(tmp_path) / "latest.pt")
+    assert saved["iteration"] == 6 and all(x.isfinite().all() for x in saved["shared"]["agent"].values())
 
 
 @needs_mujoco
 def test_a_run_that_learns_nothing_any_more_gives_up(root, tmp_path, monkeypatch):
-    calls, loss = [0], amp.F.mse_loss
+    """Its last checkpoint is sound."""
+    update, calls = amp.update, []
 
-    def poisoned(*arguments):
-        calls[0] += 1
-        return loss(*arguments) * (math.nan if calls[0] > 8 * 9 else 1.0)
+    def poisoned(optimizer, loss, *arguments):
+        calls.append(loss)
+        return update(optimizer, loss * (math.nan if len(calls) > 90 else 1.0), *arguments)
 
-    monkeypatch.setattr(amp.F, "mse_loss", poisoned)
-    with pytest.raises(amp.InputError, match="--learning-rate") as error:
-        train(amp, root, tmp_path, monkeypatch, max_skipped=20, eval_interval=0)
-    assert "\n" not in str(error.value) and "--detect-anomaly" in str(error.value)
+    monkeypatch.setattr(amp, "update", poisoned)
+    with pytest.raises(Unsound, match=r"learning rate.* last save is runs/.*latest.pt") as error:
+        for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *tiny(root, SCRIPT, eval_interval=0))):
+            pass
+    assert "\n" not in str(error.value) and len(calls) == 100
     sound = load(only_run(tmp_path) / "latest.pt")
-    assert sound["samples"] == BATCH * 8 and all(x.isfinite().all() for x in sound["agent"].values())
+    assert sound["samples"] == BATCH * 8 and all(x.isfinite().all() for x in sound["shared"]["agent"].values())
 
 
 @needs_mujoco
-@pytest.mark.filterwarnings("ignore::UserWarning")  # the place in the code, which PyTorch shows as a warning
-def test_detect_anomaly_shows_where_a_gradient_becomes_nan(root, tmp_path, monkeypatch):
-    """Without the option the same update is skipped."""
-    loss = amp.F.mse_loss
-    monkeypatch.setattr(
-        amp.F, "mse_loss", lambda x, y: loss(x, y) + 0.0 * (x - x).sum().sqrt()
-    )  # the root's slope at 0 is infinite
-    saved, _ = train(amp, root, tmp_path, monkeypatch, total_timesteps=BATCH)
-    assert saved["training"]["progress"]["skipped"] == 8
-    (tmp_path / "runs").rename(tmp_path / "first")
-    try:
-        with pytest.raises(RuntimeError, match="returned nan values"):
-            amp.main(*amp.parse_args([*tiny(root, SCRIPT, total_timesteps=BATCH), "--detect-anomaly"]))
-    finally:
-        torch.autograd.set_detect_anomaly(False)
+def test_giving_up_is_one_line(root, run_script):
+    """Below the progress bar, with another exit code than that of bad input."""
+    result = run_script(SCRIPT, *options(root, critic_learning_rate=9e14))
+    assert result.code == 1 and "Traceback" not in result.err
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: no update of policy") and last.endswith("nothing has been saved")
 
 
-# ---- Health --------------------------------------------------------------------------------------------------------------------
-
-WELL = {"disc/accuracy_demo": 0.99, "disc/accuracy_fresh": 0.99, "disc/accuracy_replay": 0.99, "reward/style": 0.16}
-WELL.update({"episode/length": 290.0, "episode/speed_m_s": 1.0})
-
-
-@pytest.mark.parametrize(
-    "changes, word",
-    [
-        ({}, ""),
-        ({"reward/style": 0.01}, "saturated"),
-        ({"reward/style": 0.01, "disc/accuracy_fresh": 0.9}, ""),
-        ({"episode/speed_m_s": 0.1}, "stands still"),
-        ({"episode/speed_m_s": 0.1, "episode/length": 30.0}, ""),  # it falls, which is another matter
-    ],
-)
-def test_what_is_said_of_a_training(changes, word):
-    for module in (amp, heading):
-        said = module.training_health({**WELL, **changes}, 1.0)
-        assert (word in said) if word else said == ""
-
-
-def test_a_character_that_keeps_to_one_clip_is_told_of():
-    visits = {"eval/visits_walk.npz": 0.97, "eval/visits_run.npz": 0.03}
-    assert "one clip" in heading.training_health({**WELL, **visits}, 1.0)
-    assert heading.training_health({**WELL, "eval/visits_walk.npz": 0.6, "eval/visits_run.npz": 0.4}, 1.0) == ""
-    assert heading.training_health({**WELL, "eval/visits_walk.npz": 1.0}, 1.0) == ""
+# ---- Health ----
 
 
 @needs_mujoco
 def test_trouble_is_told_once(root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(amp, "training_health", lambda log, speed: "it hiccups")
-    train(
-        amp,
-        root,
-        tmp_path,
-        monkeypatch,
-        total_timesteps=BATCH * 403,
-        eval_interval=0,
-        num_minibatches=1,
-        update_epochs=1,
-        disc_updates=1,
-    )
-    assert capsys.readouterr().err.count("it hiccups") == 1
+    """Once 400 iterations have shown it."""
+    monkeypatch.setattr(evaluation, "training_health", lambda log, speed: "it hiccups")
+    smallest = dict(num_envs=2, num_steps=2, num_minibatches=1, update_epochs=1, disc_updates=1, disc_batch=4)
+    flags = options(root, **smallest, total_timesteps=4 * 410, eval_interval=0, hidden=(8, 8))
+    said = []
+    for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *flags)):
+        said.append(capsys.readouterr().err.count("it hiccups"))
+    assert said == [0] * 399 + [1] + [0] * 10

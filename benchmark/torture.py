@@ -49,6 +49,7 @@ SIZES = f"--num-envs {ENVS} --num-steps {STEPS} --hidden 32 32 --disc-batch 64 -
 SIZES += " --eval-episodes 2 --eval-seconds 1 --eval-interval 20 --save-interval 7 --no-cuda"
 CLIP = os.path.join(ROOT, "motions/walk.npz")
 CHARACTER = os.path.join(ROOT, "motions/humanoid.xml")
+FILES = ["--motion-file", CLIP, "--character-file", CHARACTER]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -57,8 +58,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def training(iterations: int) -> List[str]:
     """Options of a short training of the base script."""
-    files = ["--motion-file", CLIP, "--character-file", CHARACTER]
-    return [*files, *SIZES.split(), "--total-timesteps", str(BATCH * iterations)]
+    return [*FILES, *SIZES.split(), "--total-timesteps", str(BATCH * iterations)]
 
 
 def start(folder: str, options: List[str]) -> subprocess.Popen:
@@ -223,7 +223,7 @@ def opened(path: str, whole: bool, bodies: List[str]) -> bool:
             folder = os.path.dirname(path)
             words = ["--resume", folder, "--total-timesteps", str(BATCH * 3)]
             if path.endswith("best.pt"):
-                words = ["--evaluate", "--no-cuda", "--checkpoint", path]
+                words = ["--evaluate", "--no-cuda", "--checkpoint", path, *FILES]
             return run_here(folder, words) == 0
     except ml.InputError:
         return False

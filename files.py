@@ -12,8 +12,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 def plain(text: str, most: int = 1200) -> str:
     """One line for a terminal of a text that may come from files: what it would obey is escaped, and length is cut."""
-    text = text if len(text) < most else f"{text[: most - 400]} ... {text[-300:]}"
-    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+    text = text if len(text) < 2 * most else text[:most] + text[-most:]
+    text = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+    return text if len(text) < most else f"{text[: most - 400]} ... {text[-300:]}"
 
 
 class InputError(ValueError):

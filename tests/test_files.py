@@ -32,7 +32,7 @@ def sources(root):
 def test_a_message_is_one_line_that_no_terminal_obeys(text):
     said = str(files.InputError(text))
     assert said.isprintable() or said == ""
-    assert len(said) < 12 * 1200  # an escape takes up to ten characters
+    assert len(said) < 1200
 
 
 def test_long_names_are_cut():

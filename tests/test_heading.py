@@ -236,6 +236,11 @@ def test_steps_hang_together(env):
         done = terminated | truncated
         assert obs[~done, :105].equal(info["final_obs"][~done, :105])
         assert obs[:, 107].equal(env.goals.speed) and info["final_obs"][:, 107].equal(speed)
+        # the way to go, from where it faces now: before the goal changes and the episode begins anew, and after
+        for seen, goal, state in ((info["final_obs"], target, info["state"]), (obs, env.goals.heading, env.sim.read())):
+            angle = goal - ml.heading(state.rotations[:, 0])
+            expected = torch.stack((torch.cos(angle), torch.sin(angle)), -1)
+            torch.testing.assert_close(seen[:, 105:107], expected, atol=1e-5, rtol=0)
         assert env.goals.heading[done].eq(0).all() and env.steps[done].eq(0).all()
         ended += int(done.sum())
     assert ended > 64
@@ -341,6 +346,8 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     assert METRICS <= set(trained) and trained["episodes"] == 8
     visits = [value for name, value in trained.items() if name.startswith("visits_")]
     assert len(visits) == 12 and sum(visits) == pytest.approx(1)
+    best = torch.load(run / "best.pt", weights_only=True)  # of the two evaluations
+    assert best["best"] == best["metrics"]["task_return"] >= trained["task_return"]
     (tmp_path / "steer.csv").write_text("0, 0, 1\n0.5, 30, 2\n")
     files = ["--motion-file", root / "motions/locomotion.json", "--character-file", root / "motions/humanoid.xml"]
     judge = [SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", *files]

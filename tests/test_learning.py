@@ -550,10 +550,13 @@ def test_the_target_of_the_kl_divergence_falls_towards_the_end(train):
 
 @pytest.mark.parametrize("option, layers", [("logit_reg", (4,)), ("disc_weight_decay", (0, 2, 4))])
 def test_regularisers_shrink_weights(train, option, layers):
+    """If all else is negligible, every weight comes nearer to zero by the learning rate with each of the updates."""
     states = [weights(agent) for agent, *_ in train(disc_learning_rate=1e-3, **{option: 1e9})]
     for layer in layers:
-        norms = torch.stack([state[f"disc.{layer}.weight"].norm() for state in states])
-        assert (norms.diff() < 0).all()
+        before, after = [states[i][f"disc.{layer}.weight"].abs() for i in (0, 3)]
+        far = before > 0.05
+        assert far.sum() > 4  # 3 iterations of 3 updates each
+        torch.testing.assert_close(before[far] - after[far], torch.full_like(before[far], 9e-3), atol=1e-3, rtol=0)
 
 
 def test_the_gradient_penalty_flattens_the_discriminator(train):

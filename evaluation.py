@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import motion_lib as ml
+from files import optional, read_file
 
 RENDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "motions", "render.py")  # draws films, see film()
-REFERENCE_SECONDS = 200.0  # of clips to which an episode's windows are compared, at most [s]
+REFERENCE_SECONDS, REFERENCE_CLIPS = 200.0, 100  # to which an episode's windows are compared, at most [s], [clips]
 FILM_SECONDS = 600.0  # a film that takes longer has hung [s]
 
 
@@ -137,8 +138,9 @@ def nearest_clips(
     lived = (steps[:, None] - begin).clamp(0, W).flatten()  # (E K,)
     errors = []
     distances = []
-    share = min(1.0, REFERENCE_SECONDS / float(motions.length.sum()))  # of each clip that is looked at
-    for i in range(len(motions.clips)):
+    chosen = range(0, len(motions.clips), math.ceil(len(motions.clips) / REFERENCE_CLIPS))
+    share = min(1.0, REFERENCE_SECONDS / float(motions.length[list(chosen)].sum()))  # of each clip that is looked at
+    for i in chosen:
         seconds = float(motions.length[i]) * share + (1.5 * window if motions.loop[i] or share < 1.0 else 0.0)
         times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)  # (R,)
         reference = reference_poses(motions, torch.full_like(times, i, dtype=torch.long), times)  # (R, J-1, 3)
@@ -150,15 +152,12 @@ def nearest_clips(
     visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in motions.files])
     metrics = {"pose_error_m": float((error * length).sum() / length.sum())}
-    if share < 1.0:
-        metrics["share_of_clips_compared"] = share
-    for file, visit in zip(motions.files, visits.tolist()):  # a clip may occur twice
+    if share * len(chosen) < len(motions.clips):
+        metrics["share_of_clips_compared"] = share * len(chosen) / len(motions.clips)
+    for file, visit in zip(motions.files[:: chosen.step], visits.tolist()):  # a clip may occur twice
         name = f"visits_{os.path.relpath(file, folder)}"
         metrics[name] = metrics.get(name, 0.0) + visit
     return metrics, mean_over_episodes(bodies.reshape(E, K * W, -1)[:, :T], steps)
-
-
-# ---- 2. Commands -----------------------------------------------------------------------------------------------------
 
 
 def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Optional[Tuple[Tensor, Tensor, Tensor]]:
@@ -178,7 +177,7 @@ def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Op
     return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
 
-# ---- 3. What an evaluation writes ------------------------------------------------------------------------------------
+# ---- 2. Commands, and what an evaluation writes --------------------------------------------------------------------------------
 
 
 def episode_limit(motions: ml.MotionLib, clip: Tensor, start: Tensor, dt: float, longest: int) -> Tensor:
@@ -204,12 +203,14 @@ def episodes(states: List[ml.MotionState], steps: Tensor, fps: float) -> List[ml
 
 
 def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str) -> None:
-    """Write roll-outs as clips 000.npz, 001.npz, ... in place of those of an earlier evaluation. Raises OSError."""
+    """Write roll-outs as clips 000.npz, 001.npz, ... in place of an earlier evaluation's. Raises OSError."""
     os.makedirs(folder, exist_ok=True)
-    for name in os.listdir(folder):
-        if re.fullmatch(r"[0-9]{3,}\.npz", name):
-            with contextlib.suppress(FileNotFoundError):  # another evaluation may do so, too
-                os.remove(os.path.join(folder, name))
+    for file in list(os.scandir(folder)):
+        if re.fullmatch(r"[0-9]{3,}\.npz", file.name):
+            with contextlib.suppress(FileNotFoundError):  # another evaluation may remove it, too
+                if not file.is_symlink() and b"roll-out of" not in read_file(file.path).replace(b"\0", b""):
+                    raise OSError(f"{file.path}: no roll-out, so it stays, and none are written")
+                os.remove(file.path)
     for n, clip in enumerate(clips):
         ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, source, "as the clips it imitates")
 
@@ -237,6 +238,7 @@ def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> 
     _write_figure(path, figure)
 
 
+@optional()
 def plot_table(
     path: str, table: List[list], rows: List[str], columns: List[str], row_label: str, column_label: str, label: str
 ) -> None:
@@ -263,13 +265,13 @@ def write(args: Any, character: ml.Character, metrics: Dict, clips: List[ml.Clip
     as a picture, and, with args.capture_video, a film, as far as that is possible."""
     print(json.dumps(metrics), flush=True)
     stem = os.path.splitext(args.checkpoint)[0]
-    try:
+    with optional():
         plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
+    with optional():
         write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(stem)}.pt")
+    with optional():
         if args.capture_video:
             film(f"{stem}_episode.mp4", clips[0], character)
-    except OSError as error:
-        print(f"the figures stand, but not all could be written: {error}", file=sys.stderr)
 
 
 def film(out: str, clip: ml.Clip, character: ml.Character) -> None:

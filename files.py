@@ -90,6 +90,16 @@ def write_file(path: str, data: bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def optional() -> Iterator[None]:
+    """What fails in here, whatever libraries that draw and film raise, costs only what was to be written."""
+    try:
+        yield
+    except Exception as error:
+        fault = plain(str(error) or type(error).__name__)
+        print(f"the figures stand, but not all could be written: {fault}", file=sys.stderr)
+
+
 class Terminal:
     """stdout or stderr that never ends a training: text that cannot be written is escaped, or dropped."""
 

@@ -284,12 +284,21 @@ def test_roll_outs(tmp_path, walk):
 
 def test_roll_outs_replace_only_roll_outs(tmp_path, walk):
     others = ["my.npz", "00.npz", "000.npz.bak", "a000.npz", "000.json", "٣٣٣.npz", "episode.mp4"]
-    for name in [*others, "000.npz", "001.npz", "012.npz", "1000.npz"]:
+    for name in others:
         (tmp_path / name).write_bytes(b"old")
-    evaluation.write_rollouts(str(tmp_path), clips_of(walk, 5), walk.character.body_names, "a test")
+    bodies = walk.character.body_names
+    for name in ["000.npz", "001.npz", "012.npz", "1000.npz"]:
+        ml.save_clip(str(tmp_path / name), clips_of(walk, 3)[0], bodies, "roll-out of a test", "")
+    os.symlink("my.npz", tmp_path / "002.npz")
+    evaluation.write_rollouts(str(tmp_path), clips_of(walk, 5), bodies, "roll-out of a test")
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "000.npz"])
     assert all((tmp_path / name).read_bytes() == b"old" for name in others)
-    assert (tmp_path / "000.npz").read_bytes() != b"old"
+    assert len(ml.load_clip(str(tmp_path / "000.npz"), bodies).rotations) == 5
+    for kept in (b"not ours", (tmp_path / "000.npz").read_bytes().replace(b"r\0\0\0o\0\0\0l", b"R\0\0\0o\0\0\0l")):
+        (tmp_path / "123.npz").write_bytes(kept)
+        with pytest.raises(OSError, match=r"123\.npz: no roll-out, so it stays"):
+            evaluation.write_rollouts(str(tmp_path), clips_of(walk, 5), bodies, "roll-out of a test")
+        assert (tmp_path / "123.npz").read_bytes() == kept
 
 
 def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):
@@ -398,8 +407,8 @@ def test_picture_of_a_table(tmp_path, figures):
 
 
 @pytest.mark.parametrize("draw", ["plot_body_errors", "plot_table"])
-def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, draw):
-    """And an OSError, such as that of a full disk, reaches the caller."""
+def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, capsys, draw):
+    """And an OSError, such as that of a full disk, reaches the caller, or is said."""
     arguments = {
         "plot_body_errors": (torch.ones(2, 1), ["head"], 0.1),
         "plot_table": ([[0.5]], ["a"], ["b"], "c", "d", "e"),
@@ -409,8 +418,12 @@ def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, draw):
     getattr(evaluation, draw)("a.png", *arguments)
     assert written["a.png"].startswith(b"\x89PNG") and written["a.png"].endswith(b"IEND\xaeB`\x82")
     monkeypatch.undo()
-    with pytest.raises(OSError):
-        getattr(evaluation, draw)(str(tmp_path / "none/a.png"), *arguments)
+    if draw == "plot_table":
+        evaluation.plot_table(str(tmp_path / "none/a.png"), *arguments)
+        assert "the figures stand, but not all could be written" in capsys.readouterr().err
+    else:
+        with pytest.raises(OSError):
+            evaluation.plot_body_errors(str(tmp_path / "none/a.png"), *arguments)
 
 
 # ---- Films -----------------------------------------------------------------------------------------------------------

@@ -196,9 +196,10 @@ class Run:
         except Unsound:
             raise
         except Exception as error:  # libraries that draw, film and log raise what they like
-            fault = plain(str(getattr(error, "strerror", None) or error or type(error).__name__))
+            reason = getattr(error, "strerror", None)  # without the path, which is another one each time
+            fault = plain(str(reason or error) or type(error).__name__)
             text = f"{self.folder}: not written ({fault}); the training goes on, and tries again at its next save"
-            self._say(text, error.strerror or write.__name__)
+            self._say(text, reason or write.__name__)
             return fault
         return ""
 

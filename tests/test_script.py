@@ -388,10 +388,27 @@ def test_a_film(run_script, root, tmp_path):
         assert "libosmesa6" in result.err
 
 
+@needs_mujoco
+@pytest.mark.parametrize("words", ["the codec has gone", ""])
+def test_libraries_that_raise_what_they_like_cost_no_training(run_script, root, tmp_path, monkeypatch, words):
+    pytest.importorskip("imageio_ffmpeg", reason="pip install -r requirements-test.txt")
+
+    def film(*arguments):
+        raise ZeroDivisionError(words)
+
+    monkeypatch.setattr(evaluation, "film", film)
+    result = run_script(SCRIPT, *options(root, eval_interval=2), "--capture-video")
+    assert result.code == 0, result.err
+    assert result.err.count(f"not written ({words or 'ZeroDivisionError'})") == 1
+    assert load(only_run(tmp_path) / "latest.pt")["samples"] == BATCH * 6
+
+
 WANDB = """
-import glob, json
+import glob, json, os
 
 def init(**arguments):
+    if "WANDB_FAULT" in os.environ:
+        raise RuntimeError(os.environ["WANDB_FAULT"])
     assert not glob.glob("runs/*/events*")  # what is logged before goes by it
     with open("wandb.json", "w") as file:
         json.dump(arguments, file)
@@ -404,20 +421,22 @@ def test_weights_and_biases(run_script, root, tmp_path, monkeypatch):
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/wandb.py").write_text(WANDB)
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "wandb")  # so that the stub is forgotten after the test
     flags = options(root, total_timesteps=BATCH)
-    try:
-        assert run_script(SCRIPT, *flags).code == 0 and not (tmp_path / "wandb.json").exists()
-        run = only_run(tmp_path)
-        run.rename(tmp_path / "untracked")
-        result = run_script(SCRIPT, *flags, "--track", "--exp-name", "mine")
-    finally:
-        sys.modules.pop("wandb", None)
+    assert run_script(SCRIPT, *flags).code == 0 and not (tmp_path / "wandb.json").exists()
+    only_run(tmp_path).rename(tmp_path / "untracked")
+    result = run_script(SCRIPT, *flags, "--track", "--exp-name", "mine")
     assert result.code == 0, result.err
     told = json.loads((tmp_path / "wandb.json").read_text())
     run = only_run(tmp_path)
     assert told["name"] == run.name and run.name.startswith("mine__walk__")
     assert told["sync_tensorboard"] is True and told["config"]["num_envs"] == 8
     assert scalars(run).keys() == scalars(tmp_path / "untracked").keys()
+    # what it raises costs no training
+    monkeypatch.setenv("WANDB_FAULT", "not\nlogged in")
+    result = run_script(SCRIPT, *flags, "--track", "--exp-name", "other")
+    assert result.code == 0 and result.err.count("Weights & Biases: not logged in; the training goes on") == 1
 
 
 @needs_mujoco

@@ -306,14 +306,14 @@ def test_the_grid_of_task_returns(env, tmp_path, monkeypatch, rows):
             assert cell == pytest.approx(1000 * speed + float(turn), abs=1.1)
 
 
-def test_evaluations_leave_the_commands_to_the_next_training_step(agent, env, monkeypatch):
-    """Without commands an evaluation is repeated exactly, also after the grid."""
+def test_an_evaluation_can_be_repeated(agent, env, monkeypatch):
+    """Without commands exactly, also after the grid, which is drawn last since its commands stay."""
     env.episode_steps = 3
     first = heading.evaluate(agent, env, env.args)[0]
     assert heading.evaluate(agent, env, env.args)[0] == first
     monkeypatch.setattr(evaluation, "plot_table", lambda *arguments: None)
     heading.evaluate_grid(agent, env, env.args, "grid.png")
-    assert heading.evaluate(agent, env, env.args)[0] != first  # the grid's commands stay
+    assert heading.evaluate(agent, env, env.args)[0] != first
     env.goals.commands = None
     assert heading.evaluate(agent, env, env.args)[0] == first
 

@@ -474,7 +474,7 @@ def command_line() -> Tuple[Any, List[str]]:
     only.add_argument("--until", type=float, metavar="ERROR", help="when a training gets down to this pose error [m]")
     only.add_argument("--busy", action="store_true", help="idle, and beside a busy process")
     add("--rounds", type=int, default=2, help="for --busy: trainings of each kind (default 2)")
-    add("--seconds", type=float, default=25.0, help="for --busy: longest training, with its start [s] (default 25)")
+    add("--seconds", type=float, default=30.0, help="for --busy: longest training, with its start [s] (default 30)")
     add("--nice", type=int, default=0, help="for --busy: niceness of the busy process above the training's (default 0)")
     own, options = parser.parse_known_args()
     own.iterations = own.iterations or (24 if own.busy else 80)

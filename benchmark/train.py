@@ -116,14 +116,17 @@ def the_run(home: str) -> str:
 def samples_per_s(folder: str) -> Tuple[float, List[float]]:
     """Of a run by the clock of its log, without its first quarter: over all iterations, and of each one.
 
-    Exits if it was too short for a rate. The last iteration, which also evaluates, is left out."""
-    points = curves(folder)["reward/total"]
-    points = points[len(points) // 4 : -1]
+    The last iteration, which also evaluates, is left out; what is too short for that counts from its start. Exits if
+    there was no iteration."""
+    log = [(event.step, event.wall_time) for event in curves(folder).get("reward/total", [])]
+    if not log:
+        sys.exit("error: a training was too short to be measured; give it more seconds")
+    points = log[len(log) // 4 : -1]
     if len(points) < 2:
-        sys.exit("error: a training was too short to be measured; give it more iterations, or more seconds")
-    whole = (points[-1].step - points[0].step) / (points[-1].wall_time - points[0].wall_time)
+        points = [(0, os.path.getmtime(os.path.join(folder, "args.json"))), *log]
+    whole = (points[-1][0] - points[0][0]) / (points[-1][1] - points[0][1])
     pairs = zip(points, points[1:])
-    return whole, [(later.step - point.step) / (later.wall_time - point.wall_time) for point, later in pairs]
+    return whole, [(later[0] - point[0]) / (later[1] - point[1]) for point, later in pairs]
 
 
 def stamp() -> Dict[str, Any]:

@@ -177,7 +177,7 @@ def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Op
     return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
 
-# ---- 2. Commands, and what an evaluation writes --------------------------------------------------------------------------------
+# ---- 2. Commands, and what an evaluation writes ----------------------------------------------------------------------
 
 
 def episode_limit(motions: ml.MotionLib, clip: Tensor, start: Tensor, dt: float, longest: int) -> Tensor:

@@ -212,7 +212,7 @@ class Run:
         """Tell the user something, once for a key, above the progress bar; an empty text is not said."""
         if text and (key or text) not in self.said:
             self.said.append(key or text)
-            tqdm.write(f"after {self.progress['samples']} samples: {text}", file=sys.stderr)
+            tqdm.write(plain(f"after {self.progress['samples']} samples: {text}"), file=sys.stderr)
 
     def count(self, iteration: int, scalars: Dict[str, float], warning: str) -> None:
         """An iteration is done; a warning is said once. Raises Unsound if no update of some network was finite."""

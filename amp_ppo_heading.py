@@ -121,7 +121,7 @@ class Training:
     max_grad_norm: float = 1.0
     """norm to which the gradient of each network is scaled down"""
     action_std_log: float = -2.5
-    """logarithm of the standard deviation of the action noise (e^-2 topples it)"""
+    """logarithm of the standard deviation of the action noise (with -2 it topples)"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
     """widths of the hidden layers of each network"""
 
@@ -177,7 +177,6 @@ def check_args(args: Args) -> None:
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
-GOAL = 3  # numbers at the end of an observation, the goal, which only the policy sees
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
@@ -201,7 +200,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
 
 
 def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, generator: torch.Generator) -> Tensor:
-    """Sample n transitions of the clips, disc_steps states that lie dt [s] apart: disc_obs_demo (n, P)."""
+    """Sample n transitions of the clips, disc_steps states that lie dt [s] apart: (n, P)."""
     clip, start = motions.sample(n, (disc_steps - 1) * dt, generator)
     time = start[:, None] + dt * torch.arange(disc_steps, device=start.device)  # (n, S) [s]
     state = motions.state(clip[:, None], time)
@@ -211,7 +210,7 @@ def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, gen
 
 def task_reward(speed: Tensor, target_speed: Tensor) -> Tensor:
     """Reward for velocities along the target direction (...) [m/s] under target speeds (...) [m/s]. (...)."""
-    # r_task = exp(-0.25 (v* - d* . v)^2), zero when moving away; v: the root's, in DeepMimic the centre of mass's
+    # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away or fallen; v: the root's, in DeepMimic the centre of mass's
     return torch.exp(-0.25 * (target_speed - speed) ** 2) * (speed > 0)
 
 
@@ -234,8 +233,7 @@ class Goals:
     state_dict = get_state
     load_state_dict = set_state
 
-    def uniform(self, low: float, high: float) -> Tensor:
-        """Random numbers for all environments, whether they need one or not. (N,)."""
+    def uniform(self, low: float, high: float) -> Tensor:  # (N,) for all, whether they need one or not
         return low + (high - low) * torch.rand(len(self.timer), generator=self.generator, device=self.timer.device)
 
     def update(self, steps: Tensor) -> None:
@@ -279,7 +277,7 @@ class AMPEnv:
         self.goals = Goals(args, num_envs, self.generator)
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
         # Zero action is the clips' mean pose; with a mid-range pose it learns far more slowly.
-        self.action_offset = motions.statistics()[0]  # (A,) [rad]
+        self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
@@ -289,11 +287,11 @@ class AMPEnv:
         self.pool = self._new_pool()
         self.history = self.pool[-1].clone()  # (N, S - 1, D) what was seen last
         D = self.history.shape[-1]
-        self.single_observation_space = Box(-math.inf, math.inf, (D + GOAL,))
+        self.single_observation_space = Box(-math.inf, math.inf, (D + 3,))  # with the goal
         self.single_action_space = Box(-math.inf, math.inf, (len(character.dof_names),))
         self.disc_obs_size = args.disc_steps * D
 
-    state_dict = get_state  # of whatever attribute holds tensors, or has a state of its own
+    state_dict = get_state  # of attributes: tensors, what has a state, collections of these; no numbers
     load_state_dict = set_state
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict]:
@@ -333,7 +331,7 @@ class AMPEnv:
         return [clip, time[:, -1], *[x[:, -1] for x in state], history]
 
     def _reset(self, done: Tensor) -> None:
-        """Put environments that are done (N,) into the pool's next states; nobody waits for a GPU to say how many."""
+        """Put environments that are done (N,) into the pool's next states, without asking a GPU how many."""
         rows = (self.next + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
         self.next = (rows[-1] + 1) % self.num_envs
         clip, start, *state, history = [x.index_select(0, rows) for x in self.pool]
@@ -353,7 +351,7 @@ class AMPEnv:
         diverged = diverged | ~(size < 1e6) | (state.root_position[:, 2] > 100.0)
         state = MotionState(*[x.nan_to_num(0.0, 0.0, 0.0) for x in state])
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        # after a step that broke the physics nothing has been seen, and nothing is earned
+        # after a step that broke the physics nothing has been seen, and the task pays nothing
         seen = torch.where(diverged[:, None], self.history[:, -1], observe(state, body_position, character))
         disc_obs = torch.cat((self.history.flatten(1), seen), -1)  # (N, P)
         self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
@@ -520,12 +518,12 @@ def gae(
 
 
 def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...], max_grad_norm: float) -> Tensor:
-    """One step of fused Adam -> () 1.0 if it was left out, on the device, because a gradient was not finite."""
+    """One step of Adam -> () 1.0 if it was left out because a gradient was not finite."""
     optimizer.zero_grad()
     loss.backward()
     average(*[parameter.grad for net in nets for parameter in net.parameters()])
     norm = sum(nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm) for net in nets)
-    optimizer.found_inf = (~torch.isfinite(norm)).float()
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # fused Adam then does nothing
     optimizer.step()
     return optimizer.found_inf
 
@@ -580,17 +578,16 @@ def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, picture: str) -> None:
 
 
 def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict]]:
-    """Train, and yield agent, environment of evaluations and log after each iteration; or evaluate.
+    """Train, and yield agent, environment to evaluate() in, and log after each iteration; or evaluate.
 
     checkpoint: what --evaluate or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
     torch.manual_seed(seed)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as everywhere but in updates: the physics wants the other cores
+    torch.set_num_threads(1)  # but in updates: the physics wants the other cores
     character = ml.load_character(args.character_file, str(device))
     motions = MotionLib(args.motion_file, character, str(device), args.mirror)
-    clip_speed = motions.statistics()[1]  # mean forward speed [m/s]
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
     B = T * N
@@ -598,7 +595,6 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     copies = args.eval_episodes if args.evaluate else max(N, args.eval_episodes)
     sim = simulators.make(args.sim, character, copies, args.control_hz, args.substeps, device, cores)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
-    print(eval_env.fallen.report)
     agent = Agent(eval_env, args.hidden, args.action_std_log).to(device)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
     if args.evaluate:
@@ -610,7 +606,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)
-    env.action_offset = eval_env.action_offset
+    env.action_offset = eval_env.action_offset  # one tensor, which a checkpoint sets
     actor_group = {"params": agent.actor.parameters(), "lr": args.learning_rate}
     critic_group = {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([actor_group, critic_group], fused=True)
@@ -624,7 +620,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     agent.obs_norm.update(env.obs())
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
-    run = Run(args, KIND, motions, B * world, shared, own, checkpoint)
+    run = Run(args, KIND, motions, B * world, shared, own, checkpoint)  # --resume puts all states back
+    print(env.fallen.report)
     obs = env.obs()
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
@@ -658,11 +655,10 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             disc_obs_demo = disc_obs_demo.detach().requires_grad_(True)
             demo_logit = agent.disc(disc_obs_demo)[:, 0]
             agent_logit = agent.disc(disc_obs_agent)[:, 0]
-            # L_disc = -E_clip[log D] - E_agent[log(1 - D)]
             demo_loss = disc_term(demo_logit, 1, args.disc_loss).mean()
             agent_loss = disc_term(agent_logit, -1, args.disc_loss).mean()
             penalty = gradient_penalty(demo_logit, disc_obs_demo)
-            squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]
+            squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]  # no ReLU
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
             loss = demo_loss + agent_loss + args.grad_penalty * penalty + regulariser
             skipped = update(disc_optimizer, loss, (agent.disc,), args.max_grad_norm)
@@ -720,7 +716,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         actor_group["lr"] = min(max(actor_group["lr"] * factor, 1e-6), 1e-2)
 
         # ---- Here the algorithm ends. Log, evaluate, save.
-        run.count(iteration, scalars, evaluation.training_health(log.smooth, clip_speed))
+        run.count(iteration, scalars, evaluation.training_health(log.smooth, env.clip_speed))
         scalars["policy/learning_rate"] = actor_group["lr"]
         if rank == 0 and run.due(args.eval_interval):
             metrics, clips, *_ = evaluate(agent, eval_env, args)

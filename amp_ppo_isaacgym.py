@@ -3,7 +3,6 @@
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
     python amp_ppo_isaacgym.py                                          # walk; about 10 minutes on two CPU cores
-    python amp_ppo_isaacgym.py --motion-file motions/run.npz --total-timesteps 5000000
     python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
@@ -112,7 +111,7 @@ class Training:
     max_grad_norm: float = 1.0
     """norm to which the gradient of each network is scaled down"""
     action_std_log: float = -2.5
-    """logarithm of the standard deviation of the action noise (e^-2 topples it)"""
+    """logarithm of the standard deviation of the action noise (with -2 it topples)"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
     """widths of the hidden layers of each network"""
 
@@ -191,7 +190,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character) -> 
 
 
 def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, generator: torch.Generator) -> Tensor:
-    """Sample n transitions of the clips, disc_steps states that lie dt [s] apart: disc_obs_demo (n, P)."""
+    """Sample n transitions of the clips, disc_steps states that lie dt [s] apart: (n, P)."""
     clip, start = motions.sample(n, (disc_steps - 1) * dt, generator)
     time = start[:, None] + dt * torch.arange(disc_steps, device=start.device)  # (n, S) [s]
     state = motions.state(clip[:, None], time)
@@ -199,10 +198,14 @@ def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, gen
     return observe(state, body_position, motions.character).flatten(1)
 
 
-def task_reward(speed: Tensor, target_speed: Optional[float]) -> Tensor:
-    """Reward for forward speeds (...) [m/s]; target_speed None is the task "none". (...)."""
-    # r_task = exp(-2 (v - v*)^2)
-    return torch.zeros_like(speed) if target_speed is None else torch.exp(-2.0 * (speed - target_speed) ** 2)
+def task_reward(speed: Tensor, target_speed: float, task: str) -> Tensor:
+    """Reward for forward speeds (...) [m/s]. (...). Raises ValueError for an unknown task."""
+    if task == "speed":
+        # r_task = exp(-2 (v - v*)^2)
+        return torch.exp(-2.0 * (speed - target_speed) ** 2)
+    if task == "none":
+        return torch.zeros_like(speed)
+    raise ValueError(f"no reward for the task {task}")
 
 
 # ---- 3. Environment ----
@@ -234,7 +237,8 @@ class AMPEnv:
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
         # Zero action is the clips' mean pose; with a mid-range pose it learns far more slowly.
-        self.action_offset = motions.statistics()[0]  # (A,) [rad]
+        self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
+        self.target_speed = self.clip_speed if args.target_speed is None else args.target_speed  # [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
@@ -248,7 +252,7 @@ class AMPEnv:
         self.single_action_space = Box(-math.inf, math.inf, (len(character.dof_names),))
         self.disc_obs_size = args.disc_steps * D
 
-    state_dict = get_state  # of whatever attribute holds tensors, or has a state of its own
+    state_dict = get_state  # of attributes: tensors, what has a state, collections of these; no numbers
     load_state_dict = set_state
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict]:
@@ -283,7 +287,7 @@ class AMPEnv:
         return [clip, time[:, -1], *[x[:, -1] for x in state], history]
 
     def _reset(self, done: Tensor) -> None:
-        """Put environments that are done (N,) into the pool's next states; nobody waits for a GPU to say how many."""
+        """Put environments that are done (N,) into the pool's next states, without asking a GPU how many."""
         rows = (self.next + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
         self.next = (rows[-1] + 1) % self.num_envs
         clip, start, *state, history = [x.index_select(0, rows) for x in self.pool]
@@ -302,7 +306,7 @@ class AMPEnv:
         diverged = diverged | ~(size < 1e6) | (state.root_position[:, 2] > 100.0)
         state = MotionState(*[x.nan_to_num(0.0, 0.0, 0.0) for x in state])
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        # after a step that broke the physics nothing has been seen, and nothing is earned
+        # after a step that broke the physics nothing has been seen, and the task pays nothing
         seen = torch.where(diverged[:, None], self.history[:, -1], observe(state, body_position, character))
         disc_obs = torch.cat((self.history.flatten(1), seen), -1)  # (N, P)
         self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
@@ -312,7 +316,7 @@ class AMPEnv:
         terminated = self.fallen(self.clip, self.time + self.steps * self.dt, lowest) | diverged
         truncated = (self.steps >= self.episode_steps) & ~terminated
         speed = ml.forward_speed(state)
-        reward = task_reward(speed, self.args.target_speed) * ~diverged
+        reward = task_reward(speed, self.target_speed, self.args.task) * ~diverged
         scores = {"speed_m_s": speed, "task_reward": reward}
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
@@ -465,12 +469,12 @@ def gae(
 
 
 def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...], max_grad_norm: float) -> Tensor:
-    """One step of fused Adam -> () 1.0 if it was left out, on the device, because a gradient was not finite."""
+    """One step of Adam -> () 1.0 if it was left out because a gradient was not finite."""
     optimizer.zero_grad()
     loss.backward()
     average(*[parameter.grad for net in nets for parameter in net.parameters()])
     norm = sum(nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm) for net in nets)
-    optimizer.found_inf = (~torch.isfinite(norm)).float()
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # fused Adam then does nothing
     optimizer.step()
     return optimizer.found_inf
 
@@ -516,19 +520,16 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
 
 
 def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict]]:
-    """Train, and yield agent, environment of evaluations and log after each iteration; or evaluate.
+    """Train, and yield agent, environment to evaluate() in, and log after each iteration; or evaluate.
 
     checkpoint: what --evaluate or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
     torch.manual_seed(seed)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as everywhere but in updates: the physics wants the other cores
+    torch.set_num_threads(1)  # but in updates: the physics wants the other cores
     character = ml.load_character(args.character_file, str(device))
     motions = MotionLib(args.motion_file, character, str(device))
-    clip_speed = motions.statistics()[1]  # mean forward speed [m/s]
-    if args.target_speed is None or args.task == "none":
-        args.target_speed = clip_speed if args.task == "speed" else None
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
     B = T * N
@@ -536,7 +537,6 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     copies = args.eval_episodes if args.evaluate else max(N, args.eval_episodes)
     sim = simulators.make(args.sim, character, copies, args.control_hz, args.substeps, device, cores)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
-    print(eval_env.fallen.report)
     agent = Agent(eval_env, args.hidden, args.action_std_log).to(device)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
     if args.evaluate:
@@ -546,7 +546,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)
-    env.action_offset = eval_env.action_offset
+    env.action_offset = eval_env.action_offset  # one tensor, which a checkpoint sets
     actor_group = {"params": agent.actor.parameters(), "lr": args.learning_rate}
     critic_group = {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([actor_group, critic_group], fused=True)
@@ -560,7 +560,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     agent.obs_norm.update(env.obs())
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
-    run = Run(args, KIND, motions, B * world, shared, own, checkpoint)
+    run = Run(args, KIND, motions, B * world, shared, own, checkpoint)  # --resume puts all states back
+    print(env.fallen.report)
     obs = env.obs()
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
@@ -594,11 +595,10 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             disc_obs_demo = disc_obs_demo.detach().requires_grad_(True)
             demo_logit = agent.disc(disc_obs_demo)[:, 0]
             agent_logit = agent.disc(disc_obs_agent)[:, 0]
-            # L_disc = -E_clip[log D] - E_agent[log(1 - D)]
             demo_loss = disc_term(demo_logit, 1, args.disc_loss).mean()
             agent_loss = disc_term(agent_logit, -1, args.disc_loss).mean()
             penalty = gradient_penalty(demo_logit, disc_obs_demo)
-            squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]
+            squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]  # no ReLU
             regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
             loss = demo_loss + agent_loss + args.grad_penalty * penalty + regulariser
             skipped = update(disc_optimizer, loss, (agent.disc,), args.max_grad_norm)
@@ -656,12 +656,12 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         actor_group["lr"] = min(max(actor_group["lr"] * factor, 1e-6), 1e-2)
 
         # ---- Here the algorithm ends. Log, evaluate, save.
-        run.count(iteration, scalars, evaluation.training_health(log.smooth, clip_speed))
+        run.count(iteration, scalars, evaluation.training_health(log.smooth, env.clip_speed))
         scalars["policy/learning_rate"] = actor_group["lr"]
         if rank == 0 and run.due(args.eval_interval):
             metrics, clips, *_ = evaluate(agent, eval_env, args)
             scalars.update(log.keep("eval", metrics))
-            run.keep_best(-metrics["pose_error_m"], metrics, policy)
+            run.keep_best(-metrics["pose_error_m"], metrics, policy)  # another task: its own score
             if args.capture_video:
                 run.attempt(evaluation.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)
         run.log(scalars)

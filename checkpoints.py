@@ -16,22 +16,24 @@ from motion_lib import Character
 
 
 def get_state(x: Any) -> Any:
-    """A copy of what the future of x depends on: tensors, generators, what has a state_dict, and lists of these; of an
-    object whose state_dict this function is, whatever attributes are of such a kind."""
+    """A copy of what the future of x depends on: tensors, generators, what has a state_dict, lists, tuples and dicts of
+    these; of an object whose state_dict this function is, whatever attributes are of such a kind."""
     if isinstance(x, Tensor):
         return x.clone()  # a view would be saved with all that it is a view of
     if isinstance(x, torch.Generator):
         return x.get_state()
-    if isinstance(x, list):
-        return [get_state(y) for y in x]
+    if isinstance(x, (list, tuple)):
+        return [get_state(y) if _has_state(y) else None for y in x]
+    if isinstance(x, dict):
+        return {name: get_state(y) for name, y in x.items() if _has_state(y)}
     if type(x).state_dict is not get_state:
         return x.state_dict()
     return {name: get_state(y) for name, y in vars(x).items() if _has_state(y)}
 
 
 def _has_state(x: Any) -> bool:
-    listed = isinstance(x, list) and len(x) > 0 and all(_has_state(y) for y in x)
-    return listed or isinstance(x, (Tensor, torch.Generator)) or hasattr(x, "state_dict")
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()
+    return any(_has_state(y) for y in parts) or isinstance(x, (Tensor, torch.Generator)) or hasattr(x, "state_dict")
 
 
 def set_state(x: Any, state: Any) -> None:
@@ -42,9 +44,10 @@ def set_state(x: Any, state: Any) -> None:
         x.copy_(state)
     elif isinstance(x, torch.Generator):
         x.set_state(state)
-    elif isinstance(x, list):
-        for y, part in zip(x, state):
-            set_state(y, part)
+    elif isinstance(x, (list, tuple, dict)):
+        for key in range(len(x)) if not isinstance(x, dict) else state:
+            if _has_state(x[key]):
+                set_state(x[key], state[key])
     elif type(x).state_dict is not get_state:
         x.load_state_dict(state)
     else:
@@ -119,6 +122,7 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
     if version < [2, 6] and not own and "AMP_TRUST_CHECKPOINTS" not in os.environ:
         danger = "with this old PyTorch a foreign checkpoint can execute code (CVE-2025-32434)"
         raise InputError(f"{path}: {danger}; if it is yours, set AMP_TRUST_CHECKPOINTS=1")
+    written = os.stat(path).st_mtime_ns
     with reading(path, "a checkpoint of this script"):
         check_archive(path, ("torch._utils _rebuild_tensor_v2", "collections OrderedDict"))
         with warnings.catch_warnings():
@@ -132,7 +136,7 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
         raise InputError(f"{path}: a checkpoint of {checkpoint['kind']}; this script reads those of {name}")
     if fault:
         raise InputError(f"{path}: {fault} holds NaN, infinities or a negative variance; take another checkpoint")
-    return checkpoint
+    return {**checkpoint, "written": written}
 
 
 def fit_checkpoint(checkpoint: Dict[str, Any], character: Character, objects: Dict[str, Any]) -> None:

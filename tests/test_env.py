@@ -306,11 +306,11 @@ def test_the_state_in_info_is_the_one_before_the_reset(walk, character):
         state = ml.MotionState(*(log[f"state_{name}"][t] for name in ml.MotionState._fields))
         torch.testing.assert_close(look(state, character), log["final_obs"][t], atol=1e-6, rtol=0)
         torch.testing.assert_close(log["score_speed_m_s"][t], log["final_obs"][t][:, LINEAR], atol=1e-6, rtol=0)
-        torch.testing.assert_close(log["reward"][t], amp.task_reward(ml.forward_speed(state), 1.0))
+        torch.testing.assert_close(log["reward"][t], amp.task_reward(ml.forward_speed(state), 1.0, "speed"))
 
 
-def test_without_a_target_speed_there_is_no_task_reward(walk):
-    env = make_env(walk, 4, target_speed=None)
+def test_the_task_none_has_no_reward(walk):
+    env = make_env(walk, 4, task="none")
     assert roll_out(env, random_actions(3, 4))["reward"].abs().max() == 0
 
 

@@ -67,8 +67,10 @@ def test_forward_speed(yaw, velocity, speed):
 )
 def test_task_reward(speed, reward):
     forward = ml.forward_speed(moving(math.pi / 2, (0.3, speed, 0.0)))
-    assert amp.task_reward(forward, 1.5).tolist() == pytest.approx([reward], abs=1e-6)
-    assert amp.task_reward(forward, None).tolist() == [0.0]
+    assert amp.task_reward(forward, 1.5, "speed").tolist() == pytest.approx([reward], abs=1e-6)
+    assert amp.task_reward(forward, 1.5, "none").tolist() == [0.0]
+    with pytest.raises(ValueError, match="location"):  # a name that nothing handles does not train as another
+        amp.task_reward(forward, 1.5, "location")
 
 
 # ---- Discriminator losses --------------------------------------------------------------------------------------------
@@ -525,7 +527,7 @@ def test_the_task_none_has_no_reward(train):
 
 def test_the_target_speed_is_the_clips_own(train, walk):
     for _, env, log in train(total_timesteps=32):
-        assert env.args.target_speed == pytest.approx(walk.statistics()[-1])
+        assert env.target_speed == pytest.approx(walk.statistics()[-1]) and env.args.target_speed is None
         assert log["reward/task"] > 0.5  # the character starts with it
 
 

@@ -135,6 +135,7 @@ class Run:
             if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
                 group["lr"] = rate
         self.progress = dict(checkpoint["progress"])
+        self.written = checkpoint["written"]
         if checkpoint["data"]["script"] != self.content["data"]["script"]:
             self._say("the script has changed since the run began; this one's copy is kept beside the first")
         iteration = torch.tensor(float(self.progress["iteration"]))
@@ -154,6 +155,8 @@ class Run:
         folder = args.resume or os.path.join("runs", f"{first}__{clip}__{args.sim}__{args.seed}__{last}")
         os.makedirs(folder, exist_ok=bool(args.resume) or launch != "none")
         self.lock = _lock(os.path.join(folder, "lock"))
+        if args.resume and os.stat(os.path.join(folder, "latest.pt")).st_mtime_ns != self.written:
+            raise InputError(f"{folder}: another process has just saved there; start again to go on with that")
         if args.track:
             self._track(folder)
         packages = ("torch", "numpy", "mujoco", "mujoco_warp", "warp", "isaacgym")

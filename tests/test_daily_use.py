@@ -183,6 +183,14 @@ def test_one_process_a_folder_and_a_lock_that_dies_with_it(run_script, root, tmp
     assert result.code == 0, result.err
 
 
+def test_a_save_between_reading_and_locking_is_not_lost(run_script, begun, monkeypatch):
+    """Another process saves, and ends, while this one starts."""
+    lock = training_run._lock
+    monkeypatch.setattr(training_run, "_lock", lambda path: (os.utime(begun / "latest.pt"), lock(path))[1])
+    result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
+    refused(result, "another process has just saved there")
+
+
 def test_a_lock_that_is_a_link_is_not_followed(run_script, tmp_path, begun):
     (tmp_path / "victim").write_text("precious")
     (begun / "lock").unlink()

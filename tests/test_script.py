@@ -238,6 +238,11 @@ def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpo
     # options of the command line win over those of the training
     metrics = figures(run_script(SCRIPT, *flags, "policy.pt", "--eval-seconds", "0.2", "--eval-episodes", "4"))
     assert metrics["episodes"] == 4 and metrics["mean_episode_s"] <= 0.2 + 1e-6
+    # what belongs to the machine is not taken from a checkpoint of another one
+    content = load(checkpoint)
+    elsewhere = dict(content["args"], cuda=True, sim="isaacgym", track=True, capture_video=True)
+    torch.save(dict(content, args=elsewhere), checkpoint)
+    assert figures(run_script(SCRIPT, "--no-cuda", "--evaluate", "--checkpoint", "policy.pt")) == mine
 
 
 @needs_mujoco

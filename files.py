@@ -1,6 +1,7 @@
-"""What passes between this project and the outside: error lines, files found, read and written, the terminal."""
+"""What passes between this project and the outside: error lines, files, their locks, the terminal."""
 
 import contextlib
+import errno
 import os
 import pickletools
 import sys
@@ -98,6 +99,28 @@ def optional() -> Iterator[None]:
     except Exception as error:
         fault = plain(str(error) or type(error).__name__)
         print(f"the figures stand, but not all could be written: {fault}", file=sys.stderr)
+
+
+def lock(path: str) -> Any:
+    """A file that no other process may hold; while this one lives it does. Raises InputError if another does."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    file = os.fdopen(number, "r+")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return file
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+            return file
+        file.seek(0)
+        holder = file.read(20).strip()
+        raise InputError(f"{os.path.dirname(path)}: process {holder} is training in this folder") from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 class Terminal:

@@ -4,7 +4,6 @@ A script uses Log and Run. Nothing here knows what is trained, or how.
 """
 
 import contextlib
-import errno
 import glob
 import hashlib
 import io
@@ -24,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, names_of, put_back, unsound
-from files import HERE, InputError, find, plain, read_file, typed, write_file
+from files import HERE, InputError, find, lock, plain, read_file, typed, write_file
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
@@ -83,8 +82,11 @@ class Run:
         self.content["data"] = _hashes(motions)
         self.batch = batch
         self.shared = shared
-        self.own = own
         self.rank, self.world, self.device, _ = processes(args.cuda)
+        self.random = {"random": torch.default_generator}
+        if self.device.type == "cuda":
+            self.random["random_cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
+        self.own = {**own, **self.random}
         self.progress = {"iteration": 0, "samples": 0, "best": -1e30, "metrics": {}}
         self.said: List[str] = []
         self.content["rates"] = [group["lr"] for group in _groups(shared)]
@@ -102,8 +104,7 @@ class Run:
         self.writer: Any = None
         self.folder = self._start() if self.rank == 0 else ""
         style = dict(unit=" samples", unit_scale=True, dynamic_ncols=True, disable=self.rank > 0)
-        total = self.iterations * batch
-        self.bar = tqdm(total=total, initial=self.progress["samples"], **style)
+        self.bar = tqdm(total=self.iterations * batch, initial=self.progress["samples"], **style)
 
     def _restore(self, checkpoint: Dict[str, Any]) -> None:
         """Put a checkpoint back: what all processes share, what is this one's own. Raises InputError."""
@@ -123,14 +124,10 @@ class Run:
             if checkpoint["data"][key] != self.content["data"][key] and not typed(option):
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
         fit_checkpoint(checkpoint, self.motions.character, self.shared)
-        random = {"random": torch.default_generator}
-        if self.device.type == "cuda":
-            random["random_cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
         same = checkpoint["data"]["motion"] == self.content["data"]["motion"]
-        put_back({**self.own, **random} if same else random, parts[self.rank])
+        put_back(self.own if same else self.random, parts[self.rank])
         if not same:
-            begun = "networks go on, episodes and replayed transitions begin anew"
-            self._say(f"other clips than the run began with: {begun}")
+            self._say("other clips than the run began with: episodes and replayed transitions begin anew")
         for group, rate, before in zip(_groups(self.shared), self.content["rates"], checkpoint["rates"]):
             if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
                 group["lr"] = rate
@@ -154,7 +151,7 @@ class Run:
         last = f"{now}-{os.getpid()}" if launch == "none" else launch  # by which a restart finds the run
         folder = args.resume or os.path.join("runs", f"{first}__{clip}__{args.sim}__{args.seed}__{last}")
         os.makedirs(folder, exist_ok=bool(args.resume) or launch != "none")
-        self.lock = _lock(os.path.join(folder, "lock"))
+        self.lock = lock(os.path.join(folder, "lock"))
         if args.resume and os.stat(os.path.join(folder, "latest.pt")).st_mtime_ns != self.written:
             raise InputError(f"{folder}: another process has just saved there; start again to go on with that")
         if args.track:
@@ -267,11 +264,7 @@ class Run:
         average(flag)  # they stop together
         self.stopped = bool(flag > 0)
         if self.stopped or self.due(self.args.save_interval):
-            own = {name: get_state(x) for name, x in self.own.items()}
-            own["random"] = torch.get_rng_state()
-            if self.device.type == "cuda":
-                own["random_cuda"] = torch.cuda.get_rng_state(self.device)
-            parts = gather(own)
+            parts = gather({name: get_state(x) for name, x in self.own.items()})
             if self.rank == 0:
                 self.fault = self.attempt(self._save, parts)
         return self.stopped
@@ -337,28 +330,6 @@ def _note_signals() -> List[int]:
     for kind in kinds:
         signal.signal(kind, note)
     return caught
-
-
-def _lock(path: str) -> Any:
-    """A file that no other process may hold; while this one lives it does. Raises InputError if another does."""
-    number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    lock = os.fdopen(number, "r+")
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        return lock
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
-            return lock
-        lock.seek(0)
-        holder = lock.read(20).strip()
-        raise InputError(f"{os.path.dirname(path)}: process {holder} is training in this folder") from error
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
 
 
 def _hashes(motions: MotionLib) -> Dict[str, str]:

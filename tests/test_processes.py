@@ -24,6 +24,8 @@ HEADING = "amp_ppo_heading.py"
 BATCH = 64  # of flags(): 7 environments are 4 in each of two processes
 ITERATIONS = 32
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+LAUNCHED = []
+PATIENCE = 120  # seconds
 GONE = "error: another process is gone; --resume goes on"
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the processes in /proc")
@@ -36,14 +38,27 @@ def flags(root, **changes):
     return options(root, **{**chosen, **changes})
 
 
+@pytest.fixture(autouse=True)
+def ended():
+    """A test that fails leaves nothing behind that runs."""
+    yield
+    for process in LAUNCHED:
+        if process.poll() is None:
+            for pid in (*workers(process).values(), process.pid):  # each leads a session
+                os.killpg(pid, signal.SIGKILL)
+            process.communicate()
+    LAUNCHED.clear()
+
+
 def launch(folder, command, processes=2, restarts=0, rendezvous=("--standalone",), **variables):
     """torchrun on COMMAND, in a session of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **variables}
     flags = (*rendezvous, f"--nproc_per_node={processes}", f"--max-restarts={restarts}")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    return subprocess.Popen(
-        [*TORCHRUN, *flags, *map(str, command)], cwd=str(folder), env=env, start_new_session=True, **pipes
-    )
+    command = [*TORCHRUN, *flags, *map(str, command)]
+    process = subprocess.Popen(command, cwd=str(folder), env=env, start_new_session=True, **pipes)
+    LAUNCHED.append(process)
+    return process
 
 
 def launch_machines(folders, command, restarts, **variables):
@@ -57,12 +72,7 @@ def launch_machines(folders, command, restarts, **variables):
 
 def finish(process, code=0):
     """Its output, once it has ended by itself."""
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            for pid in (process.pid, *workers(process).values()):  # each leads a session
-                os.killpg(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode == 0) == (code == 0), err
     return out, err
 
@@ -93,9 +103,11 @@ def alive(pid):
 
 def wait_for(folder, pattern, *launched, bytes_written=0, number=1):
     """Until there are so many files of this kind, of so many bytes."""
+    begun = time.monotonic()
     while len([x for x in folder.glob(pattern) if x.stat().st_size > bytes_written]) < number:
         for process in launched:
             assert process.poll() is None, process.communicate()
+        assert time.monotonic() - begun < PATIENCE, pattern
         time.sleep(0.01)
 
 

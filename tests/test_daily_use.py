@@ -185,8 +185,8 @@ def test_one_process_a_folder_and_a_lock_that_dies_with_it(run_script, root, tmp
 
 def test_a_save_between_reading_and_locking_is_not_lost(run_script, begun, monkeypatch):
     """Another process saves, and ends, while this one starts."""
-    lock = training_run._lock
-    monkeypatch.setattr(training_run, "_lock", lambda path: (os.utime(begun / "latest.pt"), lock(path))[1])
+    lock = training_run.lock
+    monkeypatch.setattr(training_run, "lock", lambda path: (os.utime(begun / "latest.pt"), lock(path))[1])
     result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
     refused(result, "another process has just saved there")
 
@@ -273,7 +273,7 @@ def test_the_heading_evaluation_without_pictures(run_script, root, tmp_path, mon
 def test_evaluations_of_one_checkpoint_at_once_into_a_pipe(root, tmp_path, policy):
     (tmp_path / "policy_rollouts").mkdir()
     (tmp_path / "policy_rollouts/notes.txt").write_text("mine")
-    read = "tail -n 1 | python -c 'import json, sys; print(json.load(sys.stdin)[\"episodes\"])'"
+    read = "python -c 'import json, sys; print(json.load(sys.stdin)[\"episodes\"])'"
     flags = ("--evaluate", "--checkpoint", policy, *QUICK)
     processes = [start(root, tmp_path, *flags, shell=f"set -o pipefail; SCRIPT | {read}") for _ in range(2)]
     for process in processes:

@@ -148,7 +148,7 @@ def test_the_feet_never_count_by_themselves(every, all_motions):
 
 @pytest.mark.parametrize("bodies, fallen", [("auto", True), ("none", False)])
 def test_episodes_of_a_limp_policy(run_script, tmp_path, root, bodies, fallen):
-    """An evaluation says what counts; where nothing does, fall_bodies is 0."""
+    """An evaluation says how many bodies count; where none does, fall_bodies is 0. Trainings name them."""
     flags = ["--no-cuda", "--evaluate", "--checkpoint", root / "pretrained/walk.pt", "--eval-episodes", 2]
     flags += ["--motion-file", root / "motions/getup_faceup.npz", "--eval-seconds", 3, "--fall-bodies", bodies]
     # a copy, so that nothing is written into the repository
@@ -159,8 +159,6 @@ def test_episodes_of_a_limp_policy(run_script, tmp_path, root, bodies, fallen):
     metrics = json.loads(result.out.splitlines()[-1])
     assert (metrics["fall_bodies"] > 0) == fallen
     assert fallen or metrics["fall_rate"] == 0
-    assert "a fall is ground contact of" in result.out
-    assert fallen or "nothing counts as a fall in" in result.out
 
 
 def test_a_get_up_does_not_end_in_its_own_first_pose(character, root):

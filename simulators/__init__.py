@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Dict, Tuple
 
 if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads soon leave their core to others when they wait
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 try:  # before torch, which motion_lib imports: Isaac Gym insists on it
     from isaacgym import gymapi, gymtorch  # noqa: F401  (isaacgym_sim.py uses them)
 

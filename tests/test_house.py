@@ -312,5 +312,5 @@ import {script[:-3]}
     done = subprocess.run(
         [sys.executable, "-c", program], env={**env, **set_by_user}, stdout=subprocess.PIPE, check=True
     )
-    expected = "None" if "OMP_WAIT_POLICY" in set_by_user else set_by_user.get("GOMP_SPINCOUNT", "1000")
+    expected = "None" if "OMP_WAIT_POLICY" in set_by_user else set_by_user.get("GOMP_SPINCOUNT", "5000")
     assert done.stdout.decode().split() == [expected, set_by_user.get("OMP_WAIT_POLICY", "None")]

@@ -103,12 +103,13 @@ def alive(pid):
 
 def wait_for(folder, pattern, *launched, bytes_written=0, number=1):
     """Until there are so many files of this kind, of so many bytes."""
-    begun = time.monotonic()
-    while len([x for x in folder.glob(pattern) if x.stat().st_size > bytes_written]) < number:
+    for _ in range(100 * PATIENCE):  # a machine that was asleep meanwhile is no fault
+        if len([x for x in folder.glob(pattern) if x.stat().st_size > bytes_written]) >= number:
+            return
         for process in launched:
             assert process.poll() is None, process.communicate()
-        assert time.monotonic() - begun < PATIENCE, pattern
         time.sleep(0.01)
+    raise AssertionError(pattern)
 
 
 def faults(err):
@@ -321,7 +322,14 @@ def test_both_stop_after_a_signal_and_go_on_exactly(root, tmp_path, pair):
     assert out.splitlines()[-1].endswith(f"{SCRIPT} --resume {run.relative_to(tmp_path)}") and out.count("stopped") == 1
     assert faults(err) == [] and no_traceback_of_ours(err)
     assert BATCH * 10 <= load(run / "latest.pt")["progress"]["samples"] < BATCH * ITERATIONS
-    finish(launch(tmp_path, [root / SCRIPT, "--resume", run.relative_to(tmp_path)]))
+    command = [root / SCRIPT, "--resume", run.relative_to(tmp_path)]
+    process = launch(tmp_path, command)
+    wait_for(run, "args_resumed_*.json", process)
+    os.kill(workers(process)[1], signal.SIGTERM)  # it alone, and both stop
+    out, err = finish(process, code=1)
+    assert out.count("stopped") == 1 and faults(err) == [] and no_traceback_of_ours(err)
+    assert load(run / "latest.pt")["progress"]["samples"] < BATCH * ITERATIONS
+    finish(launch(tmp_path, command))
     assert same_end(run, pair[0])
 
 

@@ -84,6 +84,8 @@ def write_late_points(run, samples):
     writer.close()
     (late,) = set(run.glob("events*")) - {events}
     late.rename(run / f"{events.name}.late")  # read after those, and before those of the resumed run
+    while int(time.time()) <= int(events.name.split(".")[3]):  # the order of files goes by this second
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

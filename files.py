@@ -5,6 +5,7 @@ import errno
 import os
 import pickletools
 import sys
+import threading
 import zipfile
 from typing import Any, Iterator, List, Optional, Tuple
 
@@ -146,7 +147,8 @@ class Terminal:
 
 
 def guard_terminal() -> None:
-    """From now on stdout and stderr are a Terminal each, and no file can come to stand in the place of a closed one."""
+    """From now on stdout and stderr are a Terminal each, no file can come to stand in the place of a closed one, and a
+    thread that a full disk ends leaves no traceback: whoever uses it is told."""
     while True:
         number = os.open(os.devnull, os.O_RDWR)
         if number > 2:
@@ -154,3 +156,5 @@ def guard_terminal() -> None:
             break
     sys.stdout = Terminal(sys.stdout)
     sys.stderr = Terminal(sys.stderr)
+    usual = threading.excepthook
+    threading.excepthook = lambda fault: issubclass(fault.exc_type, OSError) or usual(fault)

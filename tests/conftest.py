@@ -6,6 +6,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,6 +139,7 @@ def run_script(monkeypatch, tmp_path, signals):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(threading, "excepthook", threading.excepthook)
         code = 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:

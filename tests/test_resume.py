@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 import signal
+import sys
+import threading
 import time
 
 import simulators
@@ -31,6 +33,7 @@ from test_script import (
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
 import evaluation
+import files
 import training_run
 from checkpoints import Unsound
 
@@ -363,6 +366,20 @@ def test_a_full_or_vanished_disk_costs_what_was_to_be_written(root, tmp_path, mo
     err = capsys.readouterr().err
     assert err.count(word) == 1 and err.count("not written") == 1
     assert [path for path in run.glob("*.tmp")] == []
+
+
+def test_a_thread_that_a_full_disk_ends_leaves_no_traceback(monkeypatch):
+    """SummaryWriter's raises once more where it is used; any other fault of a thread is shown as ever."""
+    shown = []
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.setattr(threading, "excepthook", lambda fault: shown.append(fault.exc_type))
+    files.guard_terminal()
+    for work in (is_full, lambda: [][0]):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert shown == [IndexError]
 
 
 @needs_mujoco

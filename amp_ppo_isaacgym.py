@@ -156,11 +156,12 @@ def check_args(args: Args) -> None:
         raise InputError("--target-kl has to lie above 0, --gamma below 1, --gae-lambda and --anneal at most at 1")
     if args.disc_steps < 2:
         raise InputError("--disc-steps: a transition has 2 states or more")
-    batch = math.ceil(args.num_envs / processes().world) * args.num_steps
-    if batch % args.num_minibatches:
+    world = processes().world
+    batch = math.ceil(args.num_envs / world) * args.num_steps
+    if batch % args.num_minibatches and not args.evaluate:
         raise InputError(f"--num-minibatches {args.num_minibatches} does not divide the batch of a process, {batch}")
-    if args.total_timesteps < args.num_envs * args.num_steps:
-        raise InputError(f"--total-timesteps is less than one batch, {args.num_envs * args.num_steps}")
+    if args.total_timesteps < batch * world:
+        raise InputError(f"--total-timesteps is less than one batch, {batch * world}")
 
 
 # ---- 2. Observations, task reward ----

@@ -29,7 +29,7 @@ from processes import in_group, join_processes, local_world, processes
 def by_device(kind: Any, cpu: Any, cuda: Any) -> Any:
     """Type of an option (int, or two of them) whose default depends on the device; in the class its default is None."""
     shown = [str(x).strip("()").replace(",", "") for x in (cpu, cuda)]
-    hint = f"(default: {shown[0]}, with --cuda {shown[1]})"
+    hint = f"(default: {shown[0]}, with physics on a GPU {shown[1]})"
     metavar = "INT INT" if isinstance(cpu, tuple) else "INT"
     return Annotated[Optional[kind], tyro.conf.arg(metavar=metavar, help_behavior_hint=hint), (cpu, cuda)]
 

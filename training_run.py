@@ -247,7 +247,7 @@ class Run:
         samples = self.progress["samples"]
         if self.writer is None:  # what is there of later samples is void
             self.writer = SummaryWriter(self.folder, purge_step=samples)
-        for name, x in scalars.items():
+        for name, x in {**scalars, "samples_per_s": self.bar.format_dict["rate"] or math.nan}.items():
             if not math.isnan(x):
                 self.writer.add_scalar(name, x, samples)
 
@@ -297,7 +297,7 @@ class Run:
             self.writer.close()
         script = shlex.quote(os.path.basename(sys.argv[0]))
         folder = shlex.quote(self.folder)
-        if self.stopped:
+        if self.stopped and self.progress["iteration"] < self.iterations:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])

@@ -88,7 +88,8 @@ def end_of(folder: str) -> Tuple[Dict[str, Any], Dict[str, List[Any]]]:
     run = the_run(folder)
     checkpoint = torch.load(os.path.join(run, "latest.pt"), weights_only=True)
     # repr, because NaN is not equal to itself
-    points = {name: [(event.step, repr(event.value)) for event in events] for name, events in curves(run).items()}
+    found = {name: events for name, events in curves(run).items() if name != "samples_per_s"}
+    points = {name: [(event.step, repr(event.value)) for event in events] for name, events in found.items()}
     return checkpoint, points
 
 

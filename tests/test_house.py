@@ -225,7 +225,7 @@ def test_help(module, capsys):
             devices = getattr(fields(module)[name].type, "__metadata__", None)
             if devices:
                 cpu, cuda = (" ".join(map(str, x if isinstance(x, tuple) else (x,))) for x in devices[-1])
-                assert entry.group(1) == f"{cpu}, with --cuda {cuda}", name
+                assert entry.group(1) == f"{cpu}, with physics on a GPU {cuda}", name
     assert "by_device" not in said
     assert set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", said)) == {"WANDB_PROJECT", "WANDB_ENTITY"}
 

@@ -515,3 +515,16 @@ def test_trouble_is_told_once(root, tmp_path, monkeypatch, capsys):
     for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *flags)):
         said.append(capsys.readouterr().err.count("it hiccups"))
     assert said == [0] * 399 + [1] + [0] * 10
+
+
+@needs_mujoco
+def test_a_signal_in_the_last_iteration_finds_a_run_that_is_complete(root, tmp_path, monkeypatch, capsys, signals):
+    """It is not called stopped, with advice to go on, and nothing is raised."""
+    last = 4
+    flags = tiny(root, SCRIPT, total_timesteps=BATCH * last, eval_interval=0)
+    for n, _ in enumerate(amp.main(*prepare(amp, monkeypatch, tmp_path, *flags)), 1):
+        if n == last - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert n == last
+    out = capsys.readouterr().out
+    assert "stopped after" not in out and "minutes; python" in out

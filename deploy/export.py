@@ -1,0 +1,364 @@
+"""Export a policy: one ONNX file from MuJoCo's coordinates to PD targets, and the physics that belongs to it.
+
+    python deploy/export.py pretrained/heading.pt policy.onnx       # policy.onnx, policy.xml, policy.json
+    python deploy/export.py runs/NAME policy.onnx                   # the last checkpoint of a run of yours
+    python deploy/export.py my.pt policy.onnx --script my_amp.py    # of a copy of a script (it is executed)
+
+Observation, normaliser, actor, offset and scale are in the ONNX file; policy.xml is the character with its drives,
+floor, time step and some states to start from; policy.json says names, rates and units. deploy/player.py walks with
+them; docs/deploy.md says more. Options that stand behind are the script's own, as in --motion-file CLIP.
+It needs `pip install -r requirements-deploy.txt`. Bad input ends with one line that says what is wrong, exit code 2.
+
+Dimension key: n characters, nq and nv MuJoCo's coordinates, A actions, J bodies; frames, units: motion_lib.py.
+"""
+
+import argparse
+import contextlib
+import glob
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import sys
+import warnings
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import simulators  # before torch, for Isaac Gym
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import motion_lib as ml
+from checkpoints import fit_checkpoint
+from command_line import parse_args
+from files import HERE, InputError, find, read_file, write_file
+
+STARTS = 8  # states to start from that are written into the MJCF
+TOLERANCE = 1e-5  # by how much ONNX Runtime may differ from torch [rad]
+CHECKED = 1000  # states on which that is looked at
+# What the simulated physics depends on, of the arrays of an MjModel by the beginning of their names
+PHYSICS = ("actuator_", "body_", "dof_", "geom_", "jnt_", "qpos0", "qpos_spring")
+LOOKS = ("geom_matid", "geom_rgba")  # but these
+LOOK = """<mujoco>
+  <visual><headlight ambient="0.4 0.4 0.4" diffuse="0.5 0.5 0.5" specular="0 0 0"/></visual>
+  <asset>
+    <texture type="skybox" builtin="gradient" rgb1="0.75 0.85 0.95" rgb2="1 1 1" width="64" height="384"/>
+    <texture name="floor" type="2d" builtin="checker" rgb1=".97 .97 .97" rgb2=".85 .87 .9" width="256" height="256"/>
+    <material name="floor" texture="floor" texrepeat="1 1" texuniform="true"/>
+  </asset>
+</mujoco>
+"""
+
+
+# ---- 1. From a checkpoint to a policy --------------------------------------------------------------------------------
+
+
+class Policy(nn.Module):
+    """PD targets for MuJoCo's coordinates: observation, normaliser, actor, offset and scale."""
+
+    def __init__(self, script: Any, env: Any, agent: nn.Module) -> None:
+        """script: the module that env, its AMPEnv on MuJoCo, and agent, its Agent, are from."""
+        super().__init__()
+        self.observe = script.observe
+        self.obs = script.AMPEnv.obs
+        self.norm = agent.obs_norm
+        self.actor = agent.actor
+        self.character = env.motions.character
+        self.coordinates = env.sim.shared
+        self.offset = env.action_offset  # (A,) [rad]
+        self.scale = env.args.action_scale  # [rad]
+        self.commanded = hasattr(env, "goals")  # whether it is told a heading and a speed
+
+    def forward(self, qpos: Tensor, qvel: Tensor, command: Optional[Tensor] = None) -> Tensor:
+        """qpos (n, nq), qvel (n, nv), command (n, 2): heading [rad, world], speed [m/s]; double
+        -> targets (n, A) [rad, exponential map], double."""
+        state = self.coordinates.read(qpos.float(), qvel.float())
+        body_position, _ = ml.forward_kinematics(self.character, state.root_position, state.rotations)
+        seen = self.observe(state, body_position, self.character)  # (n, D)
+        # in place of the environment: what the script's own obs() asks of it, and coordinates and command can tell
+        told = SimpleNamespace(history=seen[:, None], yaw=ml.heading(state.rotations[:, 0]))
+        if command is not None:
+            told.goals = SimpleNamespace(heading=command[:, 0].float(), speed=command[:, 1].float())
+        action = self.actor(self.norm(self.obs(told)))
+        return (self.offset + self.scale * action).double()
+
+
+class Loaded(NamedTuple):
+    """A checkpoint with what it was trained in."""
+
+    script: Any  # the module
+    args: Any  # its options
+    env: Any  # its AMPEnv, STARTS copies on MuJoCo
+    policy: Policy
+    samples: int  # control steps that it was trained with
+
+
+def import_script(path: str) -> Any:
+    """The module in a script file, which is executed. Raises InputError if it is not like amp_ppo_isaacgym.py."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such script")
+    known = getattr(sys.modules.get(name), "__file__", None)
+    if known and os.path.samefile(known, path):
+        return sys.modules[name]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise InputError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their types up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path}: it cannot be imported ({type(error).__name__}: {error})") from error
+    missing = [x for x in ("KIND", "Args", "AMPEnv", "Agent", "observe", "check_args") if not hasattr(module, x)]
+    if missing:
+        raise InputError(f"{path}: not a script like amp_ppo_isaacgym.py; it has no {', '.join(missing)}")
+    return module
+
+
+def find_script(checkpoint: str, given: Optional[str], options: List[str]) -> Tuple[Any, Any, Dict]:
+    """The script whose kind a checkpoint is of, its options, and the checkpoint's content. Raises InputError."""
+    argv = ["--evaluate", "--checkpoint", checkpoint, "--sim", "mujoco", "--no-cuda", *options]
+    argv += ["--eval-episodes", str(STARTS)]
+    faults = []
+    for path in [given] if given else sorted(glob.glob(os.path.join(HERE, "amp_ppo_*.py"))):
+        script = import_script(path)
+        try:
+            args, content = parse_args(script.Args, script.KIND, argv)
+            script.check_args(args)
+            return script, args, content
+        except InputError as error:
+            faults.append(str(error))
+    # the script that it belongs to says something else than that it belongs to another
+    told = [fault for fault in faults if "this script reads those of" not in fault]
+    raise InputError(told[0] if told else f"{faults[0]}; --script FILE names the one that it is of")
+
+
+def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...] = ()) -> Loaded:
+    """A checkpoint file, or a run's folder, as the policy that it is; options: of the script. Raises InputError."""
+    module, args, content = find_script(checkpoint, script, list(options))
+    device = torch.device("cpu")
+    character = ml.load_character(args.character_file)
+    motions = ml.MotionLib(args.motion_file, character, "cpu", getattr(args, "mirror", False))
+    sim = simulators.make("mujoco", character, STARTS, args.control_hz, args.substeps, device, 1)
+    env = module.AMPEnv(args, motions, sim, STARTS, max(round(args.eval_seconds * args.control_hz), 1))
+    agent = module.Agent(env, args.hidden, args.action_std_log)
+    fit_checkpoint(content, character, {"agent": agent, "action_offset": env.action_offset})
+    policy = Policy(module, env, agent).requires_grad_(False)
+    return Loaded(module, args, env, policy, content["samples"])
+
+
+def starts(env: Any, seed: int = 1) -> Tuple[np.ndarray, np.ndarray]:
+    """The script's own first states, moved to x = y = 0 and turned to face +X -> qpos (n, nq), qvel (n, nv)."""
+    _, info = env.reset(seed)
+    state = info["state"]
+    state = ml.turn_state(state, ml.quat_from_yaw(-ml.heading(state.rotations[:, 0])))
+    state.root_position[:, :2] = 0.0
+    qpos, qvel = env.sim.shared.write(state)
+    return qpos.double().numpy(), qvel.double().numpy()
+
+
+# ---- 2. The physics as one MJCF file ---------------------------------------------------------------------------------
+
+
+def numbers(x: Any) -> str:
+    """Numbers as XML has them, to the last digit."""
+    return " ".join(repr(float(y)) for y in np.atleast_1d(x))
+
+
+def with_drives(path: str, model: Any) -> ET.Element:
+    """The character's file with what simulators/mujoco_model.py has made of it in MuJoCo, `model`: ball joints, drives,
+    the inertia of stable PD, floor and time step. Everything else stays as it is in the file."""
+    tree = ET.parse(path).getroot()
+    bodies = {body.get("name"): body for body in tree.iter("body")}
+    for j in range(1, model.njnt):  # joint 0 is the root's
+        joint = model.joint(j)
+        body = bodies[model.body(model.jnt_bodyid[j]).name]
+        armature = numbers(model.dof_armature[model.jnt_dofadr[j]])
+        old = body.findall("joint")
+        if len(old) == 3:
+            body.insert(list(body).index(old[0]), ET.Element("joint", name=joint.name, type="ball", armature=armature))
+            for hinge in old:
+                body.remove(hinge)
+        else:  # the gains are the actuator's now
+            old[0].set("armature", armature)
+            old[0].attrib.pop("stiffness", None)
+            old[0].attrib.pop("damping", None)
+    for section in tree.findall("actuator"):
+        tree.remove(section)
+    drives = ET.SubElement(tree, "actuator")
+    for i in range(model.nu):
+        actuator = model.actuator(i)
+        element = ET.SubElement(drives, "position", name=actuator.name, joint=model.joint(actuator.trnid[0]).name)
+        element.set("gear", numbers(actuator.gear))
+        element.set("kp", numbers(actuator.gainprm[:1]))
+        element.set("kv", numbers(-actuator.biasprm[2:3]))
+        element.set("forcelimited", "true")
+        element.set("forcerange", numbers(actuator.forcerange))
+    floor = model.geom("floor")
+    size = {"size": numbers(floor.size), "friction": numbers(floor.friction), "condim": str(int(floor.condim[0]))}
+    tree.find("worldbody").append(ET.Element("geom", name="floor", type="plane", material="floor", **size))
+    option = tree.find("option")
+    (ET.SubElement(tree, "option") if option is None else option).set("timestep", numbers(model.opt.timestep))
+    return tree
+
+
+def differences(a: Any, b: Any) -> List[str]:
+    """Arrays on which the physics depends, and that differ between two MjModels."""
+    names = [name for name in dir(a) if name.startswith(PHYSICS) and name not in LOOKS]
+    arrays = {name: (getattr(a, name), getattr(b, name)) for name in names}
+    arrays["timestep"] = a.opt.timestep, b.opt.timestep
+    odd = [name for name, (x, y) in arrays.items() if np.shape(x) != np.shape(y)]
+    return odd + [name for name, (x, y) in arrays.items() if name not in odd and not np.allclose(x, y, 1e-9, 1e-12)]
+
+
+def mjcf_of(loaded: Loaded) -> str:
+    """The MJCF text of a policy's physics, with states to start from. Raises InputError if it came out differently."""
+    import mujoco
+
+    model = loaded.env.sim.shared.compiled
+    tree = with_drives(loaded.env.motions.character.path, model)
+    tree.extend(ET.fromstring(LOOK))
+    keys = ET.SubElement(tree, "keyframe")
+    control = numbers(loaded.policy.offset.double().numpy())
+    for i, (qpos, qvel) in enumerate(zip(*starts(loaded.env))):
+        ET.SubElement(keys, "key", name=f"start{i}", qpos=numbers(qpos), qvel=numbers(qvel), ctrl=control)
+    ET.indent(tree)
+    text = ET.tostring(tree, encoding="unicode") + "\n"
+    odd = differences(model, mujoco.MjModel.from_xml_string(text))
+    if odd:
+        raise InputError(f"{loaded.env.motions.character.path}: its MJCF with drives differs in {', '.join(odd[:5])}")
+    return text
+
+
+# ---- 3. The policy as one ONNX file ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def traced(module: Any) -> Iterator[None]:
+    """Let len(tensor) in a module be the tensor's size, which a trace follows, and not a number, which it keeps."""
+    module.len = lambda x: x.shape[0] if isinstance(x, Tensor) else x.__len__()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces that its newer exporter will be the only one some day
+            yield
+    finally:
+        del module.len
+
+
+def random_states(model: Any, n: int, seed: int = 0) -> List[np.ndarray]:
+    """qpos (n, nq) all around the rest pose, qvel (n, nv) [m/s, rad/s], commands (n, 2) of an MjModel; doubles."""
+    import mujoco
+
+    random = np.random.default_rng(seed)
+    qpos = np.tile(model.qpos0, (n, 1))
+    for row in qpos:
+        mujoco.mj_integratePos(model, row, random.normal(size=model.nv), 1.0)
+    command = np.stack((random.uniform(-np.pi, np.pi, n), random.uniform(0.0, 4.0, n)), -1)
+    return [qpos, 3.0 * random.normal(size=(n, model.nv)), command]
+
+
+def onnx_of(policy: Policy) -> bytes:
+    """The ONNX file of a policy, checked against torch. Raises InputError if the two differ."""
+    from simulators import mujoco_model
+
+    import onnx  # noqa: F401  (torch's exporter needs it)
+    import onnxruntime
+
+    names = ["qpos", "qvel", "command"][: 3 if policy.commanded else 2]
+    inputs = random_states(policy.coordinates.compiled, CHECKED)[: len(names)]
+    tensors = tuple(map(torch.from_numpy, inputs))
+    buffer = io.BytesIO()
+    with torch.no_grad(), traced(mujoco_model):
+        expected = policy(*tensors).numpy()
+        few = tuple(x[:2] for x in tensors)
+        axes = {name: {0: "n"} for name in (*names, "targets")}
+        # not the newer exporter, which needs onnxscript and twelve seconds in place of one
+        options = dict(input_names=names, output_names=["targets"], dynamic_axes=axes, opset_version=17, dynamo=False)
+        torch.onnx.export(policy, few, buffer, **options)
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, dict(zip(names, inputs)))
+    worst = np.abs(found - expected).max()
+    if not worst < TOLERANCE:
+        raise InputError(f"the exported policy differs from torch's by {worst:.2g} rad; nothing was written")
+    return buffer.getvalue()
+
+
+def about(loaded: Loaded, checkpoint: str, onnx: str, mjcf: str) -> Dict[str, Any]:
+    """What policy.json says."""
+    args, env = loaded.args, loaded.env
+    model = env.sim.shared.compiled
+    path = os.path.join(checkpoint, "latest.pt") if os.path.isdir(checkpoint) else checkpoint
+    names = env.motions.character.body_names
+    falls = [name for name, always in zip(names, env.fallen.watched.all(0).tolist()) if always]
+    inputs = {
+        "qpos": f"(n, {model.nq}) double: MuJoCo's positions [m, quaternions wxyz, rad]",
+        "qvel": f"(n, {model.nv}) double: MuJoCo's velocities [m/s, rad/s]",
+    }
+    result = {
+        "policy": os.path.basename(onnx),
+        "model": os.path.basename(mjcf),
+        "control_hz": args.control_hz,
+        "substeps": args.substeps,
+        "timestep_s": model.opt.timestep,
+        "inputs": inputs,
+        "outputs": {"targets": f"(n, {model.nu}) double: MuJoCo's ctrl [rad, exponential map]"},
+        "actuators": [model.actuator(i).name for i in range(model.nu)],
+        "starts": STARTS,
+        "fall_bodies": falls,
+    }
+    if loaded.policy.commanded:
+        inputs["command"] = "(n, 2) double: target heading [rad, world, from +X to the left], target speed [m/s]"
+        result["speed_range_m_s"] = list(args.speed_range)
+    digest = hashlib.sha256(read_file(path)).hexdigest()
+    result["checkpoint"] = {"file": os.path.basename(path), "sha256": digest, "kind": loaded.script.KIND}
+    result["checkpoint"]["samples"] = loaded.samples
+    return result
+
+
+# ---- 4. The command --------------------------------------------------------------------------------------------------
+
+
+def parse() -> Tuple[argparse.Namespace, List[str]]:
+    """The options, and those of the script. Raises InputError."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="checkpoint (.pt), or folder of a run")
+    parser.add_argument("out", metavar="OUT.onnx", help="file to write; OUT.xml and OUT.json stand beside it")
+    parser.add_argument("--script", help="script that the checkpoint is of, if it is none of ours")
+    args, options = parser.parse_known_args()
+    if not args.out.endswith(".onnx"):
+        raise InputError(f"{args.out}: expected a name that ends in .onnx")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
+        raise InputError(f"{args.out}: there is no such folder")
+    return args, options
+
+
+def main() -> None:
+    try:
+        args, options = parse()
+        checkpoint = find(args.checkpoint)
+        stem = args.out[: -len(".onnx")]
+        loaded = load(checkpoint, args.script, tuple(options))
+        files = {args.out: onnx_of(loaded.policy), f"{stem}.xml": mjcf_of(loaded).encode()}
+        text = json.dumps(about(loaded, checkpoint, args.out, f"{stem}.xml"), indent=2)
+        files[f"{stem}.json"] = text.encode() + b"\n"
+        for path, data in files.items():
+            write_file(path, data)
+            print(f"{path}: {len(data) / 1000:.0f} kB")
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; pip install -r requirements-deploy.txt", file=sys.stderr)
+        sys.exit(2)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""deploy/export.py, deploy/player.py: the exported policy is the policy, its physics the simulator's, and it walks."""
+
+import ast
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
+pytest.importorskip("onnx", reason="pip install -r requirements-deploy.txt")
+pytest.importorskip("onnxruntime", reason="pip install -r requirements-deploy.txt")
+
+import mujoco
+import onnxruntime
+
+from deploy import export
+
+POLICIES = ("walk", "heading")
+CPU = ["CPUExecutionProvider"]
+
+
+@pytest.fixture(scope="module")
+def loaded(root):
+    """Both pretrained policies in torch, by name."""
+    return {name: export.load(str(root / f"pretrained/{name}.pt")) for name in POLICIES}
+
+
+@pytest.fixture(scope="module")
+def exported(root, tmp_path_factory):
+    """A folder with walk.onnx, heading.onnx and what belongs to them, as the command writes them."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name in POLICIES:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["export.py", f"pretrained/{name}.pt", str(folder / f"{name}.onnx")])
+            export.main()
+    return folder
+
+
+def session_of(folder, name):
+    return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=CPU)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_is_equal_to_torch(loaded, exported, name):
+    session = session_of(exported, name)
+    model = mujoco.MjModel.from_xml_path(str(exported / f"{name}.xml"))
+    names = [x.name for x in session.get_inputs()]
+    assert names == ["qpos", "qvel", "command"][: len(names)] and len(names) == {"walk": 2, "heading": 3}[name]
+    states = export.random_states(model, 1000, seed=7)[: len(names)]
+    with torch.no_grad():
+        expected = loaded[name].policy(*map(torch.from_numpy, states)).numpy()
+    (found,) = session.run(None, dict(zip(names, states)))
+    assert found.shape == (1000, model.nu) and np.abs(found - expected).max() < 1e-5
+    assert expected.std() > 0.1
+    (one,) = session.run(None, {key: x[:1] for key, x in zip(names, states)})
+    assert np.abs(one - expected[:1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_gives_the_targets_that_the_environment_sets(loaded, exported, name, monkeypatch):
+    """While the script's own environment steps, commands included."""
+    env = loaded[name].env
+    norm, actor = loaded[name].policy.norm, loaded[name].policy.actor
+    session = session_of(exported, name)
+    monkeypatch.setattr(env.sim, "step", lambda targets, step=env.sim.step: (seen.append(targets), step(targets))[1])
+    seen = []
+    obs, _ = env.reset(3)
+    for _ in range(20):
+        coordinates = env.sim.state[:, 1:]
+        nq = env.sim.model.nq
+        inputs = {"qpos": coordinates[:, :nq].copy(), "qvel": coordinates[:, nq:].copy()}
+        if name == "heading":
+            inputs["command"] = torch.stack((env.goals.heading, env.goals.speed), -1).double().numpy()
+        (targets,) = session.run(None, inputs)
+        with torch.no_grad():
+            obs = env.step(actor(norm(obs)))[0]
+        assert np.abs(targets - seen[-1].numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_physics_is_the_simulators(loaded, exported, name):
+    """A control step from each start, under targets that shake it: plain MuJoCo with the MJCF against MujocoSim."""
+    sim = loaded[name].env.sim
+    model = mujoco.MjModel.from_xml_path(str(exported / f"{name}.xml"))
+    assert model.nkey == export.STARTS and export.differences(model, sim.model) == []
+    sim.state[:, 0] = 0.0
+    sim.state[:, 1:] = np.concatenate((model.key_qpos, model.key_qvel), 1)
+    targets = model.key_ctrl + np.random.default_rng(0).normal(0.0, 0.3, model.key_ctrl.shape)
+    _, diverged = sim.step(torch.from_numpy(targets))
+    data = mujoco.MjData(model)
+    about = json.loads((exported / f"{name}.json").read_text())
+    for i in range(model.nkey):
+        mujoco.mj_resetDataKeyframe(model, data, i)
+        data.ctrl[:] = targets[i].astype(np.float32)  # as a tensor of the environment has them
+        mujoco.mj_step(model, data, about["substeps"])
+        assert data.time == pytest.approx(1.0 / about["control_hz"])
+        assert np.abs(np.concatenate((data.qpos, data.qvel)) - sim.state[i, 1:]).max() < 1e-4
+    assert not diverged.any()
+
+
+def test_a_difference_in_the_physics_is_found(exported):
+    model = mujoco.MjModel.from_xml_path(str(exported / "walk.xml"))
+    other = mujoco.MjModel.from_xml_path(str(exported / "walk.xml"))
+    other.dof_armature[9] *= 1.001
+    other.opt.timestep *= 1.001
+    assert export.differences(model, other) == ["dof_armature", "timestep"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_the_json_says(loaded, exported, name):
+    about = json.loads((exported / f"{name}.json").read_text())
+    model = mujoco.MjModel.from_xml_path(str(exported / about["model"]))
+    args = loaded[name].args
+    assert (about["control_hz"], about["substeps"]) == (args.control_hz, args.substeps)
+    assert about["timestep_s"] == model.opt.timestep
+    assert about["actuators"] == [model.actuator(i).name for i in range(model.nu)] == model_names(loaded[name])
+    assert "right_foot" not in about["fall_bodies"] and "head" in about["fall_bodies"]
+    assert about.get("speed_range_m_s") == {"walk": None, "heading": list(getattr(args, "speed_range", ()))}[name]
+
+
+def model_names(policy):
+    return policy.env.motions.character.dof_names
+
+
+# ---- The player ----
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_player_walks_as_well_as_the_policy(loaded, exported, name, run_script):
+    """20 s from two of the starts, under different commands, without a fall, as in the policy's own evaluation."""
+    script, args, env, policy, _ = loaded[name]
+    agent = script.Agent(env, args.hidden, args.action_std_log)
+    agent.actor, agent.obs_norm = policy.actor, policy.norm
+    figures = script.evaluate(agent, env, args)[0]
+    for start in (0, 5):
+        command = ["--heading", 30 * start, "--speed", 1.2 + 0.4 * start]
+        options = ["--headless", "--seconds", 20, "--start", start, *command]
+        code, out, err = run_script("deploy/player.py", exported / f"{name}.onnx", *options)
+        assert (code, err) == (0, "") and out.startswith("20.0 s, ") and out.endswith(", no fall\n")
+        assert float(out.split()[2]) > 15.0
+    assert figures["fall_rate"] == 0.0
+
+
+def test_the_player_says_that_it_fell(exported, run_script, tmp_path):
+    for ending in ("onnx", "json", "xml"):
+        shutil.copy(exported / f"walk.{ending}", tmp_path)
+    text = (tmp_path / "walk.xml").read_text()
+    (tmp_path / "walk.xml").write_text(text.replace('kp="500.0"', 'kp="5.0"'))  # hips and knees give way
+    code, out, err = run_script("deploy/player.py", "walk.onnx", "--headless")
+    assert (code, err) == (1, "") and out.endswith(", it fell\n") and float(out.split()[0]) < 5.0
+    (tmp_path / "walk.xml").unlink()
+    code, out, err = run_script("deploy/player.py", "walk.onnx", "--headless")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: walk: ") and "walk.xml" in err
+
+
+def test_the_player_is_small_and_needs_nothing_of_ours(root):
+    text = (root / "deploy/player.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name.split(".")[0] for node in imports for alias in node.names}
+    assert names - set(sys.stdlib_module_names) == {"numpy", "mujoco", "onnxruntime"}
+
+
+# ---- What it is given ----
+
+
+def test_runs_and_variants(exported, root, run_script, tmp_path):
+    """A run's folder; a copy of a script, whose checkpoints are of its own kind."""
+    (tmp_path / "run").mkdir()
+    content = torch.load(root / "pretrained/heading.pt", weights_only=True)
+    content["kind"] = "my_amp"
+    torch.save(content, tmp_path / "run/latest.pt")
+    code, out, err = run_script("deploy/export.py", "run", "mine.onnx")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "a checkpoint of my_amp" in err and "--script FILE" in err
+    text = (root / "amp_ppo_heading.py").read_text(encoding="utf-8")
+    (tmp_path / "my_amp.py").write_text(text.replace('KIND = "amp_ppo_heading"', 'KIND = "my_amp"'), encoding="utf-8")
+    code, out, err = run_script("deploy/export.py", "run", "mine.onnx", "--script", "my_amp.py")
+    written = [line.split(":")[0] for line in out.splitlines()]
+    assert (code, err, written) == (0, "", ["mine.onnx", "mine.xml", "mine.json"])
+    assert (tmp_path / "mine.onnx").read_bytes() == (exported / "heading.onnx").read_bytes()
+    assert (tmp_path / "mine.xml").read_bytes() == (exported / "heading.xml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, fault",
+    [
+        (["nothing.pt", "a.onnx"], "nothing.pt: no such file"),
+        (["README.md", "a.onnx"], "README.md: not an archive that torch.save writes"),
+        (["walk.pt", "a.pt"], "a.pt: expected a name that ends in .onnx"),
+        (["walk.pt", "no/such/a.onnx"], "no/such/a.onnx: there is no such folder"),
+        (["walk.pt", "a.onnx", "--script", "none.py"], "none.py: no such script"),
+        (["walk.pt", "a.onnx", "--script", "empty.py"], "empty.py: not a script like amp_ppo_isaacgym.py; it has no"),
+        (["walk.pt", "a.onnx", "--script", "broken.py"], "broken.py: it cannot be imported (SyntaxError: "),
+        (["walk.pt", "a.onnx", "--motion-file", "nothing.npz"], "nothing.npz: no such motion file"),
+    ],
+)
+def test_bad_input_is_one_line(root, run_script, tmp_path, arguments, fault):
+    shutil.copy(root / "pretrained/walk.pt", tmp_path)
+    for name, text in {"README.md": "# no checkpoint", "empty.py": "", "broken.py": "(", "a.onnx": "kept"}.items():
+        (tmp_path / name).write_text(text)
+    code, out, err = run_script("deploy/export.py", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"error: {fault}")
+    assert (tmp_path / "a.onnx").read_text() == "kept"
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_one_line(run_script, root, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, out, err = run_script("deploy/export.py", root / "pretrained/walk.pt", "a.onnx")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.endswith("pip install -r requirements-deploy.txt\n")

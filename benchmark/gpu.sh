@@ -31,5 +31,7 @@ throughput() {
     printf '\n## scaling.py\n\n'
     python "$here/scaling.py" --out "$here/gpu_scaling.json" --processes $(seq 2 2 "$gpus") --sim warp --cuda "$@"
   fi
-  throughput --until 0.035 --sim warp --cuda --eval-interval 25 --total-timesteps 30000000 "$@"
+  printf '\n## time_to_walk.py\n\n'
+  python "$here/time_to_walk.py" --out "$here/gpu_time_to_walk.jsonl" --seeds 1 --error 0.035 --every 1600000 \
+    --sim warp --cuda --total-timesteps 30000000 "$@"
 } | tee "$here/gpu.md"

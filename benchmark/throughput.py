@@ -16,12 +16,10 @@ Their characters fall as often as those of an untrained policy: "episode" is how
 the training, without the GPU's. Below the table: which part of a further training, in this process, took how much of
 it; with --cuda the parts wait for the GPU there. Raw figures go to throughput.json beside this file.
 
-Three other questions, answered by the training alone, in whose place they then come (gpu.sh asks the first two):
+Two other questions, answered by the training alone, in whose place they then come (gpu.sh asks the first):
 
     --profile      the largest costs: which kernels, or on the CPU which operators of PyTorch, take how much of
                    --iterations iterations
-    --until ERROR  samples and minutes from the start of the command to the first evaluation without falls and with at
-                   most this pose error [m]; give --eval-interval as well
     --busy         what becomes of the training on two cores when something else runs on one of them (Linux): samples/s
                    idle and beside a busy process, for the plain command, for other ways in which OpenMP's threads may
                    wait, and for --baseline, which is the first row then; all in turns, --rounds of them, some three
@@ -43,7 +41,7 @@ import time
 from collections import defaultdict
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-from train import ENVIRONMENT, ROOT, SCRIPT, commit, curves, run_script, samples_per_s, stamp, the_run
+from train import ENVIRONMENT, ROOT, SCRIPT, commit, run_script, samples_per_s, stamp, the_run
 
 # ---- 1. The script, here and as a command ----
 
@@ -352,29 +350,6 @@ def profile(own: Any, amp: Any, args: Any, options: List[str]) -> None:
         print(f"| `{name[:100]}` | {cost / total:.1%} | {cost / 1e6:.2f} |")
 
 
-def time_to_walk(own: Any, args: Any, options: List[str]) -> None:
-    """Train, and print when an evaluation first had no falls and a pose error of at most own.until [m]."""
-    files = ["--motion-file", os.path.join(ROOT, args.motion_file)]
-    files += ["--character-file", os.path.join(ROOT, args.character_file)]
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.time()
-        run_script([os.path.join(ROOT, SCRIPT), *options, *files], cwd=folder, echo=False)
-        rate = statistics.median(samples_per_s(the_run(folder))[1])  # of iterations that do not evaluate
-        scalars = curves(the_run(folder))
-    where = stamp()
-    header = "| samples | minutes | minutes of training alone | falls | pose error [m] |\n|---|---|---|---|---|"
-    print(f"commit {where['commit']}; {where['machine']}\n\n{header}")
-    for falls, event in zip(scalars["eval/fall_rate"], scalars["eval/pose_error_m"]):
-        minutes = (event.wall_time - started) / 60
-        alone = event.step / rate / 60
-        print(f"| {event.step} | {minutes:.1f} | {alone:.1f} | {falls.value:.3f} | {event.value:.4f} |")
-        if falls.value == 0 and event.value <= own.until:
-            reached = f"after {event.step} samples, {minutes:.1f} minutes"
-            print(f"\nA pose error of at most {own.until} m without falls {reached}.")
-            return
-    print(f"\nNo evaluation had a pose error of at most {own.until} m without falls.")
-
-
 # ---- 4. Beside a busy process ----
 
 # how a command's OpenMP threads may wait: label -> variables of its environment, in place of any that are set
@@ -471,7 +446,6 @@ def command_line() -> Tuple[Any, List[str]]:
     add("--out", help="raw figures (default: throughput.json, or busy.json, beside this file)")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--profile", action="store_true", help="the largest costs of a training, and nothing else")
-    only.add_argument("--until", type=float, metavar="ERROR", help="when a training gets down to this pose error [m]")
     only.add_argument("--busy", action="store_true", help="idle, and beside a busy process")
     add("--rounds", type=int, default=2, help="for --busy: trainings of each kind (default 2)")
     add("--seconds", type=float, default=30.0, help="for --busy: longest training, with its start [s] (default 30)")
@@ -496,8 +470,6 @@ def main() -> None:
     args = parse(amp, options)
     if own.busy:
         busy(own, args, options)
-    elif own.until is not None:
-        time_to_walk(own, args, options)
     elif own.profile:
         profile(own, amp, args, options)
     else:

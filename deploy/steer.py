@@ -1,0 +1,346 @@
+"""Steer a policy on a page: live physics, heading and speed by keys, sliders or mouse, pushes, slow motion.
+
+    python deploy/steer.py pretrained/heading.pt            # go where you are told
+    python deploy/steer.py pretrained/walk.pt               # a single clip's policy: the same without commands
+    python deploy/steer.py my.pt --script my_amp.py         # of a copy of a script (it is executed)
+
+The ghost is the moment of the clips that the pose is nearest to. Physics runs in real time, whatever the page draws.
+It needs `pip install -r requirements-motions.txt`. Options that stand behind are the script's own, as in
+--motion-file CLIP. Bad input ends with one line that says what is wrong, and exit code 2.
+
+Dimension key: J bodies (row 0 is the root), C clips, R poses of these; frames, units: motion_lib.py.
+"""
+
+import argparse
+import math
+import os
+import sys
+import threading
+import time
+import webbrowser
+from typing import Any, List, Tuple
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import simulators  # noqa: F401  (before torch, for Isaac Gym)
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import motion_lib as ml
+from deploy import export
+from evaluation import reference_poses, relative_positions
+from files import InputError, find
+from motions import view
+
+PICTURES = 60.0  # a second, at most
+LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
+PUSH_SECONDS = 0.1  # how long a push takes
+TURN = 15.0  # by a key [degrees]
+FASTER = 0.25  # by a key [m/s]
+REST = 2.0  # how long it lies after a fall [s]
+TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
+TRAIL_SECONDS = 0.1
+POSES = 20_000  # that a pose is compared to, at most
+FORGET = 0.5  # time constant of the distance to each clip [s]
+TOLD = "**J L** turn, **I K** faster, slower. Click on the ground: go there.  \n"
+HELP = "**P** push, **M** slow motion, **R** reset, **space** pause. Shift and click on a limb: push it where you look."
+
+
+# ---- 1. The physics --------------------------------------------------------------------------------------------------
+
+
+class Walker:
+    """The character in plain MuJoCo under its policy, a physics step at a time."""
+
+    def __init__(self, loaded: export.Loaded) -> None:
+        import mujoco
+
+        self.mujoco = mujoco
+        self.env = loaded.env
+        self.policy = loaded.policy
+        self.character = loaded.env.motions.character
+        self.model = loaded.env.sim.model
+        self.data = mujoco.MjData(self.model)
+        self.substeps = loaded.args.substeps
+        self.starts = export.starts(loaded.env)  # qpos (n, nq), qvel (n, nv)
+        self.row = -1  # of these, the one that it has begun with
+        self.heading = 0.0  # that it is told [rad, world]
+        self.speed = 0.0  # [m/s]
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, from the next start."""
+        self.row = (self.row + 1) % len(self.starts[0])
+        self.mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:] = self.starts[0][self.row]
+        self.data.qvel[:] = self.starts[1][self.row]
+        self.steps = 0  # of the physics since then
+        self.owed = 0.0  # time that has passed, but not yet in the physics [s]
+        self.pushed = 0  # physics steps until a push ends
+        self.down = 0.0  # how long ago it has fallen, or 0 [s]
+
+    def push(self, body: int, impulse: np.ndarray) -> None:
+        """Push a body with an impulse (3,) [N s, world]."""
+        self.data.xfrc_applied[body + 1, :3] = impulse / PUSH_SECONDS  # body 0 is MuJoCo's world
+        self.pushed = round(PUSH_SECONDS / self.model.opt.timestep)
+
+    def step(self) -> None:
+        """One physics step; at the start of each control step the policy sets new targets."""
+        if self.steps % self.substeps == 0:
+            seen = [torch.from_numpy(x)[None] for x in (self.data.qpos, self.data.qvel)]
+            told = [torch.tensor([[self.heading, self.speed]], dtype=torch.float64)] if self.policy.commanded else []
+            self.data.ctrl[:] = self.policy(*seen, *told)[0].numpy()
+        self.mujoco.mj_step(self.model, self.data)
+        self.steps += 1
+        self.pushed -= 1
+        if self.pushed == 0:
+            self.data.xfrc_applied[:] = 0.0
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass [s]: as many steps as fit into it; the rest is owed."""
+        self.owed = min(self.owed + seconds, LATE)
+        while self.owed >= self.model.opt.timestep:
+            self.step()
+            self.owed -= self.model.opt.timestep
+
+    def state(self) -> ml.MotionState:
+        """State of batch (1,) at this moment, which may lie between two steps."""
+        qpos = self.data.qpos.copy()
+        self.mujoco.mj_integratePos(self.model, qpos, self.data.qvel, self.owed)
+        now = [torch.from_numpy(x).float()[None] for x in (qpos, self.data.qvel)]
+        return self.policy.coordinates.read(*now)
+
+    def ended(self, lowest: Tensor) -> bool:
+        """Whether it has fallen, by the script's own rule, or its clip has ended; lowest (1, J): of each body [m]."""
+        clip = self.env.clip[self.row : self.row + 1]
+        now = self.env.time[self.row : self.row + 1] + self.steps * self.model.opt.timestep
+        over = ~self.env.motions.loop[clip] & (now > self.env.motions.length[clip])
+        return bool(self.env.fallen(clip, now, lowest) | over)
+
+
+class Nearest:
+    """Which clip a pose is nearest to, and where in it, by distances over half a second, which do not flicker."""
+
+    def __init__(self, motions: ml.MotionLib, rate: float) -> None:
+        """rate: poses a second that it will be shown."""
+        every = max(float(motions.length.sum()) / POSES, 1.0 / 60.0)  # [s]
+        times = [torch.arange(0.0, float(length), every) for length in motions.length]
+        self.clip = torch.cat([torch.full(time.shape, c, dtype=torch.long) for c, time in enumerate(times)])  # (R,)
+        self.time = torch.cat(times)  # (R,) [s]
+        self.poses = reference_poses(motions, self.clip, self.time)  # (R, J-1, 3) [m]
+        self.keep = math.exp(-1.0 / (rate * FORGET))
+        self.distance = torch.ones(len(times))  # (C,) smooth [m]
+
+    def __call__(self, pose: Tensor) -> Tuple[int, float, float]:
+        """pose (J-1, 3) (see evaluation.relative_positions) -> clip, time in it [s], smooth distance [m]."""
+        distance = (self.poses - pose).norm(dim=-1).mean(-1)  # (R,) [m]
+        best = torch.full_like(self.distance, math.inf).scatter_reduce(0, self.clip, distance, "amin")  # (C,)
+        self.distance = self.keep * self.distance + (1.0 - self.keep) * best
+        clip = int(self.distance.argmin())
+        row = int(torch.where(self.clip == clip, distance, math.inf).argmin())
+        return clip, float(self.time[row]), float(self.distance[clip])
+
+
+# ---- 2. The page -----------------------------------------------------------------------------------------------------
+
+
+def take_of(name: str, state: ml.MotionState, touching: Tensor) -> view.Take:
+    """What the viewer shows of a state of batch (1,), and of the bodies (1, J) that touch the ground."""
+    return view.Take(name, state.root_position, state.rotations, touching)
+
+
+def wrap(degrees: float) -> float:
+    """The same direction between -180 and 180 degrees."""
+    return (degrees + 180.0) % 360.0 - 180.0
+
+
+class Controls:
+    """What stands beside the picture, and what keys and mouse do. The sliders hold what the character is told."""
+
+    def __init__(self, server: Any, scene: view.Scene, walker: Walker, speeds: Tuple[float, float]) -> None:
+        """speeds: range of the commands [m/s]."""
+        gui = server.gui
+        told = walker.policy.commanded
+        self.walker = walker
+        self.scene = scene
+        self.jobs: List[Any] = []  # for the thread of the physics
+        self.readout = gui.add_markdown("")
+        self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
+        self.speed = gui.add_slider("Speed [m/s]", 0.0, math.ceil(speeds[1]), 0.05, speeds[0], visible=told)
+        self.pace = gui.add_slider("Time", 0.05, 1.0, 0.05, 1.0)
+        self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 40.0)
+        self.follow, self.ghost, self.again = (
+            gui.add_checkbox(x, True) for x in ("Follow", "Ghost", "Up after a fall")
+        )
+        self.pause = gui.add_button("Pause")
+        self.playing = True
+        gui.add_button("Reset").on_click(lambda _: self.jobs.append(walker.reset))
+        self.pause.on_click(lambda _: self.play_or_pause())
+        gui.add_markdown((TOLD if told else "") + HELP)
+        self.keys(server, told)
+        self.mouse(server, told)
+
+    def keys(self, server: Any, told: bool) -> None:
+        """W, A, S, D, Q, E and the arrows are the camera's."""
+        commands = {"space": ("Pause", self.play_or_pause), "R": ("Reset", lambda: self.jobs.append(self.walker.reset))}
+        commands["P"] = ("Push from a random side", self.push_somewhere)
+        commands["M"] = ("Slow motion", lambda: setattr(self.pace, "value", 1.0 if self.pace.value < 1.0 else 0.2))
+        if told:
+            commands["J"] = ("Turn left", lambda: self.turn(TURN))
+            commands["L"] = ("Turn right", lambda: self.turn(-TURN))
+            commands["I"] = ("Faster", lambda: self.faster(FASTER))
+            commands["K"] = ("Slower", lambda: self.faster(-FASTER))
+        for key, (label, job) in commands.items():
+            server.gui.add_command(label, hotkey=key).on_trigger(lambda _, job=job: job())
+
+    def mouse(self, server: Any, told: bool) -> None:
+        """A click on the ground tells where to go; with shift, on the character, it pushes."""
+        if told:
+            server.scene.on_click()(lambda event: self.go_to(event.ray_origin, event.ray_direction))
+        for body, node in enumerate(self.scene.bodies[0]):
+            node.on_click(modifier="shift")(lambda event, body=body: self.push(body, event.ray_direction))
+
+    def play_or_pause(self) -> None:
+        self.playing = not self.playing
+        self.pause.label = "Pause" if self.playing else "Play"
+
+    def turn(self, degrees: float) -> None:
+        self.heading.value = wrap(self.heading.value + degrees)
+
+    def faster(self, step: float) -> None:
+        self.speed.value = min(max(self.speed.value + step, self.speed.min), self.speed.max)
+
+    def go_to(self, origin: Tuple[float, ...], direction: Tuple[float, ...]) -> None:
+        """Head for where a ray from `origin` (3,) in `direction` (3,), in the page's world [m], meets the ground."""
+        if direction[2] < 0:
+            shifted = np.array(origin) - self.scene.world.position  # the page moves the world, not the camera
+            way = shifted - np.array(direction) * shifted[2] / direction[2] - self.walker.data.qpos[:3]
+            self.heading.value = wrap(math.degrees(math.atan2(way[1], way[0])))
+
+    def push(self, body: int, direction: Tuple[float, ...]) -> None:
+        """Push a body along a direction (3,), on the ground."""
+        along = np.array([direction[0], direction[1], 0.0])
+        impulse = self.impulse.value * along / max(np.linalg.norm(along), 1e-6)
+        self.jobs.append(lambda: self.walker.push(body, impulse))
+
+    def push_somewhere(self) -> None:
+        angle = np.random.default_rng().uniform(-math.pi, math.pi)
+        self.push(self.walker.character.body_names.index("torso"), (math.cos(angle), math.sin(angle), 0.0))
+
+
+def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any]:
+    """The viewer's scene with the character, a ghost of it and its trail, and an arrow that shows where it is to go."""
+    state = walker.state()
+    state = ml.MotionState(*(x.expand(TRAIL + 1, *x.shape[1:]) for x in state))
+    touching = torch.zeros(state.rotations.shape[:2], dtype=torch.bool)
+    takes = [take_of("policy", state, touching), take_of("nearest clip", state, touching)]
+    scene = view.build(server, walker.character, meshes, takes, "pinned")
+    scene.paths[1].visible = False
+    line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
+    arrow = server.scene.add_arrows("/world/centre/goal", np.array(line, np.float32), (98, 155, 98), head_length=0.2)
+    arrow.visible = walker.policy.commanded
+    return scene, arrow
+
+
+def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, str]:
+    """What is shown now: character and ghost, the lowest points of the bodies (1, J) [m], and how near it is."""
+    motions = walker.env.motions
+    state = walker.state()
+    position, rotation = ml.forward_kinematics(walker.character, state.root_position, state.rotations)
+    lowest = ml.lowest_points(walker.character, position, rotation)
+    clip, moment, distance = nearest(relative_positions(position, state.rotations[:, 0])[0])
+    other = motions.state(torch.tensor([clip]), torch.tensor([moment]))
+    root, rotations = view.place(
+        other.root_position, other.rotations, state.root_position, state.rotations, "pinned", 1
+    )
+    ghost = take_of("nearest clip", other._replace(root_position=root, rotations=rotations), lowest > math.inf)
+    name = os.path.basename(motions.files[clip]).replace(".npz", "")
+    return [take_of("policy", state, lowest <= view.TOUCH), ghost], lowest, f"{name}, {distance:.3f} m"
+
+
+def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
+    """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
+    server.gui.configure_theme(show_logo=False, show_share_button=False)
+    scene, arrow = build(server, walker, meshes)
+    controls = Controls(server, scene, walker, speeds)
+    nearest = Nearest(walker.env.motions, PICTURES)
+    middle = np.zeros(3)  # where the camera looks
+    trail = np.zeros((TRAIL + 1, 3), np.float32)
+    drawn = -1  # when the trail has grown
+    last = time.perf_counter()
+    while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
+        now = time.perf_counter()
+        walker.heading = math.radians(controls.heading.value)
+        walker.speed = controls.speed.value
+        while controls.jobs:
+            controls.jobs.pop(0)()
+        if controls.playing:
+            walker.advance((now - last) * controls.pace.value)
+        takes, lowest, near = picture(walker, nearest)
+        if walker.down or walker.ended(lowest):
+            walker.down += now - last
+        if controls.again.value and walker.down > REST:
+            walker.reset()
+        pictures = 1.0 / (now - last)
+        last = now
+        moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
+        with server.atomic():
+            view.show(scene, walker.character, takes, 0)
+            if controls.follow.value:
+                middle = view.centre_of(takes, 0)
+            scene.world.position = -middle
+            scene.bodies[1][0].visible = controls.ghost.value
+            arrow.wxyz = (math.cos(0.5 * walker.heading), 0.0, 0.0, math.sin(0.5 * walker.heading))
+            arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
+            if moment != drawn:
+                spot = takes[0].root.numpy() * [1, 1, 0] + [0, 0, 0.01]  # (1, 3) [m]
+                trail = np.concatenate((trail[1:], spot)) if moment > drawn >= 0 else np.tile(spot, (TRAIL + 1, 1))
+                scene.paths[0].points = np.stack((trail[:-1], trail[1:]), 1).astype(np.float32)
+                speed = float(np.linalg.norm(walker.data.qvel[:2]))
+                controls.readout.content = f"{speed:.2f} m/s, {pictures:.0f} pictures/s  \nnearest: {near}"
+                drawn = moment
+
+
+# ---- 3. The command --------------------------------------------------------------------------------------------------
+
+
+def parse() -> Tuple[argparse.Namespace, List[str]]:
+    """The options, and those of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("checkpoint", help="checkpoint (.pt), or folder of a run")
+    add("--script", help="script that the checkpoint is of, if it is none of ours")
+    add("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
+    add("--port", type=int, default=8080, help="its port (default 8080)")
+    add("--no-browser", action="store_true", help="only print the page's address")
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    args, options = parse()
+    torch.set_num_threads(1)
+    try:
+        loaded = export.load(find(args.checkpoint), args.script, tuple(options))
+        walker = Walker(loaded)
+        meshes = view.body_meshes(walker.character.path)
+        server = view.start_server(args.host, args.port)
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; pip install -r requirements.txt -r requirements-motions.txt", file=sys.stderr)
+        sys.exit(2)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    address = f"http://{args.host}:{server.get_port()}"
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if not args.no_browser:
+        webbrowser.open(address)
+    try:
+        serve(server, walker, meshes, getattr(loaded.args, "speed_range", (0.0, 0.0)), threading.Event())
+    except KeyboardInterrupt:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

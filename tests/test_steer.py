@@ -1,0 +1,230 @@
+"""deploy/steer.py: its physics and clock, what keys and mouse do, and its page in headless Chromium, if there is one.
+
+What a browser needs is that of test_view.py."""
+
+import contextlib
+import io
+import math
+import socket
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
+pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
+
+from test_view import browser, tab, wait_for  # noqa: F401  (two are fixtures)
+
+from deploy import export, steer
+from motions import view
+
+PELVIS = "/world/0 policy/pelvis"
+
+
+@pytest.fixture(scope="module")
+def loaded(root):
+    return {name: export.load(str(root / f"pretrained/{name}.pt")) for name in ("walk", "heading")}
+
+
+@pytest.fixture
+def walker(loaded):
+    walker = steer.Walker(loaded["heading"])
+    walker.speed = 1.5
+    return walker
+
+
+def test_it_goes_where_it_is_told(walker):
+    for heading in (0.0, 90.0):
+        walker.heading = math.radians(heading)
+        for _ in range(480):
+            walker.step()
+        before = walker.data.qpos[:2].copy()
+        for _ in range(120):
+            walker.step()
+        way = walker.data.qpos[:2] - before  # in a second
+        assert np.linalg.norm(way) == pytest.approx(1.5, abs=0.5)
+        assert abs(steer.wrap(math.degrees(math.atan2(way[1], way[0])) - heading)) < 25.0
+    assert not walker.ended(torch.full((1, 15), 0.1)) and walker.ended(torch.zeros(1, 15))
+
+
+def test_it_is_the_environment(loaded):
+    """From the same start, without a command, the character does what the script's environment does."""
+    walker = steer.Walker(loaded["walk"])
+    env, policy = loaded["walk"].env, loaded["walk"].policy
+    obs, _ = env.reset(1)
+    heights = []
+    for _ in range(10):
+        with torch.no_grad():
+            obs = env.step(policy.actor(policy.norm(obs)))[0]
+        for _ in range(walker.substeps):
+            walker.step()
+        heights.append((float(env.sim.state[0, 3]), walker.data.qpos[2]))
+    assert np.abs(np.diff(heights)).max() < 1e-3 and np.ptp(heights) > 0.01
+
+
+def test_time_passes_in_whole_steps_and_pictures_lie_between(walker):
+    step = walker.model.opt.timestep
+    walker.advance(2.5 * step)
+    assert walker.steps == 2 and walker.owed == pytest.approx(0.5 * step)
+    shown = walker.state().root_position[0].numpy()
+    assert np.allclose(shown, walker.data.qpos[:3] + 0.5 * step * walker.data.qvel[:3], atol=1e-6)
+    walker.advance(100.0)  # what was asleep does not run after the clock
+    assert walker.steps <= 2 + steer.LATE / step
+
+
+def test_a_push_is_an_impulse(walker):
+    """The mass times the change of the centre's velocity is the impulse, feet apart: so it hangs in the air here."""
+    walker.data.qpos[2] += 5.0
+    walker.push(1, np.array([0.0, 40.0, 0.0]))
+
+    def momentum():
+        walker.mujoco.mj_subtreeVel(walker.model, walker.data)
+        return walker.model.body_subtreemass[1] * walker.data.subtree_linvel[1]
+
+    walker.mujoco.mj_forward(walker.model, walker.data)
+    before = momentum()
+    for _ in range(30):
+        walker.step()
+    walker.mujoco.mj_forward(walker.model, walker.data)
+    assert np.allclose((momentum() - before)[:2], [0.0, 40.0], atol=0.5)
+    assert not walker.data.xfrc_applied.any()
+
+
+def test_the_nearest_clip(loaded):
+    motions = loaded["heading"].env.motions
+    nearest = steer.Nearest(motions, 30.0)
+    for clip in (0, 5, 8):
+        for _ in range(60):
+            pose = view.reference_poses(motions, torch.tensor([clip]), torch.tensor([0.4]))[0]
+            found, moment, distance = nearest(pose)
+        assert found == clip and abs(moment - 0.4) < 0.02 and distance < 0.02
+
+
+# ---- The page ----
+
+
+def soon(condition):
+    """Wait, 20 s at most, until the condition holds -> whether it does."""
+    end = time.monotonic() + 20.0
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+@contextlib.contextmanager
+def served(loaded, monkeypatch):
+    """Run the page in a thread -> its address, the walker, its controls."""
+    made = []
+
+    class Kept(steer.Controls):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(steer, "Controls", Kept)
+    walker = steer.Walker(loaded)
+    meshes = view.body_meshes(walker.character.path)
+    speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))
+    server, stop = view.start_server("127.0.0.1", 0), threading.Event()
+    thread = threading.Thread(target=steer.serve, args=(server, walker, meshes, speeds, stop))
+    thread.start()
+    try:
+        assert soon(lambda: made and walker.steps)
+        yield f"http://127.0.0.1:{server.get_port()}", walker, made[0]
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.stop()
+
+
+def test_time_is_real_and_controls_act(loaded, monkeypatch):
+    with served(loaded["heading"], monkeypatch) as (_, walker, controls):
+        begin, before = time.perf_counter(), walker.steps
+        time.sleep(1.5)
+        passed = (walker.steps - before) * walker.model.opt.timestep
+        assert 0.5 < passed / (time.perf_counter() - begin) < 1.1  # a busy machine may drop some
+        controls.turn(-steer.TURN)
+        controls.faster(100.0)
+        assert soon(lambda: walker.heading == math.radians(-15.0) and walker.speed == controls.speed.max)
+        here = walker.data.qpos[:2] + controls.scene.world.position[:2]
+        controls.go_to((here[0], here[1] + 10.0, 10.0), (0.0, 0.0, -1.0))  # where the page shows 10 m to its left
+        assert soon(lambda: abs(walker.heading - math.pi / 2) < 0.2)
+        controls.play_or_pause()
+        time.sleep(0.3)
+        before = walker.steps
+        time.sleep(0.3)
+        assert walker.steps == before
+        controls.jobs.append(walker.reset)
+        assert soon(lambda: walker.steps == 0)
+
+
+def test_it_stands_up_after_a_fall(loaded, monkeypatch):
+    monkeypatch.setattr(steer, "REST", 0.3)
+    with served(loaded["walk"], monkeypatch) as (_, walker, controls):
+        assert not controls.heading.visible and not controls.speed.visible
+        row = walker.row
+        controls.jobs.append(lambda: walker.push(1, np.array([0.0, 0.0, 0.0])))
+        controls.jobs.append(lambda: walker.data.qpos.__setitem__(slice(3, 7), [0.7, 0.0, 0.7, 0.0]))  # on its face
+        assert soon(lambda: walker.row != row)
+        assert soon(lambda: walker.down == 0.0 and walker.data.qpos[2] > 0.7)
+
+
+def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
+    with served(loaded["heading"], monkeypatch) as (address, walker, controls):
+        pushes = []
+        monkeypatch.setattr(walker, "push", lambda body, impulse: pushes.append((body, impulse)))
+        tab.set_viewport_size({"width": 720, "height": 260})  # the controls leave the character free
+        tab.goto(address)
+        wait_for(tab, f"{PELVIS}/right_thigh/right_shin/right_foot")
+        tab.locator("canvas").first.wait_for()
+        for key in "jji":
+            tab.keyboard.press(key)
+        assert soon(lambda: controls.heading.value == 30.0 and controls.speed.value == 1.25)
+        tab.keyboard.press("p")
+        assert soon(lambda: len(pushes) == 1)
+        tab.mouse.click(60, 220)  # on the ground, beside it
+        assert soon(lambda: controls.heading.value not in (30.0, 0.0))
+        tab.keyboard.down("Shift")
+        tab.mouse.click(360, 130)  # the middle of the picture, where it stands
+        tab.keyboard.up("Shift")
+        assert soon(lambda: len(pushes) == 2)
+        tab.keyboard.press("Space")
+        tab.get_by_role("button", name="Play").wait_for()
+        own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
+        assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)
+
+
+# ---- What it is given ----
+
+
+@pytest.mark.parametrize(
+    "arguments, fault",
+    [
+        (["nothing.pt"], "nothing.pt: no such file"),
+        (["PRETRAINED/walk.pt", "--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),
+        (["PRETRAINED/walk.pt", "--script", "none.py"], "none.py: no such script"),
+    ],
+)
+def test_bad_input_is_one_line(run_script, root, arguments, fault):
+    arguments = [x.replace("PRETRAINED", str(root / "pretrained")) for x in arguments]
+    code, out, err = run_script("deploy/steer.py", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"error: {fault}")
+
+
+def test_port_in_use_is_one_line(run_script, root):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = run_script("deploy/steer.py", root / "pretrained/walk.pt", "--port", port, "--no-browser")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "Address already in use" in err
+
+
+@pytest.mark.parametrize("package", ["viser", "trimesh", "mujoco"])
+def test_a_missing_package_is_one_line(run_script, root, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, out, err = run_script("deploy/steer.py", root / "pretrained/walk.pt", "--no-browser")
+    assert (code, out, err.count("\n")) == (2, "", 1) and package in err and "pip install" in err

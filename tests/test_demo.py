@@ -1,0 +1,97 @@
+"""demo/: the page that runs an exported policy in the browser, built as its readers build it, in headless Chromium.
+
+Skipped where Node, npm, its packages or Chromium are missing."""
+
+import functools
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
+pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
+pytest.importorskip("onnxruntime", reason="pip install -r requirements-deploy.txt")
+
+from test_view import CHROMIUM, browser, tab  # noqa: F401  (two are fixtures)
+
+from deploy import export
+
+OURS = ("main.js", "build.mjs", "index.html", "package.json", ".npmrc", ".gitignore")
+LOOK = """({time: demo.walker.steps * demo.walker.dt, place: Array.from(demo.walker.data.qpos.slice(0, 3)),
+           heading: demo.walker.heading, start: demo.walker.start, down: demo.walker.down})"""
+
+
+def test_it_is_small_and_names_no_host(root):
+    texts = [(root / "demo" / name).read_text(encoding="utf-8") for name in OURS]
+    assert sum(len(text.splitlines()) for text in texts) <= 400
+    lock = (root / "demo/package-lock.json").read_text(encoding="utf-8")
+    assert '"integrity"' in lock and '"resolved"' not in lock
+    assert not any("http" in text for text in texts)
+
+
+@pytest.fixture(scope="module")
+def site(root, tmp_path_factory):
+    """The built page, of the policy that export.py makes of pretrained/heading.pt, as a folder."""
+    if CHROMIUM is None or shutil.which("npm") is None:
+        pytest.skip("no Node or no Chromium on this machine (Debian: apt-get install nodejs npm chromium)")
+    demo = tmp_path_factory.mktemp("site") / "demo"
+    demo.mkdir()
+    for name in (*OURS, "package-lock.json"):
+        shutil.copy(root / "demo" / name, demo)
+    if (root / "demo/node_modules").exists():
+        (demo / "node_modules").symlink_to(root / "demo/node_modules")
+    else:
+        done = subprocess.run(["npm", "ci"], cwd=demo, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            pytest.skip(f"npm ci: {done.stderr.strip().splitlines()[-1:]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["export.py", "pretrained/heading.pt", str(demo / "policy.onnx")])
+        export.main()
+    done = subprocess.run(["npm", "run", "build"], cwd=demo, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return demo / "dist"
+
+
+def test_what_is_built_is_small(site):
+    assert sum(path.stat().st_size for path in site.iterdir()) < 25e6
+    assert {path.suffix for path in site.iterdir()} == {".html", ".js", ".bin", ".onnx", ".xml", ".json"}
+
+
+def test_it_walks_and_turns(site, tab):  # noqa: F811
+    """Ten seconds straight on, then to the left while a key is held; nothing comes from any other host."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    try:
+        tab.goto(address)
+        tab.wait_for_function("globalThis.demo?.walker?.steps > 0")
+        tab.evaluate("demo.pace = 5.0")  # software draws slowly; the physics need not wait for it
+        tab.wait_for_function("demo.walker.steps * demo.walker.dt > 10.0")
+        after = tab.evaluate(LOOK)
+        assert after["down"] == 0 and after["start"] == 0 and after["place"][2] > 0.7
+        assert after["place"][0] > 8.0 and abs(after["place"][1]) < 0.3 * after["place"][0]
+        tab.evaluate("demo.pace = 1.0")
+        tab.keyboard.down("ArrowLeft")
+        tab.wait_for_function("demo.walker.heading > 1.0")
+        tab.keyboard.up("ArrowLeft")
+        tab.evaluate("demo.pace = 5.0")
+        turned = tab.evaluate(LOOK)
+        tab.wait_for_function(f"demo.walker.steps * demo.walker.dt > {turned['time'] + 4.0}")
+        end = tab.evaluate(LOOK)
+        assert end["place"][1] > turned["place"][1] + 2.0 and end["down"] == 0 and end["start"] == 0
+        for key, code in {"m": "demo.pace === 1.0 || demo.pace === 0.2", "r": "demo.walker.start === 1"}.items():
+            tab.keyboard.press(key)
+            tab.wait_for_function(code)
+        tab.wait_for_function("document.getElementById('state').textContent.includes('told 1.0 m/s')")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert tab.requests and all(url.startswith((address, "data:", "blob:")) for url in tab.requests)

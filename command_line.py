@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import traceback
 from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Union
 
 import simulators
@@ -20,7 +21,8 @@ from tqdm import tqdm
 from typing_extensions import Annotated, get_args, get_origin
 
 from checkpoints import Unsound, load_checkpoint
-from files import InputError, guard_terminal, typed
+from files import HERE, InputError, typed
+from guards import STOPPED, guard_terminal, limit_memory
 from processes import in_group, join_processes, local_world, processes
 
 # ---- 1. Options ----------
@@ -85,14 +87,11 @@ def merge_options(description: str, *groups: Any) -> Any:
 def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]) -> Any:
     """Args of the command line; `defaults` go before those of the class."""
     columns = [(group.__name__.lower(), tyro.conf.OmitArgPrefixes[group]) for group in kind.groups]
-    start = []
-    for group in kind.groups:
-        names = {field.name for field in dataclasses.fields(group)}
-        start.append(group(**{name: value for name, value in defaults.items() if name in names}))
+    names = [{field.name for field in dataclasses.fields(group)} for group in kind.groups]
+    start = [group(**{x: defaults[x] for x in own & defaults.keys()}) for group, own in zip(kind.groups, names)]
     nested = dataclasses.make_dataclass("Options", columns)
     parsed = tyro.cli(nested, args=argv, default=nested(*start), description=kind.__doc__)
-    args = kind(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
-    return args
+    return kind(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
 
 
 def _fill_in(args: Any) -> None:
@@ -108,9 +107,7 @@ def _fill_in(args: Any) -> None:
 def _is_a(value: Any, kind: Any) -> bool:
     """Whether a value is of the type of an option."""
     parts = get_args(kind)
-    if get_origin(kind) is Annotated:
-        return _is_a(value, parts[0])
-    if get_origin(kind) is Union:
+    if get_origin(kind) in (Annotated, Union):
         return any(_is_a(value, part) for part in parts)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in parts
@@ -127,14 +124,11 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     for name, value in checkpoint["args"].items():
         if name not in types or not _is_a(value, types[name]):
-            brief = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 2**63)
-            shown = str(value)[:50] if brief else f"a {type(value).__name__}"
-            odd = f"option {str(name)[:50]} is {shown}"
-            raise InputError(f"the checkpoint is of another version of this script: {odd}")
+            odd = [str(x)[:50] if isinstance(x, (str, float)) else f"a {type(x).__name__}" for x in (name, value)]
+            raise InputError(f"the checkpoint is of another version of this script: option {' is '.join(odd)}")
         option = f"--{name.replace('_', '-')}"
         if evaluate and option in ("--motion-file", "--character-file") and not typed(option, argv):
-            # a foreign checkpoint opens no file elsewhere
-            if os.path.isabs(value) or os.pardir in value.replace(os.sep, "/").split("/"):
+            if os.path.isabs(value) or os.pardir in value.replace(os.sep, "/").split("/"):  # a stranger's, perhaps
                 raise InputError(f"the checkpoint names {value}; if that is meant, type {option}")
     not_taken = ("evaluate", "checkpoint", "resume")
     not_taken += ("cuda", "sim", "track", "capture_video", "eval_commands") if evaluate else ()
@@ -184,8 +178,7 @@ def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]
             if type(x) is int and x > MOST and name not in ("seed", "total_timesteps"):
                 raise InputError(f"--{name.replace('_', '-')} {x}: no memory holds that")
             if type(x) in (int, float) and not low <= x < 1e15:
-                bound = f" from {low}" if low >= 0 else ""
-                raise InputError(f"--{name.replace('_', '-')} {x}: expected a finite number{bound}")
+                raise InputError(f"--{name.replace('_', '-')} {x}: expected a finite number from {low:g}")
 
 
 # ---- 2. Launch ----------
@@ -196,7 +189,7 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
 
     kind: what merge_options has made; name: kind of the checkpoints; check(args) refuses options with InputError."""
     status: Any = 0
-    fault = ""
+    fault = resumed = ""
     guard_terminal()
     try:
         restarted = join_processes()
@@ -204,47 +197,53 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
         with contextlib.redirect_stdout(quiet or sys.stdout), contextlib.redirect_stderr(quiet or sys.stderr):
             args, checkpoint = parse_args(kind, name, restarted=restarted)
             check(args)
-            for _ in main(args, checkpoint):
-                pass
+            if not args.cuda:  # CUDA's address space is larger than any memory
+                limit_memory(local_world())
+            resumed = args.resume or ""  # a run that goes on, until it has saved anew
+            for done, _ in enumerate(main(args, checkpoint), 1):
+                resumed = resumed if done < args.save_interval else ""
     except SystemExit as end:
         status = end.code
     except BaseException as error:
-        fault, status = _explain(error)
+        fault, status = _explain(error, resumed)
     for bar in list(getattr(tqdm, "_instances", ())):  # nothing of it after the error's line
         bar.close()
-    if fault and _first_to_say(fault):
+    if fault and _first_to_say():
         print(fault, file=sys.stderr)
     if in_group():  # threads of gloo that still hold a tensor abort an interpreter that is taken down (pytorch#190489)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 0)
-    if status:
-        sys.exit(status)
+    sys.exit(status)
 
 
-def _explain(error: BaseException) -> Tuple[str, int]:
+def _explain(error: BaseException, resumed: str = "") -> Tuple[str, int]:
     """The line and the exit code for what has ended a script; what only a programmer can mend is raised again."""
     if isinstance(error, (InputError, OSError)):
         return f"error: {error}", 2
     if isinstance(error, Unsound):
         return f"error: {error}", 1
     if isinstance(error, KeyboardInterrupt):
-        return "error: stopped by Ctrl-C; nothing is lost that was saved", 130
+        return STOPPED, 130
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(x in text for x in ("allocate", "out of memory", "size calculation")):
         return "error: not enough memory; lower --num-envs, --num-steps, --hidden or --replay-size", 2
     if in_group() and ("gloo" in text or type(error).__module__.startswith("torch.distributed")):
         # below the progress bar that process 0 may have left
         return "\nerror: another process is gone; --resume goes on from the last save, --max-restarts by itself", 1
+    if resumed:  # a number in a foreign checkpoint may be out of a range that only the script knows
+        where = [x for x in traceback.extract_tb(error.__traceback__) if x.filename.startswith(HERE)][-1]
+        fault = f"{type(error).__name__}: {str(error)[:300]}; {os.path.basename(where.filename)}, line {where.lineno}"
+        return f"error: {InputError(f'{resumed}: the training cannot go on from this checkpoint ({fault})')}", 2
     raise error
 
 
-def _first_to_say(text: str) -> bool:
-    """Whether no other process has said this."""
+def _first_to_say() -> bool:
+    """Whether no other process has said what is wrong."""
     if not in_group():  # a plain run, or join_processes has refused
         return not (dist.is_available() and dist.is_torchelastic_launched()) or os.environ["RANK"] == "0"
     try:
-        return dist.distributed_c10d._get_default_store().add(text, 1) == 1
+        return dist.distributed_c10d._get_default_store().add("said", 1) == 1
     except RuntimeError:  # gone with the process that kept it
         return True

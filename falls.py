@@ -48,7 +48,7 @@ class FallDetector:
         """clips (N,) long that episodes started in, times in them (N,) [s], lowest points (N, J) [m] -> (N,) bool."""
         motions = self.motions
         within = torch.where(motions.loop[clip], time % motions.length[clip], time)
-        frame = (within * motions.fps[clip]).round().long().minimum(motions.last[clip])
+        frame = (within * motions.fps[clip]).round().long().clamp_min(0).minimum(motions.last[clip])
         # PhysX may hold what lies on the ground a hair above it
         return ((lowest <= 0.005) & self.watched[motions.first[clip] + frame]).any(-1)
 

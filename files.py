@@ -1,11 +1,10 @@
-"""What passes between this project and the outside: error lines, files, their locks, the terminal."""
+"""What passes between this project and the outside: error lines, files, their locks."""
 
 import contextlib
 import errno
 import os
 import pickletools
 import sys
-import threading
 import zipfile
 from typing import Any, Iterator, List, Optional, Tuple
 
@@ -122,39 +121,3 @@ def lock(path: str) -> Any:
     file.write(str(os.getpid()))
     file.flush()
     return file
-
-
-class Terminal:
-    """stdout or stderr that never ends a training: text that cannot be written is escaped, or dropped."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        """Write what can be written."""
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, gone, closed, none at all
-            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush what can be flushed."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            self.stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def guard_terminal() -> None:
-    """From now on stdout and stderr are a Terminal each, no file can come to stand in the place of a closed one, and a
-    thread that a full disk ends leaves no traceback: whoever uses it is told."""
-    while True:
-        number = os.open(os.devnull, os.O_RDWR)
-        if number > 2:
-            os.close(number)
-            break
-    sys.stdout = Terminal(sys.stdout)
-    sys.stderr = Terminal(sys.stderr)
-    usual = threading.excepthook
-    threading.excepthook = lambda fault: issubclass(fault.exc_type, OSError) or usual(fault)

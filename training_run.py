@@ -316,7 +316,7 @@ def _note_signals() -> List[int]:
     ignored (nohup); a second one ends it. Under torchrun it does not: torchrun passes on what a process may have got
     already, and kills after 30 seconds."""
     caught: List[int] = []
-    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    kinds = [kind for kind in signal.Signals if kind.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")]
     kinds = [kind for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN]
 
     def note(number: int, frame: Any) -> None:

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import re
 import warnings
 import zipfile
 
@@ -284,6 +285,30 @@ def test_options_of_a_checkpoint_are_checked(put, run_script, root, name, i):
 def test_a_run_that_does_not_fit_is_not_resumed(put, run_script, name):
     result = run_script(SCRIPT, "--no-cuda", "--resume", put(RUNS[name]), "--total-timesteps", 64)
     refused(result)
+
+
+BEYOND = {
+    "clip": into("processes", 0, "env", "clip")(lambda x: x + 99),
+    "clip in the pool": into("processes", 0, "env", "pool")(lambda x: [x[0] + 99, *x[1:]]),
+    "size": into("processes", 0, "replay", "size")(lambda x: x + 10**9),
+    "size below 0": into("processes", 0, "replay", "size")(lambda x: x - 10**9),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_number_that_only_the_script_can_judge_ends_a_run_in_one_line(put, run_script, name):
+    """It names the checkpoint, and the place for whoever has changed the script."""
+    more = ("--episode-steps", 1, "--total-timesteps", 64, "--save-interval", 2)  # all take the pool's states at once
+    result = run_script(SCRIPT, "--no-cuda", "--resume", put(BEYOND[name]), *more)
+    last = result.err.splitlines()[-1]
+    assert result.code == 2 and last.startswith("error: ") and "run: the training cannot go on from this" in last
+    assert re.search(r"Error: .*\.py, line \d+\)$", last) and "Traceback" not in result.err
+
+
+def test_a_fault_after_the_next_save_is_the_scripts_own(put, run_script, monkeypatch):
+    monkeypatch.setattr("training_run.Run.finish", lambda run: [][0])
+    with pytest.raises(IndexError):
+        run_script(SCRIPT, "--no-cuda", "--resume", put(), "--total-timesteps", 64)
 
 
 def test_a_sound_run_is_resumed(put, run_script):

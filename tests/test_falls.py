@@ -178,3 +178,17 @@ def test_a_get_up_does_not_end_in_its_own_first_pose(character, root):
         place = ml.forward_kinematics(character, now.root_position, now.rotations)
         fell |= fallen(clip, time, ml.lowest_points(character, *place))
     assert not fell.any()
+
+
+def test_times_beyond_a_clip_are_its_ends(tmp_path, root, character):
+    """A foreign checkpoint's, too: no other clip's frames are looked up."""
+    for name in ("walk", "getup_facedown"):
+        (tmp_path / f"{name}.npz").write_bytes((root / f"motions/{name}.npz").read_bytes())
+    motions = ml.MotionLib(str(tmp_path), character)
+    fallen = FallDetector(motions, AUTO, amp.FEET)
+    on_its_back = torch.zeros(2, len(character.body_names))
+    clip = 1 - int(motions.loop[1])
+    assert not motions.loop[clip]
+    ends = falls(fallen, clip, torch.tensor([0.0, float(motions.length[clip])]), on_its_back)
+    for far in (1e3, 1e30, 2.0**62):
+        assert torch.equal(falls(fallen, clip, torch.tensor([-far, far]), on_its_back), ends)

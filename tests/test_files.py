@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import evaluation
 import files
+import guards
 import motion_lib as ml
 
 PRODUCT = ["*.py", "simulators/*.py", "motions/*.py"]
@@ -77,7 +78,7 @@ class Broken(io.StringIO):
 
 def test_a_terminal_that_cannot_be_written_ends_nothing():
     for stream in (Broken(), None, closed()):
-        terminal = files.Terminal(stream)
+        terminal = guards.Terminal(stream)
         assert terminal.write("text") == 4
         terminal.flush()
         print("more", file=terminal)
@@ -95,8 +96,8 @@ def closed():
 def test_names_that_an_encoding_lacks_are_escaped(text, encoding):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, newline="")
-    files.Terminal(stream).write(text)
-    files.Terminal(stream).flush()
+    guards.Terminal(stream).write(text)
+    guards.Terminal(stream).flush()
     assert raw.getvalue().decode(encoding) == text.encode(encoding, "backslashreplace").decode(encoding)
 
 

@@ -19,7 +19,8 @@ import command_line
 SCRIPTS = {"amp_ppo_isaacgym.py": amp, "amp_ppo_heading.py": heading}
 FOLDER = Path(amp.__file__).resolve().parent
 SIMULATORS = sorted(str(path.relative_to(FOLDER)) for path in (FOLDER / "simulators").glob("*.py"))
-ROOMS = ("checkpoints", "command_line", "evaluation", "falls", "files", "motion_lib", "processes", "training_run")
+ROOMS = ("checkpoints", "command_line", "evaluation", "falls", "files", "guards", "motion_lib", "processes")
+ROOMS += ("training_run",)
 PRODUCT = (*SCRIPTS, *(f"{room}.py" for room in ROOMS), *SIMULATORS)
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
 
@@ -30,10 +31,11 @@ BUDGETS = {
     "amp_ppo_isaacgym.py": (700, 36_000),
     "amp_ppo_heading.py": (790, 41_000),
     "motion_lib.py": (490, None),
-    "files.py": (160, None),
+    "files.py": (123, None),
+    "guards.py": (88, None),
     "falls.py": (73, None),
     "evaluation.py": (300, None),
-    "simulators": (600, None),
+    "simulators": (594, None),
     "command_line.py": (250, None),
     "processes.py": (115, None),
     "checkpoints.py": (167, None),
@@ -112,14 +114,15 @@ def test_the_code_parses_as_python_3_8(root, name):
 
 ALLOWED = {
     "files": set(),
+    "guards": set(),
     "motion_lib": {"files"},
     "checkpoints": {"files", "motion_lib"},
     "evaluation": {"files", "motion_lib"},
     "falls": {"files", "motion_lib"},
     "processes": {"files", "motion_lib"},
-    "simulators": {"files", "motion_lib", "simulators"},
+    "simulators": {"files", "guards", "motion_lib", "simulators"},
     "training_run": {"checkpoints", "files", "motion_lib", "processes"},
-    "command_line": {"checkpoints", "files", "processes", "simulators"},
+    "command_line": {"checkpoints", "files", "guards", "processes", "simulators"},
 }
 
 
@@ -155,7 +158,7 @@ def test_nothing_imports_a_script(root):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_knows_few_names_of_each_room(root, script):
     tree = ast.parse(read(root, script))
-    for room in set(ALLOWED) - {"files", "motion_lib"}:
+    for room in set(ALLOWED) - {"files", "guards", "motion_lib"}:
         names = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module == room:

@@ -358,6 +358,15 @@ def test_a_batch_that_minibatches_do_not_divide_is_refused_once(root, tmp_path):
 
 
 @needs_mujoco
+def test_what_process_0_alone_finds_is_said_once(root, tmp_path):
+    """The other one, which then finds it gone, is silent."""
+    (tmp_path / "runs").write_text("no folder")
+    _, err = finish(launch(tmp_path, [root / SCRIPT, *flags(root)]), code=1)
+    (fault,) = faults(err)
+    assert "runs" in fault and not fault.startswith(GONE) and no_traceback_of_ours(err)
+
+
+@needs_mujoco
 @pytest.mark.parametrize("script", [amp, heading])
 def test_defaults_can_be_divided_among_any_number_of_processes(monkeypatch, script):
     args, _ = parse_args(script.Args, script.KIND, ["--no-cuda"])

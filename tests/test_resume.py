@@ -374,7 +374,7 @@ def test_a_thread_that_a_full_disk_ends_leaves_no_traceback(monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(threading, "excepthook", lambda fault: shown.append(fault.exc_type))
-    files.guard_terminal()
+    guards.guard_terminal()
     for work in (is_full, lambda: [][0]):
         thread = threading.Thread(target=work)
         thread.start()

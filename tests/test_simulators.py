@@ -11,6 +11,7 @@ import torch
 from conftest import put
 
 import motion_lib as ml
+from checkpoints import put_back
 
 mujoco = pytest.importorskip("mujoco")  # also the physics of the double of Isaac Gym
 CPU = torch.device("cpu")
@@ -251,15 +252,15 @@ def test_a_state_dict_of_another_simulator_is_refused(any_sim):
     extra = {**before, "more": torch.zeros(1)}
     fewer = {key: x for key, x in before.items() if key != name}
     for state in (extra, fewer, {}):
-        with pytest.raises(KeyError, match="simulator state of"):
-            sim.load_state_dict(state)
+        with pytest.raises(ml.InputError, match="sim: .* on one side only"):
+            put_back({"sim": sim}, {"sim": state})
     last = list(before)[-1]
     # one row would broadcast to all three; the tensors before it must not have been taken over
     for rows in (1, 2, 4):
         wrong = {key: torch.zeros_like(x) for key, x in before.items()}
         wrong[last] = torch.zeros(rows, *before[last].shape[1:])
-        with pytest.raises(ValueError, match=re.escape(f"{last} is ({rows}, ")):
-            sim.load_state_dict(wrong)
+        with pytest.raises(ml.InputError, match=re.escape(f"sim.{last} is {before[last].dtype} ({rows}, ")):
+            put_back({"sim": sim}, {"sim": wrong})
     assert all(x.equal(before[key]) for key, x in sim.kept.items())
 
 

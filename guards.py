@@ -1,0 +1,88 @@
+"""What stands between a script and its surroundings: Ctrl-C, missing packages, the terminal, memory that is not there.
+
+simulators imports this before torch. Nothing here knows what is run.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from traceback import walk_stack
+from typing import Any
+
+STOPPED = "error: stopped by Ctrl-C; nothing is lost that was saved"
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    """Ctrl-C ends all at once while modules are imported, some of which would swallow a KeyboardInterrupt."""
+    if not any(outer.f_code.co_name == "_find_and_load" for outer, _ in walk_stack(frame)):
+        signal.default_int_handler(number, frame)
+    with contextlib.suppress(OSError):
+        os.write(2, f"{STOPPED}\n".encode())
+    os._exit(130)
+
+
+def _shown(kind: Any, error: BaseException, trace: Any) -> None:
+    """One line in place of a traceback for what a user can mend."""
+    lines = {KeyboardInterrupt: STOPPED, ModuleNotFoundError: f"error: {error}; pip install -r requirements.txt"}
+    if kind in lines:
+        print(lines[kind], file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script, and no other program that has its own
+    signal.signal(signal.SIGINT, _interrupted)
+    sys.excepthook = _shown
+if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads soon leave their core to others when they wait
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
+class Terminal:
+    """stdout or stderr that never ends a training: text that cannot be written is escaped, or dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, gone, closed, none at all
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def guard_terminal() -> None:
+    """From now on stdout and stderr are a Terminal each, no file can come to stand in the place of a closed one, and a
+    thread that a full disk ends leaves no traceback: whoever uses it is told."""
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        continue
+    sys.stdout = Terminal(sys.stdout)
+    sys.stderr = Terminal(sys.stderr)
+    usual = threading.excepthook
+    threading.excepthook = lambda fault: issubclass(fault.exc_type, OSError) or usual(fault)
+
+
+def limit_memory(processes: int) -> None:
+    """From now on memory that a machine has not free for each of its processes is refused, where Linux tells how much
+    it has: it would be granted, and the process ended when it uses it."""
+    with contextlib.suppress(ImportError, OSError, LookupError, ValueError):
+        import resource
+
+        with open("/proc/meminfo") as file:
+            kib = {line.split()[0]: int(line.split()[1]) for line in file}
+        free = 1024 * (kib["MemAvailable:"] + kib["SwapFree:"])
+        with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
+            free = min(free, int(file.read()))  # of a container
+        own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (own + free // processes, hard))

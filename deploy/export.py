@@ -17,6 +17,7 @@ import contextlib
 import glob
 import hashlib
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -149,10 +150,31 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     motions = ml.MotionLib(args.motion_file, character, "cpu", getattr(args, "mirror", False))
     sim = simulators.make("mujoco", character, STARTS, args.control_hz, args.substeps, device, 1)
     env = module.AMPEnv(args, motions, sim, STARTS, max(round(args.eval_seconds * args.control_hz), 1))
-    agent = module.Agent(env, args.hidden, args.action_std_log)
+    named = list(inspect.signature(module.Agent).parameters)[1:]  # after env: options, by their names
+    agent = module.Agent(env, *[getattr(args, name) for name in named])
     fit_checkpoint(content, character, {"agent": agent, "action_offset": env.action_offset})
     policy = Policy(module, env, agent).requires_grad_(False)
+    try:
+        policy(*map(torch.from_numpy, random_states(policy, 1).values()))
+    except AttributeError as error:
+        fault = f"more than coordinates and command tell ({error})"
+        raise InputError(f"{module.__file__}: what its policy sees needs {fault}") from error
     return Loaded(module, args, env, policy, content["samples"])
+
+
+def random_states(policy: Policy, n: int, seed: int = 0) -> Dict[str, np.ndarray]:
+    """What a policy is given, by name, for n states all around the rest pose: up to 3 m/s and rad/s, any command."""
+    import mujoco
+
+    model = policy.coordinates.compiled
+    random = np.random.default_rng(seed)
+    qpos = np.tile(model.qpos0, (n, 1))
+    for row in qpos:
+        mujoco.mj_integratePos(model, row, random.normal(size=model.nv), 1.0)
+    states = {"qpos": qpos, "qvel": random.uniform(-3.0, 3.0, (n, model.nv))}
+    if policy.commanded:
+        states["command"] = np.stack((random.uniform(-np.pi, np.pi, n), random.uniform(0.0, 4.0, n)), -1)
+    return states
 
 
 def starts(env: Any, seed: int = 1) -> Tuple[np.ndarray, np.ndarray]:
@@ -253,18 +275,6 @@ def traced(module: Any) -> Iterator[None]:
         del module.len
 
 
-def random_states(model: Any, n: int, seed: int = 0) -> List[np.ndarray]:
-    """qpos (n, nq) all around the rest pose, qvel (n, nv) [m/s, rad/s], commands (n, 2) of an MjModel; doubles."""
-    import mujoco
-
-    random = np.random.default_rng(seed)
-    qpos = np.tile(model.qpos0, (n, 1))
-    for row in qpos:
-        mujoco.mj_integratePos(model, row, random.normal(size=model.nv), 1.0)
-    command = np.stack((random.uniform(-np.pi, np.pi, n), random.uniform(0.0, 4.0, n)), -1)
-    return [qpos, 3.0 * random.normal(size=(n, model.nv)), command]
-
-
 def onnx_of(policy: Policy) -> bytes:
     """The ONNX file of a policy, checked against torch. Raises InputError if the two differ."""
     from simulators import mujoco_model
@@ -272,28 +282,28 @@ def onnx_of(policy: Policy) -> bytes:
     import onnx  # noqa: F401  (torch's exporter needs it)
     import onnxruntime
 
-    names = ["qpos", "qvel", "command"][: 3 if policy.commanded else 2]
-    inputs = random_states(policy.coordinates.compiled, CHECKED)[: len(names)]
-    tensors = tuple(map(torch.from_numpy, inputs))
+    inputs = random_states(policy, CHECKED)
+    tensors = tuple(map(torch.from_numpy, inputs.values()))
     buffer = io.BytesIO()
     with torch.no_grad(), traced(mujoco_model):
         expected = policy(*tensors).numpy()
         few = tuple(x[:2] for x in tensors)
-        axes = {name: {0: "n"} for name in (*names, "targets")}
-        # not the newer exporter, which needs onnxscript and twelve seconds in place of one
-        options = dict(input_names=names, output_names=["targets"], dynamic_axes=axes, opset_version=17, dynamo=False)
-        torch.onnx.export(policy, few, buffer, **options)
+        names = dict(input_names=list(inputs), output_names=["targets"])
+        axes = {name: {0: "n"} for name in (*inputs, "targets")}
+        # not the newer exporter, which needs onnxscript, and twelve seconds in place of one
+        torch.onnx.export(policy, few, buffer, **names, dynamic_axes=axes, opset_version=17, dynamo=False)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, dict(zip(names, inputs)))
+    (found,) = session.run(None, inputs)
     worst = np.abs(found - expected).max()
     if not worst < TOLERANCE:
         raise InputError(f"the exported policy differs from torch's by {worst:.2g} rad; nothing was written")
     return buffer.getvalue()
 
 
-def about(loaded: Loaded, checkpoint: str, onnx: str, mjcf: str) -> Dict[str, Any]:
-    """What policy.json says."""
-    args, env = loaded.args, loaded.env
+def description(loaded: Loaded, checkpoint: str, onnx: str, mjcf: str) -> Dict[str, Any]:
+    """What policy.json says; paths of the checkpoint, or its run's folder, and of the files beside it."""
+    args = loaded.args
+    env = loaded.env
     model = env.sim.shared.compiled
     path = os.path.join(checkpoint, "latest.pt") if os.path.isdir(checkpoint) else checkpoint
     names = env.motions.character.body_names
@@ -328,7 +338,8 @@ def about(loaded: Loaded, checkpoint: str, onnx: str, mjcf: str) -> Dict[str, An
 
 def parse() -> Tuple[argparse.Namespace, List[str]]:
     """The options, and those of the script. Raises InputError."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("checkpoint", help="checkpoint (.pt), or folder of a run")
     parser.add_argument("out", metavar="OUT.onnx", help="file to write; OUT.xml and OUT.json stand beside it")
     parser.add_argument("--script", help="script that the checkpoint is of, if it is none of ours")
@@ -347,7 +358,7 @@ def main() -> None:
         stem = args.out[: -len(".onnx")]
         loaded = load(checkpoint, args.script, tuple(options))
         files = {args.out: onnx_of(loaded.policy), f"{stem}.xml": mjcf_of(loaded).encode()}
-        text = json.dumps(about(loaded, checkpoint, args.out, f"{stem}.xml"), indent=2)
+        text = json.dumps(description(loaded, checkpoint, args.out, f"{stem}.xml"), indent=2)
         files[f"{stem}.json"] = text.encode() + b"\n"
         for path, data in files.items():
             write_file(path, data)

@@ -308,7 +308,8 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
 
 def parse() -> Tuple[argparse.Namespace, List[str]]:
     """The options, and those of the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", help="checkpoint (.pt), or folder of a run")
     add("--script", help="script that the checkpoint is of, if it is none of ours")

@@ -1,6 +1,7 @@
 """deploy/export.py, deploy/player.py: the exported policy is the policy, its physics the simulator's, and it walks."""
 
 import ast
+import hashlib
 import json
 import shutil
 import sys
@@ -19,6 +20,7 @@ import onnxruntime
 from deploy import export
 
 POLICIES = ("walk", "heading")
+INPUTS = {"walk": ["qpos", "qvel"], "heading": ["qpos", "qvel", "command"]}
 CPU = ["CPUExecutionProvider"]
 
 
@@ -46,16 +48,14 @@ def session_of(folder, name):
 @pytest.mark.parametrize("name", POLICIES)
 def test_it_is_equal_to_torch(loaded, exported, name):
     session = session_of(exported, name)
-    model = mujoco.MjModel.from_xml_path(str(exported / f"{name}.xml"))
-    names = [x.name for x in session.get_inputs()]
-    assert names == ["qpos", "qvel", "command"][: len(names)] and len(names) == {"walk": 2, "heading": 3}[name]
-    states = export.random_states(model, 1000, seed=7)[: len(names)]
+    states = export.random_states(loaded[name].policy, 1000, seed=7)
+    assert [x.name for x in session.get_inputs()] == list(states) == INPUTS[name]
     with torch.no_grad():
-        expected = loaded[name].policy(*map(torch.from_numpy, states)).numpy()
-    (found,) = session.run(None, dict(zip(names, states)))
-    assert found.shape == (1000, model.nu) and np.abs(found - expected).max() < 1e-5
+        expected = loaded[name].policy(*map(torch.from_numpy, states.values())).numpy()
+    (found,) = session.run(None, states)
+    assert found.shape == (1000, 28) and np.abs(found - expected).max() < 1e-5
     assert expected.std() > 0.1
-    (one,) = session.run(None, {key: x[:1] for key, x in zip(names, states)})
+    (one,) = session.run(None, {key: x[:1] for key, x in states.items()})
     assert np.abs(one - expected[:1]).max() < 1e-5
 
 
@@ -184,6 +184,16 @@ def test_runs_and_variants(exported, root, run_script, tmp_path):
     assert (tmp_path / "mine.xml").read_bytes() == (exported / "heading.xml").read_bytes()
 
 
+def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):
+    text = (root / "amp_ppo_isaacgym.py").read_text(encoding="utf-8")
+    assert text.count("return self.history[:, -1]\n") == 1
+    text = text.replace("return self.history[:, -1]\n", "return self.history[:, -1] + 0 * self.steps[:, None]\n")
+    (tmp_path / "my_clock.py").write_text(text, encoding="utf-8")
+    code, out, err = run_script("deploy/export.py", root / "pretrained/walk.pt", "a.onnx", "--script", "my_clock.py")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "my_clock.py: what its policy sees needs more than coordinates and command tell" in err and "steps" in err
+
+
 @pytest.mark.parametrize(
     "arguments, fault",
     [
@@ -211,3 +221,11 @@ def test_a_missing_package_is_one_line(run_script, root, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     code, out, err = run_script("deploy/export.py", root / "pretrained/walk.pt", "a.onnx")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.endswith("pip install -r requirements-deploy.txt\n")
+
+
+def test_the_model_card_is_of_these_files(root):
+    """Who puts another policy here has to look at its card: hashes, figures, samples."""
+    card = (root / "pretrained/README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: mit\n")
+    for path in sorted((root / "pretrained").glob("*.pt")):
+        assert f"`{path.name}`" in card and hashlib.sha256(path.read_bytes()).hexdigest() in card, path.name

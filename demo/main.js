@@ -262,14 +262,15 @@ function steer(walker, seconds) {
 
 async function main() {
   const state = document.getElementById("state");
+  let walker, stage;
   try {
-    demo.walker = new Walker(...(await load()));
+    walker = new Walker(...(await load()));
+    stage = new Stage(walker);
   } catch (error) {
     state.textContent = `It cannot run here: ${error.message ?? error}`;
     throw error;
   }
-  const walker = demo.walker;
-  const stage = new Stage(walker);
+  demo.walker = walker;
   listen();
   let last = performance.now();
   const frame = async (now) => {

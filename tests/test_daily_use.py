@@ -381,7 +381,7 @@ def test_speeds_from_zero(run_script, root, tmp_path):
 
 def test_nothing_of_a_bar_after_the_error_and_no_nan(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr(training_run.Run, "save_when_due", lambda self: 1 / 0)
-    monkeypatch.setattr(command_line, "_explain", lambda error: (f"error: {type(error).__name__}", 2))
+    monkeypatch.setattr(command_line, "_explain", lambda error, resumed: (f"error: {type(error).__name__}", 2))
     result = run_script(SCRIPT, *TINY)
     assert result.err.endswith("\nerror: ZeroDivisionError\n") and "nan" not in result.err + result.out
     assert "pose_error_m -" in result.err  # no evaluation yet

@@ -20,9 +20,7 @@ def python(root, folder, *words, shell="", **variables):
     if shell:
         command = ["bash", "-c", f'{shell}; exec "$@"', "bash", *command]
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": f"{folder}{os.pathsep}{root}", **variables}
-    done = subprocess.run(
-        command, cwd=str(folder), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=str(folder), env=env, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

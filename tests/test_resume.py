@@ -33,7 +33,7 @@ from test_script import (
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
 import evaluation
-import files
+import guards
 import training_run
 from checkpoints import Unsound
 

@@ -252,7 +252,7 @@ def test_a_state_dict_of_another_simulator_is_refused(any_sim):
     extra = {**before, "more": torch.zeros(1)}
     fewer = {key: x for key, x in before.items() if key != name}
     for state in (extra, fewer, {}):
-        with pytest.raises(ml.InputError, match="sim: .* on one side only"):
+        with pytest.raises(ml.InputError, match=r"sim: .* on one side only"):
             put_back({"sim": sim}, {"sim": state})
     last = list(before)[-1]
     # one row would broadcast to all three; the tensors before it must not have been taken over

@@ -39,6 +39,7 @@ LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
 PUSH_SECONDS = 0.1  # how long a push takes
 TURN = 15.0  # by a key [degrees]
 FASTER = 0.25  # by a key [m/s]
+SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall [s]
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
@@ -146,11 +147,6 @@ class Nearest:
 # ---- 2. The page -----------------------------------------------------------------------------------------------------
 
 
-def take_of(name: str, state: ml.MotionState, touching: Tensor) -> view.Take:
-    """What the viewer shows of a state of batch (1,), and of the bodies (1, J) that touch the ground."""
-    return view.Take(name, state.root_position, state.rotations, touching)
-
-
 def wrap(degrees: float) -> float:
     """The same direction between -180 and 180 degrees."""
     return (degrees + 180.0) % 360.0 - 180.0
@@ -183,10 +179,10 @@ class Controls:
         self.mouse(server, told)
 
     def keys(self, server: Any, told: bool) -> None:
-        """W, A, S, D, Q, E and the arrows are the camera's."""
+        """Bind the keys; W, A, S, D, Q, E and the arrows are the camera's."""
         commands = {"space": ("Pause", self.play_or_pause), "R": ("Reset", lambda: self.jobs.append(self.walker.reset))}
         commands["P"] = ("Push from a random side", self.push_somewhere)
-        commands["M"] = ("Slow motion", lambda: setattr(self.pace, "value", 1.0 if self.pace.value < 1.0 else 0.2))
+        commands["M"] = ("Slow motion", self.slow_or_not)
         if told:
             commands["J"] = ("Turn left", lambda: self.turn(TURN))
             commands["L"] = ("Turn right", lambda: self.turn(-TURN))
@@ -196,20 +192,27 @@ class Controls:
             server.gui.add_command(label, hotkey=key).on_trigger(lambda _, job=job: job())
 
     def mouse(self, server: Any, told: bool) -> None:
-        """A click on the ground tells where to go; with shift, on the character, it pushes."""
+        """Bind the mouse: a click on the ground tells where to go; with shift, on the character, it pushes."""
         if told:
             server.scene.on_click()(lambda event: self.go_to(event.ray_origin, event.ray_direction))
         for body, node in enumerate(self.scene.bodies[0]):
             node.on_click(modifier="shift")(lambda event, body=body: self.push(body, event.ray_direction))
 
     def play_or_pause(self) -> None:
+        """Let time stand still, or go on."""
         self.playing = not self.playing
         self.pause.label = "Pause" if self.playing else "Play"
 
+    def slow_or_not(self) -> None:
+        """Slow motion, or real time."""
+        self.pace.value = SLOW if self.pace.value == 1.0 else 1.0
+
     def turn(self, degrees: float) -> None:
+        """Turn the heading to the left by so much."""
         self.heading.value = wrap(self.heading.value + degrees)
 
     def faster(self, step: float) -> None:
+        """Raise the speed by a step [m/s], within the slider's range."""
         self.speed.value = min(max(self.speed.value + step, self.speed.min), self.speed.max)
 
     def go_to(self, origin: Tuple[float, ...], direction: Tuple[float, ...]) -> None:
@@ -226,6 +229,7 @@ class Controls:
         self.jobs.append(lambda: self.walker.push(body, impulse))
 
     def push_somewhere(self) -> None:
+        """Push the torso from a random side."""
         angle = np.random.default_rng().uniform(-math.pi, math.pi)
         self.push(self.walker.character.body_names.index("torso"), (math.cos(angle), math.sin(angle), 0.0))
 
@@ -233,9 +237,9 @@ class Controls:
 def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any]:
     """The viewer's scene with the character, a ghost of it and its trail, and an arrow that shows where it is to go."""
     state = walker.state()
-    state = ml.MotionState(*(x.expand(TRAIL + 1, *x.shape[1:]) for x in state))
-    touching = torch.zeros(state.rotations.shape[:2], dtype=torch.bool)
-    takes = [take_of("policy", state, touching), take_of("nearest clip", state, touching)]
+    root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
+    rotations = state.rotations.expand(TRAIL + 1, -1, -1)
+    takes = [view.Take(name, root, rotations, rotations[..., 0] > 1.0) for name in ("policy", "nearest clip")]
     scene = view.build(server, walker.character, meshes, takes, "pinned")
     scene.paths[1].visible = False
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
@@ -252,12 +256,11 @@ def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, 
     lowest = ml.lowest_points(walker.character, position, rotation)
     clip, moment, distance = nearest(relative_positions(position, state.rotations[:, 0])[0])
     other = motions.state(torch.tensor([clip]), torch.tensor([moment]))
-    root, rotations = view.place(
-        other.root_position, other.rotations, state.root_position, state.rotations, "pinned", 1
-    )
-    ghost = take_of("nearest clip", other._replace(root_position=root, rotations=rotations), lowest > math.inf)
+    here = (state.root_position, state.rotations)
+    ghost = view.place(other.root_position, other.rotations, *here, "pinned", 1)
+    takes = [view.Take("policy", *here, lowest <= view.TOUCH), view.Take("nearest clip", *ghost, lowest > math.inf)]
     name = os.path.basename(motions.files[clip]).replace(".npz", "")
-    return [take_of("policy", state, lowest <= view.TOUCH), ghost], lowest, f"{name}, {distance:.3f} m"
+    return takes, lowest, f"{name}, {distance:.3f} m"
 
 
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:

@@ -5,6 +5,7 @@
     python motions/view.py ROLLOUT.npz CLIP.npz --html walk.html        # to send to a colleague
 
 FILE is a clip, a folder of clips, or a dataset file (JSON). It needs `pip install -r requirements-motions.txt`.
+A policy with live physics, steered by keys: deploy/steer.py.
 Bodies that touch the ground turn red; the line on the ground is the root's path.
 Bad input ends with one line that says what is wrong, and exit code 2.
 

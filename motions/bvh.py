@@ -6,10 +6,12 @@ position channels below the root, which Blender writes, and bvhio does not retur
 """
 
 import io
-from typing import Iterable, List, NamedTuple, Tuple
+import re
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import motion_lib as lib
 from motion_lib import InputError
@@ -29,15 +31,21 @@ class Recording(NamedTuple):
     names: List[str]
     parents: List[int]  # each before its children; -1 for the root
     offsets: np.ndarray  # (J, 3) origin of each joint in its parent's frame
-    up: str  # "+z" and so on, or "" where the file does not say
+    up: str  # "+z" and so on, "z" where that is usual, or "" where the file does not say
+    places: Optional[Dict[int, np.ndarray]] = None  # joints that have position channels: in their parents (F, 3)
 
 
 def continuous(q: np.ndarray) -> np.ndarray:
-    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first.
-
-    q and -q are one."""
+    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first. q and -q
+    are one."""
     flip = np.concatenate((q[:1, ..., 3], (q[1:] * q[:-1]).sum(-1))) < 0
     return q * np.where(np.cumsum(flip, 0) % 2, -1.0, 1.0)[..., None]
+
+
+def angles(a: np.ndarray, b: np.ndarray) -> Tensor:
+    """Angles between rotations (..., 4) and (..., 4) [rad]. -> (...)"""
+    a, b = torch.from_numpy(a), torch.from_numpy(b)
+    return lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(a), b)).norm(dim=-1)
 
 
 class Joint(NamedTuple):
@@ -47,21 +55,22 @@ class Joint(NamedTuple):
     channels: List[str]  # such as Xposition or Zrotation, in the order of the columns
 
 
-def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
-    """The joints, parents first, and the number of the line that says MOTION. Raises InputError."""
+def read_hierarchy(path: str, lines: List[str]) -> List[Joint]:
+    """The joints, parents first, from the lines before MOTION. Braces may stand anywhere. Raises InputError."""
     joints: List[Joint] = []
     blocks: List[int] = []  # the joints whose braces are open; -1 is an end site
     opening = -1
-    at_end = False
-    for number, line in enumerate(lines):
-        word, *rest = line.split() or [""]
+    parts = [(number, part) for number, line in enumerate(lines) for part in re.split("([{}])", line)]
+    for number, part in parts:
+        word, *rest = part.split() or [""]
+        word = word.upper()
         try:
             if word in ("ROOT", "JOINT"):
                 if (word == "ROOT") != (not joints) or (word == "JOINT" and (not blocks or blocks[-1] < 0)):
                     raise ValueError("a file holds one ROOT, and JOINTs within it")
                 opening = len(joints)
                 joints.append(Joint(" ".join(rest), blocks[-1] if blocks else -1, [], []))
-            elif word == "End":
+            elif word == "END":
                 opening = -1
             elif word == "{":
                 blocks.append(opening)
@@ -72,61 +81,60 @@ def read_hierarchy(path: str, lines: List[str]) -> Tuple[List[Joint], int]:
             elif word == "CHANNELS":
                 joints[blocks[-1]].channels[:] = [channel[:1].upper() + channel[1:].lower() for channel in rest[1:]]
                 channels = joints[blocks[-1]].channels
-                if blocks[-1] < 0 or len(rest) - 1 != int(rest[0]) or not CHANNELS.issuperset(channels):
+                if blocks[-1] < 0 or len(channels) != int(rest[0]) or not CHANNELS.issuperset(channels):
                     raise ValueError("channels are a number and as many names like Xposition or Zrotation")
-                if len(set(rest[1:])) != len(rest) - 1:
+                if len(set(channels)) != len(channels):
                     raise ValueError("a channel comes twice")
-            elif word == "MOTION":
-                if blocks or not joints:
-                    raise ValueError("MOTION before the hierarchy is closed")
-                at_end = True
-                break
             elif word not in ("", "HIERARCHY", "OFFSET"):
                 raise ValueError("expected ROOT, JOINT, End Site, OFFSET, CHANNELS, a brace or MOTION")
             if len(joints) > MAX_JOINTS:
                 raise ValueError(f"more than {MAX_JOINTS} joints")
         except (ValueError, IndexError) as error:
-            raise InputError(f"{path}: line {number + 1}, {line.strip()[:40]!r}: {error}") from error
-    sound = at_end and all(len(j.offset) == 3 and all(abs(x) < 1e5 for x in j.offset) for j in joints)
-    if not sound or len({joint.name for joint in joints}) != len(joints):
-        needs = "joints need three finite offsets and names of their own, then comes MOTION"
+            raise InputError(f"{path}: line {number + 1}, {lines[number].strip()[:40]!r}: {error}") from error
+    sound = not blocks and all(len(j.offset) == 3 and all(abs(x) < 1e5 for x in j.offset) for j in joints)
+    if not sound or not joints or len({joint.name for joint in joints}) != len(joints):
+        needs = "braces must be closed, and joints need three finite offsets and names of their own"
         raise InputError(f"{path}: not a complete BVH file; {needs}")
-    return joints, number
+    return joints
 
 
 def read_frames(path: str, lines: List[str], width: int) -> Tuple[float, np.ndarray]:
-    """Frames per second and the rows (F, width), from the lines after MOTION. Raises InputError."""
-    header = [line.split() for line in lines[:20] if line.strip()][:2]
+    """Frames per second (0 where the file says nonsense) and the rows (F, width), from the lines after MOTION. Raises
+    InputError."""
     try:
-        frames, step = int(header[0][1]), float(header[1][2])
-        start = next(i for i, line in enumerate(lines) if line.split()[:2] == ["Frame", "Time:"])
-        if not any(line.strip() for line in lines[start + 1 :]):
+        head = next(i for i, line in enumerate(lines[:20]) if re.match(r"\s*frame\s+time\b", line, re.I))
+        frames = int(re.search(r"frames\s*:?\s*(\d+)", " ".join(lines[:head]), re.I).group(1))
+        step = float(lines[head].replace(":", " ").split()[2])
+        rows = "\n".join(lines[head + 1 :]).rstrip("\x1a\0 \r\n")  # DOS ends texts with ^Z
+        if not rows:
             raise ValueError("no frames")
-        values = np.loadtxt(io.StringIO("\n".join(lines[start + 1 :])), ndmin=2, comments=None)  # (F, width)
-    except (ValueError, IndexError, StopIteration) as error:
+        values = np.loadtxt(io.StringIO(rows), ndmin=2, comments=None)  # (F, width)
+    except (ValueError, IndexError, StopIteration, AttributeError) as error:
         brief = " ".join(str(error).split())[:80]
         expected = f'"Frames: N", "Frame Time: SECONDS" and rows of {width} numbers'
         raise InputError(f"{path}: after MOTION come {expected} ({brief})") from error
     if values.shape != (frames, width) or not 2 <= frames <= 200_000:
         found = f"{values.shape[0]} rows of {values.shape[-1]} numbers"
-        raise InputError(f"{path}: {found}; the file promises {frames} of {width}, at least 2")
-    if not (np.abs(values) < 1e6).all() or not 1e-3 <= step <= 1.0:
-        fault = "NaN, infinity or huge numbers in a frame, or a frame time that is not between 0.001 and 1 s"
-        raise InputError(f"{path}: {fault}")
-    fps = 1.0 / step
+        fault = "a single pose is no motion" if frames == 1 else f"the file promises {frames} of {width}, at least 2"
+        raise InputError(f"{path}: {found}; {fault}")
+    if not (np.abs(values) < 1e6).all():
+        raise InputError(f"{path}: NaN, infinity or huge numbers in a frame")
+    fps = 1.0 / step if step > 1e-9 else 0.0
     # 0.033333 s means 30 frames a second
-    return float(round(fps)) if abs(1 / round(fps) - step) < 1.1e-6 else fps, values
+    return float(round(fps)) if fps > 0.5 and abs(1 / round(fps) - step) < 1.1e-6 else fps, values
 
 
 def read_bvh(path: str, text: str) -> Recording:
     """A BVH file, lengths in its own unit, world as in the file. Raises InputError."""
     lines = text.split("\n")
-    joints, motion = read_hierarchy(path, lines)
+    motion = next((i for i, line in enumerate(lines) if line.strip().upper() == "MOTION"), len(lines))
+    joints = read_hierarchy(path, lines[:motion])
     fps, values = read_frames(path, lines[motion + 1 :], sum(len(joint.channels) for joint in joints))
     frames = len(values)
     rotations = torch.zeros(frames, len(joints), 4, dtype=torch.float64)
     offsets = np.array([joint.offset for joint in joints])
-    root_position = np.zeros((frames, 3))
+    root_position = np.tile(offsets[0], (frames, 1))
+    places: Dict[int, np.ndarray] = {}
     column = 0
     for j, joint in enumerate(joints):
         q = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64).expand(frames, 4)
@@ -140,13 +148,14 @@ def read_bvh(path: str, text: str) -> Recording:
             elif j == 0:
                 root_position[:, axis] = data
             else:
-                # exporters that write positions for every joint repeat the offset; changing lengths are averaged
-                offsets[j, axis] = np.median(data)
+                places.setdefault(j, np.tile(offsets[j], (frames, 1)))[:, axis] = data
             column += 1
         rotations[:, j] = q
+    for j, place in places.items():  # most exporters that write positions for every joint repeat the offset
+        offsets[j] = np.median(place, 0)
     names = [joint.name for joint in joints]
     parents = [joint.parent for joint in joints]
-    return Recording(fps, "", root_position, continuous(rotations.numpy()), names, parents, offsets, "")
+    return Recording(fps, "", root_position, continuous(rotations.numpy()), names, parents, offsets, "", places)
 
 
 # ---- Writing ---------------------------------------------------------------------------------------------------------
@@ -165,9 +174,8 @@ def euler_zxy(q: np.ndarray) -> np.ndarray:
 
 
 def bvh_text(recording: Recording) -> str:
-    """A BVH file in centimetres, Y up and facing +Z, of a recording in metres, Z up and facing +X.
-
-    The recording stands upright in its zero pose."""
+    """A BVH file in centimetres, Y up and facing +Z, of a recording in metres, Z up and facing +X. The recording stands
+    upright in its zero pose."""
     order = [1, 2, 0]  # +Y left -> +X, +Z up -> +Y, +X forward -> +Z
     offsets = 100 * recording.offsets[:, order]
     root = 100 * recording.root_position[:, order]

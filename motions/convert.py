@@ -17,7 +17,6 @@ from typing import List, Optional, Tuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -25,17 +24,11 @@ import motion_lib as lib
 from motion_lib import Character, Clip, InputError
 from motions import formats, retarget, safe
 from motions.bvh import Recording, continuous
+from motions.checks import lowest, repeats, report, seam
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 Content = TypeVar("Content", Clip, Recording)  # both have fps, loop, root_position and rotations
 ENDINGS = {"clip": ".npz", "poselib": ".npy", "isaaclab": ".npz", "bvh": ".bvh"}
-
-# What a training will suffer from.
-DEEP = 0.03  # [m] into the ground, or above it all the time
-JUMP, LEAP = 0.3, 0.1  # [rad], [m] from a frame to the next, if it is also three times what comes before and after
-MOTOR = 35.0  # [rad/s]; the fastest joint in motions/ reaches 30
-SHORT = 0.5  # [s]
-SEAM = 15.0  # [deg], mean over the joints
 
 # Clips of the pybullet package: name here -> file in its motions folder.
 HUMANOID3D = ["walk", "run", "spinkick", "cartwheel", "crawl", "dance_a", "dance_b", "jump", "roll", "spin", "backflip"]
@@ -71,7 +64,13 @@ def cut(path: str, content: Content, start: Optional[float], end: Optional[float
 
 
 def change_rate(content: Content, fps: float) -> Content:
-    """The same motion at about `fps` frames a second, so that the last frame stays the last."""
+    """The same motion at about `fps` frames a second, so that the last frame stays the last. Of frames that come twice,
+    as many public files have them, each is taken once."""
+    again = repeats(content.root_position, content.rotations)  # (F-1,)
+    if 0.4 < again.mean() < 0.6 and len(again) > 2:
+        once = np.concatenate(([True], ~again))
+        root_position, rotations = content.root_position[once], content.rotations[once]
+        content = content._replace(root_position=root_position, rotations=rotations, fps=content.fps / 2)
     frames = len(content.root_position)
     length = (frames - 1) / content.fps
     if length * fps > safe.MAX_FRAMES:
@@ -83,9 +82,8 @@ def change_rate(content: Content, fps: float) -> Content:
 
 
 def choose_loop(character: Character, clip: Clip, wish: str) -> Tuple[Clip, str]:
-    """The clip with its loop mode decided, and a remark.
-
-    wish: "auto" keeps the file's mode, and where there is none, looks whether the motion closes; "wrap" closes it."""
+    """The clip with its loop mode decided, and a remark. wish: "auto" keeps the file's mode, and where there is none,
+    looks whether the motion closes; "wrap" closes it."""
     if wish == "wrap":
         return close_loop(clip._replace(loop="wrap")), "wrap, seam blended"
     if wish == "clamp":
@@ -99,9 +97,8 @@ def choose_loop(character: Character, clip: Clip, wish: str) -> Tuple[Clip, str]
 
 
 def close_loop(clip: Clip, window: float = 0.25) -> Clip:
-    """Make the last pose the first one, but for place and heading.
-
-    Each end gives way by half, over a quarter second or half the clip."""
+    """Make the last pose the first one, but for place and heading. Each end gives way by half, over a quarter second or
+    half the clip."""
     frames = len(clip.root_position)
     reach = min(window * clip.fps, 0.5 * (frames - 1))
     ramp = 0.5 + 0.5 * np.cos(np.pi * np.minimum(np.arange(frames) / max(reach, 1.0), 1.0))  # (F,) 1 in the first frame
@@ -118,29 +115,8 @@ def close_loop(clip: Clip, window: float = 0.25) -> Clip:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 2. Ground contact, seam, table
+# 2. Table
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def lowest(character: Character, clip: Clip) -> Tensor:
-    """World height of the lowest point of the character's collision shape in each frame. -> (F,) [m]"""
-    # in float64, so that the clip's lowest point ends at 0 to within the rounding of the file's float32
-    double = {key: getattr(character, key).double() for key in ("offsets", "hull_point", "hull_radius")}
-    character = character._replace(**double)
-    root_position, rotations = torch.from_numpy(clip.root_position), torch.from_numpy(clip.rotations)
-    return lib.lowest_points(character, *lib.forward_kinematics(character, root_position, rotations)).amin(-1)
-
-
-def seam(character: Character, clip: Clip) -> Tuple[float, float]:
-    """How far a clip is from being a cycle: the mean angle over the joints (the root, freed of its heading, is one of
-    them) between the last and the first pose, and the heading gained from the first to the last. -> [rad], [rad]"""
-    ends = torch.from_numpy(clip.rotations[[0, -1]])  # (2, J, 4)
-    yaw = lib.heading(ends[:, 0])  # (2,)
-    ends[:, 0] = lib.quat_multiply(lib.quat_from_yaw(-yaw), ends[:, 0])
-    joints = [0] + sorted(set(character.dof_body.tolist()))
-    angle = lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(ends[0]), ends[1]))[joints].norm(dim=-1)
-    turn = float(yaw[1] - yaw[0])
-    return float(angle.mean()), float(np.arctan2(np.sin(turn), np.cos(turn)))
 
 
 def print_table(character: Character, paths: List[str]) -> None:
@@ -162,110 +138,54 @@ def print_table(character: Character, paths: List[str]) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 3. What will hurt a training
+# 3. Command line
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def joint_speeds(character: Character, clip: Clip) -> np.ndarray:
-    """How fast each body turns relative to its parent, the root in the world, from each frame to the next.
-
-    -> (F-1, J) [rad/s]."""
-    q = torch.from_numpy(clip.rotations)
-    return (lib.rotvec_from_quat(lib.quat_multiply(lib.quat_conjugate(q[:-1]), q[1:])).norm(dim=-1) * clip.fps).numpy()
-
-
-def leaps(step: np.ndarray, least: float) -> np.ndarray:
-    """Which steps (F-1, n) between frames are larger than `least`, and than three times the step before and after."""
-    padded = np.pad(step, ((1, 1), (0, 0)))
-    return (step > least) & (step > 3.0 * np.maximum(padded[:-2], padded[2:]))
-
-
-def report(character: Character, clip: Clip) -> List[str]:
-    """Lines for a person: speed, largest joint speed, seam; and a warning for each thing that will hurt a training."""
-    length = (len(clip.root_position) - 1) / clip.fps
-    turning = joint_speeds(character, clip)  # (F-1, J)
-    steps = np.linalg.norm(np.diff(clip.root_position, axis=0), axis=-1)  # (F-1,)
-    frame, body = np.unravel_index(turning[:, 1:].argmax(), turning[:, 1:].shape)
-    fastest = turning[frame, body + 1]
-    name = character.body_names[body + 1]
-    speed = np.linalg.norm((clip.root_position[-1] - clip.root_position[0])[:2]) / length
-    gap, turn = np.rad2deg(seam(character, clip))
-    fast = f"largest joint speed {fastest:.1f} rad/s ({name}, frame {frame})"
-    lines = [f"mean speed {speed:.2f} m/s, {fast}, seam {gap:.1f} deg, turn {turn:.0f} deg"]
-    low = lowest(character, clip).numpy()  # (F,)
-    if low.min() < -DEEP:
-        share = f"more than {100 * DEEP:.0f} in {(low < -DEEP).sum()} of {len(low)} frames"
-        deepest = f"{100 * -low.min():.0f} cm into the ground (frame {low.argmin()})"
-        lines.append(f"warning: reaches {deepest}, {share}")
-    if low.min() > DEEP:
-        lines.append(f"warning: hovers, it never comes nearer to the ground than {100 * low.min():.0f} cm; use --lift")
-    jump = np.flatnonzero(leaps(turning / clip.fps, JUMP).any(1) | leaps(steps[:, None], LEAP)[:, 0])
-    if len(jump):
-        more = f" (and {len(jump) - 1} times more)" if len(jump) > 1 else ""
-        advice = "cut it out or smooth it, or expect the pose error to peak there"
-        lines.append(f"warning: jumps from frame {jump[0]} to the next{more}; {advice}")
-    if fastest > MOTOR:
-        turns = f"{name} turns at {fastest:.0f} rad/s in frame {frame}"
-        lines.append(f"warning: {turns}; hardly a motor reaches {MOTOR:.0f}")
-    if length < SHORT:
-        lines.append(f"warning: lasts {length:.2f} s only; little can be learnt from less than {SHORT} s")
-    if clip.loop == "wrap" and gap > SEAM:
-        advice = "--loop wrap blends it, --loop clamp does without"
-        lines.append(f"warning: the pose leaps by {gap:.0f} deg a joint at the seam; {advice}")
-    return lines
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 4. Command line
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, str]:
-    """The motion of args.input on our character, cut, resampled and retargeted; and what it was understood to be.
-
+def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, List[str]]:
+    """The motion of args.input on our character, cut, resampled and retargeted; what it was understood to be, warnings.
     Raises InputError."""
-    motion = formats.read(args.input, character)
-    content = motion.content
-    frames = len(content.root_position)
-    understood = f"read as {motion.format}: {frames} frames at {content.fps:.2f} /s, {motion.notes}"
-    content = cut(args.input, content, args.start, args.end)
-    content = change_rate(content, args.fps) if args.fps else content
-    if isinstance(content, Clip):
-        return content, understood
+    motion = formats.read(args.input, character, args.motion)
+    joint_map = retarget.load_joint_map(args.joint_map)
+    whole = motion.content
+    whole = whole._replace(fps=args.input_fps) if args.input_fps else whole
+    whole = whole._replace(up=f"+{args.up}") if args.up and isinstance(whole, Recording) else whole
+    if not 1.0 <= whole.fps <= 1000.0:
+        raise InputError(f"{args.input}: its rate is {whole.fps:.4g} /s; expected 1 to 1000, give it with --input-fps")
+    frames = len(whole.root_position)
+    understood = f"read as {motion.format}: {frames} frames at {whole.fps:.2f} /s, {motion.notes}"
     try:
+        warnings: List[str] = []
+        if isinstance(whole, Recording):
+            index = retarget.find_joints(whole, joint_map)
+            whole, warnings = retarget.path_at_root(whole, index)
+        content = cut(args.input, whole, args.start, args.end)
+        content = change_rate(content, args.fps) if args.fps else content
+        if isinstance(content, Clip):
+            return content, [understood]
         ground = args.lift is not False
-        joint_map = retarget.load_joint_map(args.joint_map)
-        clip, notes = retarget.retarget(character, content, motion.content, joint_map, not args.no_plant, ground)
+        clip, notes = retarget.retarget(character, content, whole, index, not args.no_plant, ground)
     except InputError as error:
-        named = str(error).startswith(str(args.joint_map))  # the joint map, not the motion
+        named = str(error).startswith(args.input)
         raise InputError(str(error) if named else f"{args.input}: {error}") from error
-    return clip, f"{understood}, {notes}"
+    return clip, [f"{understood}, {notes}", *warnings]
 
 
 def lift(character: Character, clip: Clip) -> Clip:
-    """One constant raises or lowers the whole clip until a quarter of its frames reach the ground.
-
-    Not until the lowest frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm).
-    """
+    """One constant raises or lowers the whole clip until a quarter of its frames reach the ground. Not until the lowest
+    frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm)."""
     rise = -float(lowest(character, clip).quantile(0.25))
     return clip._replace(root_position=clip.root_position + [0.0, 0.0, rise])
 
 
-def write(path: str, data: bytes) -> None:
-    """Atomically: a reader sees the old file or the whole new one. Raises InputError."""
-    try:
-        lib.write_file(path, data)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the clip: {error.strerror}") from error
-
-
 def save(path: str, clip: Clip, character: Character, args: argparse.Namespace) -> None:
-    """Write the clip in the format args.format. Raises InputError."""
-    if args.format != "clip":
-        writers = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}
-        return write(path, writers[args.format](clip, character))
+    """Write the clip in the format args.format, all of it or nothing. Raises InputError."""
+    writers = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}
     try:
-        lib.save_clip(path, clip, character.body_names, args.source, args.license)
+        if args.format == "clip":
+            lib.save_clip(path, clip, character.body_names, args.source, args.license)
+        else:
+            lib.write_file(path, writers[args.format](clip, character))
     except OSError as error:
         raise InputError(f"{path}: cannot write the clip: {error.strerror}") from error
 
@@ -278,7 +198,7 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
     before = lowest(character, clip)  # (F,)
     # our own clips, roll-outs among them, are where they should be;
     # what others call the ground may be the ankles' height
-    raise_it = args.lift if args.lift is not None else not understood.startswith("read as our own clip")
+    raise_it = args.lift if args.lift is not None else not understood[0].startswith("read as our own clip")
     clip = lift(character, clip) if raise_it else clip
     check(args.input, clip, character)
     replaced = " (replaced)" if os.path.exists(out) else ""
@@ -288,7 +208,7 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
     # a high mean on a clip that never jumps of frames that hover
     print(f"{out}{replaced}: {args.format}, {len(after)} frames, {clip.fps:.2f} /s, {loop}; lowest point [m]", end=" ")
     print(f"{before.min():.3f} -> {after.min():.3f}, its mean over frames {before.mean():.3f} -> {after.mean():.3f}")
-    print("  " + "\n  ".join([understood, *report(character, clip)]))
+    print("  " + "\n  ".join([*understood, *report(character, clip)]))
 
 
 def check(path: str, clip: Clip, character: Character) -> None:
@@ -312,6 +232,7 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
     add("--start", type=float, metavar="S", help="first moment to keep [s]")
     add("--end", type=float, metavar="S", help="last moment to keep [s]")
     add("--fps", type=float, help="resample to about this rate [1/s]")
+    add("--input-fps", type=float, metavar="FPS", help="the rate of IN [1/s], where the file's is wrong or missing")
     loop_help = "auto: the file's mode; wrap: close it, seam blended"
     add("--loop", choices=("auto", "wrap", "clamp"), default="auto", help=loop_help)
     add("--mirror", action="store_true", help="exchange left and right")
@@ -319,6 +240,8 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
     add("--lift", action="store_true", default=None, help=lift_help)
     add("--no-lift", action="store_false", default=None, dest="lift", help="keep the file's heights")
     add("--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide")
+    add("--up", choices=("x", "y", "z"), help="the up axis of IN's world, where it is taken wrongly")
+    add("--motion", metavar="NAME", help="which motion, of a file that holds several")
     add("--joint-map", metavar="JSON", help="which joint is which body, where the names do not tell")
     add("--source", default="not stated", help="where the motion comes from; stored in the clip")
     add("--license", default="not stated", help="the motion's licence; stored in the clip")
@@ -342,8 +265,8 @@ def main() -> None:
     args, parser = parse()
     if (args.input is not None) + (args.pybullet is not None) + (args.table is not None) != 1:
         parser.error("give one of IN, --pybullet DIR, --table CLIP...")
-    if args.fps is not None and not 1.0 <= args.fps <= 1000.0:
-        parser.error("--fps goes from 1 to 1000")
+    if not all(rate is None or 1.0 <= rate <= 1000.0 for rate in (args.fps, args.input_fps)):
+        parser.error("--fps and --input-fps go from 1 to 1000")
     if not all(moment is None or 0.0 <= moment < np.inf for moment in (args.start, args.end)):
         parser.error("--start and --end are seconds from the motion's beginning")
     others = set(vars(args)) - {"pybullet", "table"}

@@ -28,18 +28,39 @@ class Motion(NamedTuple):
     notes: str  # what else was understood
 
 
-def read(path: str, character: Character) -> Motion:
-    """Read a motion file; the format is recognised by the content. Raises InputError for anything that is no motion."""
+# What others begin with, what that is, and the way to get it in.
+BLENDER = "import it in Blender and export BVH (motions/README.md)"
+SIGNATURES = (
+    (b"Kaydara FBX", f"FBX; {BLENDER}"),
+    (b"; FBX", f"FBX; {BLENDER}"),
+    (b"glTF", f"glTF; {BLENDER}"),
+    (b"PXR-USDC", f"USD; {BLENDER}"),
+    (b"\x89HDF", "HDF5; no motion in HDF5 is known here"),
+    (b"# AST/ASF", "Acclaim; convert ASF and AMC to BVH first"),
+    (b":version", "Acclaim; convert ASF and AMC to BVH first"),
+)
+NO_BODIES = "it holds the joint angles of a robot, and no positions of bodies by name; take the motion it was made from"
+
+
+def read(path: str, character: Character, wanted: Optional[str] = None) -> Motion:
+    """Read a motion file; the format is recognised by the content. Raises InputError for anything that is no motion.
+    wanted: the name of one motion, of a file that holds several."""
     raw = safe.read_bytes(path)
+    for signature, what in SIGNATURES:
+        if raw.startswith(signature):
+            raise InputError(f"{path}: this is {what}")
+    if raw[1:2] == b"\x50" and 2 <= raw[0] < 16:
+        raise InputError(f"{path}: this is C3D, markers without a skeleton; solve it to a skeleton and export BVH")
+    raw = safe.inflate(path, raw) if raw[:2] == b"\x1f\x8b" or raw[:1] == b"\x78" else raw
     if raw[:6] == b"\x93NUMPY":
-        return read_pickled(path, safe.read_npy(path, raw), character)
+        return read_pickled(path, safe.read_npy(path, raw), character, wanted)
     if raw[:1] == b"\x80":  # how every pickle begins since Python 3's protocols
-        return read_pickled(path, safe.read_pickle(path, raw), character)
+        return read_pickled(path, safe.read_pickle(path, raw), character, wanted)
     if raw[:4] == b"PK\x03\x04":
-        arrays = safe.read_npz(path, raw)
-        if "body_rotations" in arrays:
-            return read_isaaclab(path, arrays, character)
-        return Motion("our own clip", lib.load_clip(path, character.body_names), "Z up, metres, xyzw, arms hanging")
+        members = safe.read_archive(path, raw)
+        if any(name.endswith("/data.pkl") for name in members):
+            return read_pickled(path, safe.read_torch(path, members), character, wanted)
+        return read_arrays(path, safe.read_npz(path, members), character)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -48,8 +69,25 @@ def read(path: str, character: Character) -> Motion:
         return Motion("BVH", bvh.read_bvh(path, text), "degrees, Euler angles in each joint's own order")
     if text.lstrip()[:1] in ("{", "["):
         return read_deepmimic(path, text, character)
-    known = "DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH or our own clip"
+    if text[:10_000].split("\n")[0].count(",") > 10:
+        raise InputError(f"{path}: a table of numbers, such as Unitree's csv: {NO_BODIES}")
+    known = "DeepMimic text, poselib .npy, MimicKit, PHC, ProtoMotions, Isaac Lab, AMASS, BVH or our own clip"
     raise InputError(f"{path}: not a motion file that is known here; it is none of {known}")
+
+
+def read_arrays(path: str, arrays: Dict[str, Any], character: Character) -> Motion:
+    """A motion from the arrays of an .npz archive. Raises InputError."""
+    if "body_rotations" in arrays:
+        return read_isaaclab(path, arrays, character)
+    if "poses" in arrays and "trans" in arrays:
+        rates = [arrays[key] for key in ("mocap_framerate", "mocap_frame_rate", "fps") if key in arrays]
+        return read_smpl(path, "AMASS", arrays["poses"], arrays["trans"], [*rates, None][0], SMPL_PELVIS)
+    if "body_pos_w" in arrays:
+        fault = "the bodies have no names, and their order depends on the simulator"
+        raise InputError(f"{path}: a motion of BeyondMimic: {fault}; take the motion it was made from")
+    if "qpos" in arrays:
+        raise InputError(f"{path}: a motion of LocoMuJoCo or another of MuJoCo: {NO_BODIES}")
+    return Motion("our own clip", lib.load_clip(path, character.body_names), "Z up, metres, xyzw, arms hanging")
 
 
 # ---- 1. DeepMimic text -----------------------------------------------------------------------------------------------
@@ -66,7 +104,6 @@ WIDTH = 1 + 3 + sum(width for _, width in COLUMNS)
 
 def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
     """Loop mode "wrap" or "clamp", and the checked rows (F, 44) of a DeepMimic file as stored: Y up, s, m, rad, wxyz.
-
     Raises InputError."""
     try:
         data = json.loads(text)
@@ -94,7 +131,6 @@ def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
 
 def read_deepmimic(path: str, text: str, character: Character) -> Motion:
     """A DeepMimic file as a clip: root_position (F, 3) world, Z up [m], rotations (F, J, 4) unit xyzw, parent-relative.
-
     Row 0 is the root in the world. Heights are the file's. Raises InputError (see check_deepmimic)."""
     loop, frames = check_deepmimic(path, text)
     # Y up, +Z right -> Z up, +Y left: (x, y, z) -> (x, -z, y), for positions and for the axes of rotations alike
@@ -136,21 +172,36 @@ def resample(
     return position, lib.slerp(a, b, t).numpy()
 
 
-# ---- 2. poselib and MimicKit -----------------------------------------------------------------------------------------
+# ---- 2. poselib, MimicKit, PHC, ProtoMotions -------------------------------------------------------------------------
 
 
-def read_pickled(path: str, tree: Any, character: Character) -> Motion:
-    """A poselib motion or one of MimicKit, from the tree that safe.read_pickle gives. Raises InputError."""
-    if isinstance(tree, dict) and "skeleton_tree" in tree:
+def read_pickled(path: str, tree: Any, character: Character, wanted: Optional[str]) -> Motion:
+    """A motion from the tree that safe.read_pickle gives. Raises InputError."""
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: a pickle that holds no dictionary, as every motion does that is known here")
+    if "skeleton_tree" in tree:
         return read_poselib(path, tree)
-    if isinstance(tree, dict) and "frames" in tree:
+    if "frames" in tree:
         return read_mimickit(path, tree, character)
-    raise InputError(f'{path}: neither a poselib motion (with "skeleton_tree") nor one of MimicKit (with "frames")')
+    if "rigid_body_pos" in tree:
+        return read_protomotions(path, tree, character)
+    if "dof_pos" in tree or "dof" in tree:
+        raise InputError(f"{path}: a retargeted motion, such as GMR's: {NO_BODIES}")
+    motions = {name: part for name, part in tree.items() if isinstance(part, dict) and "pose_aa" in part}
+    if not motions:
+        known = "poselib, MimicKit, ProtoMotions or PHC"
+        raise InputError(f"{path}: a pickle, but no motion of {known}; it holds {', '.join(tree)[:100]}")
+    if wanted not in motions and (wanted is not None or len(motions) > 1):
+        raise InputError(f"{path}: holds {len(motions)} motions; --motion NAME takes one of {', '.join(motions)[:800]}")
+    part = motions[wanted or next(iter(motions))]
+    poses = _field(path, part, "pose_aa")
+    poses = poses.reshape(len(poses), -1) if isinstance(poses, np.ndarray) and 1 < poses.ndim < 4 else poses
+    return read_smpl(path, "PHC", poses, _field(path, part, "root_trans_offset"), part.get("fps"), np.zeros(3))
 
 
 def _field(path: str, tree: Any, key: str) -> Any:
-    if not isinstance(tree, dict) or key not in tree:
-        raise InputError(f"{path}: not a complete motion, it lacks {key}")
+    if not isinstance(tree, dict) or tree.get(key) is None:
+        raise InputError(f"{path}: not a complete motion, it lacks {key}, or that holds Python objects")
     return safe.plain(tree[key])
 
 
@@ -181,11 +232,10 @@ def _texts(path: str, value: Any, key: str) -> List[str]:
 
 
 def _rate(path: str, value: Any) -> float:
+    """Frames per second; 0 where there is none."""
+    value = safe.plain(value)
     value = value.reshape(()) if isinstance(value, np.ndarray) and value.size == 1 else value
-    fps = float(_numbers(path, value, "fps"))
-    if not 1.0 <= fps <= 1000.0:
-        raise InputError(f"{path}: fps is {fps}; expected 1 to 1000")
-    return fps
+    return 0.0 if value is None else float(_numbers(path, value, "fps"))
 
 
 def _unit(path: str, q: np.ndarray, key: str) -> np.ndarray:
@@ -205,9 +255,8 @@ def _loop(value: Any) -> str:
 
 
 def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
-    """A motion of IsaacGymEnvs or ASE: xyzw, parent-relative or in the world, metres, Z up; its skeleton is in it.
-
-    Raises InputError."""
+    """A motion of IsaacGymEnvs or ASE: xyzw, parent-relative or in the world; its skeleton is in it. Raises
+    InputError."""
 
     def array(part: Any, key: str, *shape: Optional[int]) -> np.ndarray:
         return _numbers(path, _field(path, _field(path, part, key), "arr"), key, *shape)
@@ -224,9 +273,8 @@ def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
     local = bool(_field(path, tree, "is_local") is True)
     if not local:
         rotations = local_rotations(rotations, parents)
-    fps = _rate(path, _field(path, tree, "fps"))
-    loop = _loop(tree.get("loop"))
-    content = Recording(fps, loop, root_position, rotations, names, parents, offsets, "+z")
+    rate_and_loop = (_rate(path, tree.get("fps")), _loop(tree.get("loop")))
+    content = Recording(*rate_and_loop, root_position, rotations, names, parents, offsets, "")
     return Motion("poselib", content, f"xyzw, {'parent-relative' if local else 'in the world'}")
 
 
@@ -236,24 +284,37 @@ def local_rotations(world: np.ndarray, parents: List[int]) -> np.ndarray:
     return torch.cat((q[:, :1], lib.quat_multiply(lib.quat_conjugate(q[:, parents[1:]]), q[:, 1:])), 1).numpy()
 
 
-def _fits(row: Any) -> bool:
-    """Whether a row of MimicKit's is 34 finite numbers of sensible size."""
-    return len(row) == 34 and all(isinstance(x, (int, float, np.number)) and -1e4 < x < 1e4 for x in row)
+ONLY_34 = "only MimicKit's humanoid is known here, which has at least 2 rows of 34 numbers"
+
+
+def _rows(path: str, rows: Any) -> np.ndarray:
+    """MimicKit's frames, an array or a list of rows, as (F, columns). Raises InputError."""
+    if isinstance(rows, (list, tuple)) and 2 <= len(rows) <= safe.MAX_FRAMES:
+        rows = [safe.plain(row) for row in rows]
+        if any(not isinstance(row, (list, tuple, np.ndarray)) or len(row) != 34 for row in rows):
+            raise InputError(f"{path}: frames have rows of other lengths; {ONLY_34}")
+        if any(not isinstance(x, (int, float, np.number)) or abs(x) > 1e30 for row in rows for x in row):
+            raise InputError(f"{path}: frames hold something that is no number of sensible size")
+        rows = np.array(rows, np.float64)
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 34:
+        raise InputError(f"{path}: frames have the shape {getattr(rows, 'shape', 'of no table')}; {ONLY_34}")
+    return rows
 
 
 def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Motion:
-    """A motion of MimicKit's humanoid, whose joints are our own.
-
-    In its zero pose the arms point sideways, and the elbows turn about z. A file of the older skeleton with hanging
-    arms is told by its right elbow, which bends the other way. Raises InputError."""
-    rows = _field(path, tree, "frames")
-    if isinstance(rows, (list, tuple)):
-        rows = [safe.plain(row) for row in rows] if 2 <= len(rows) <= safe.MAX_FRAMES else []
-        if not rows or not all(isinstance(row, (list, tuple, np.ndarray)) and _fits(row) for row in rows):
-            fault = "frames are not at least 2 rows of 34 numbers"
-            raise InputError(f"{path}: {fault}; only MimicKit's humanoid is known here")
-        rows = np.array(rows, np.float64)
-    frames = _numbers(path, rows, "frames", None, 34)
+    """A motion of MimicKit's humanoid, whose joints are our own. In its zero pose the arms point sideways, and the
+    elbows turn about z. A file of the older skeleton with hanging arms is told by its right elbow, which bends the
+    other way. A ball joint that holds NaN does not turn, as in MimicKit itself, whose humanoid_walk has such a neck.
+    Raises InputError."""
+    frames = _rows(path, _field(path, tree, "frames")).copy()
+    balls = {character.body_names[b]: 6 + np.flatnonzero(character.dof_body == b) for b in character.balls.tolist()}
+    still = []
+    for name, columns in {"root": np.arange(3, 6), **balls}.items():
+        lost = np.isnan(frames[:, columns]).any(1) if frames.dtype.kind == "f" else np.zeros(1)
+        if lost.any():
+            frames[np.ix_(lost, columns)] = 0.0
+            still.append(f"NaN in the {name} in {lost.sum()} frames taken as no rotation")
+    frames = _numbers(path, frames, "frames", None, 34)
     mode = float(_numbers(path, tree.get("loop_mode", 0), "loop_mode"))
     if mode not in (0.0, 1.0):
         raise InputError(f"{path}: loop_mode is neither 0 (clamp) nor 1 (wrap)")
@@ -272,49 +333,123 @@ def read_mimickit(path: str, tree: Dict[str, Any], character: Character) -> Moti
     rotvec.index_add_(1, character.dof_body, torch.from_numpy(dofs)[..., None] * axis)
     rotations = _unit(path, lib.quat_from_rotvec(rotvec).numpy(), "frames")
     skeleton = (character.body_names, character.parents, offsets.numpy(), "+z")
-    fps = _rate(path, _field(path, tree, "fps"))
-    content = Recording(fps, "wrap" if mode == 1 else "clamp", frames[:, :3], rotations, *skeleton)
-    return Motion("MimicKit", content, "exponential maps")
+    rate_and_loop = (_rate(path, tree.get("fps")), "wrap" if mode == 1 else "clamp")
+    content = Recording(*rate_and_loop, frames[:, :3], rotations, *skeleton)
+    return Motion("MimicKit", content, ", ".join(["exponential maps", *still]))
 
 
-# ---- 3. Isaac Lab ----------------------------------------------------------------------------------------------------
+# Where ProtoMotions, whose files name no bodies, has ours, by how many there are: pelvis, torso, head, right arm, left
+# arm, right leg, left leg; of a G1 the last of a joint's links, and no head, which sits on its pelvis.
+BODIES = {
+    15: "0 1 2  3 4 5  6 7 8  9 10 11 -  12 13 14 -",  # the character of IsaacGymEnvs
+    23: "0 3 6  8 9 10  12 13 14  15 16 17 18  19 20 21 22",  # SOMA
+    24: "0 11 13  20 21 22  15 16 17  5 6 7 8  1 2 3 4",  # SMPL
+    33: "0 16 -  27 28 31  19 20 23  10 11 13 -  4 5 7 -",  # Unitree's G1
+    52: "0 11 13  34 35 36  15 16 17  5 6 7 8  1 2 3 4",  # SMPL-X
+}
+ARMS = [f"{side}_{limb}" for side in ("right", "left") for limb in ("upper_arm", "lower_arm", "hand")]
+LEGS = [f"{side}_{limb}" for side in ("right", "left") for limb in ("thigh", "shin", "foot", "toe")]
+
+
+def read_protomotions(path: str, tree: Dict[str, Any], character: Character) -> Motion:
+    """A .motion file of ProtoMotions: positions [m] and rotations (xyzw) of bodies in the world, Z up. Raises
+    InputError."""
+    position = _field(path, tree, "rigid_body_pos")
+    count = position.shape[1] if isinstance(position, np.ndarray) and position.ndim == 3 else 0
+    if count not in BODIES or safe.plain(tree.get("state_conversion", "common")) != "common":
+        known = ", ".join(map(str, BODIES))
+        raise InputError(f"{path}: a motion of ProtoMotions with {count} bodies, without names; known are {known}")
+    places = zip(["pelvis", "torso", "head", *ARMS, *LEGS], BODIES[count].split())
+    where = {body: int(number) for body, number in places if number != "-"}
+    position = _numbers(path, position, "rigid_body_pos", None, count, 3)
+    rotation = _field(path, tree, "rigid_body_rot")
+    world = _unit(path, _numbers(path, rotation, "rigid_body_rot", len(position), count, 4), "rigid_body_rot")
+    content = from_bodies(path, character, position, world, where)
+    content = content._replace(fps=_rate(path, tree.get("fps")), up="z")
+    return Motion("ProtoMotions", content, f"{count} bodies, xyzw, in the world")
+
+
+# ---- 3. SMPL ---------------------------------------------------------------------------------------------------------
+
+# Each joint of SMPL's body: its parent, and its place in the parent's frame [m] (x left, y up, z forward) in the mean
+# shape, left and right made equal. From the public smpl_humanoid.xml of PHC, as the body model itself is licensed.
+SMPL = "Spine1 Pelvis 0 .1090 -.0267, Spine2 Spine1 0 .1352 .0011, Spine3 Spine2 0 .0529 .0254,"
+SMPL += "Neck Spine3 0 .2139 -.0429, Head Neck 0 .0650 .0513, Hip Pelvis .0686 -.0910 -.0056,"
+SMPL += "Knee Hip .0363 -.3789 -.0067, Ankle Knee -.0147 -.3982 -.0430, Foot Ankle .0259 -.0520 .1213,"
+SMPL += "Collar Spine3 .0803 .1203 -.0364, Shoulder Collar .0935 .0316 -.0090,"
+SMPL += "Elbow Shoulder .2567 -.0131 -.0245, Wrist Elbow .2523 .0084 -.0034"
+# as their columns come
+SMPL_ORDER = "Pelvis L_Hip R_Hip Spine1 L_Knee R_Knee Spine2 L_Ankle R_Ankle Spine3 L_Foot R_Foot Neck L_Collar"
+SMPL_ORDER += " R_Collar Head L_Shoulder R_Shoulder L_Elbow R_Elbow L_Wrist R_Wrist"
+SMPL_PELVIS = np.array([-0.0018, -0.2233, 0.0282])  # where the model's pelvis is when its translation is zero [m]
+
+
+def read_smpl(path: str, name: str, poses: Any, trans: Any, fps: Any, pelvis: np.ndarray) -> Motion:
+    """Rotation vectors of SMPL, SMPL-H or SMPL-X: poses (F, 66 or more) [rad], of which fingers and face are left out.
+    trans: (F, 3) [m], Z up; the zero pose is a T-pose with Y up. Raises InputError."""
+    columns = poses.shape[1] if isinstance(poses, np.ndarray) and poses.ndim == 2 else 0
+    if columns < 66:
+        raise InputError(f"{path}: poses are not rows of 66 numbers or more, three for each of SMPL's joints")
+    poses = _numbers(path, poses, "poses", None, columns)[:, :66].reshape(-1, 22, 3)
+    root_position = _numbers(path, trans, "trans", len(poses), 3) + pelvis
+    rotations = _unit(path, lib.quat_from_rotvec(torch.from_numpy(poses)).numpy(), "poses")
+    names = SMPL_ORDER.split()
+    bones = {bone.split()[0]: bone.split()[1:] for bone in SMPL.split(",")}
+    above, offsets = [-1], [[0.0, 0.0, 0.0]]
+    for name in names[1:]:
+        side, plain = name[: -len(name.split("_")[-1])], name.split("_")[-1]
+        parent, *offset = bones[plain]
+        above.append(names.index(parent if parent in names else side + parent))
+        offsets.append([float(x) for x in offset])
+        offsets[-1][0] *= -1.0 if side == "R_" else 1.0
+    content = Recording(_rate(path, fps), "", root_position, rotations, names, above, np.array(offsets), "z")
+    return Motion(name, content, "SMPL's mean skeleton, whatever the person's size")
+
+
+# ---- 4. Bodies in the world ------------------------------------------------------------------------------------------
+
+
+def from_bodies(
+    path: str, character: Character, position: np.ndarray, world: np.ndarray, where: Dict[str, int]
+) -> Recording:
+    """A recording of our bodies from positions (F, B, 3) and rotations (F, B, 4) xyzw in the world, Z up. where: our
+    bodies (or toes) -> which of the B they are. Bone lengths are measured. Rate and loop mode are open."""
+    names = [name for name in (*character.body_names, "right_toe", "left_toe") if name in where]
+    ours = dict(zip(character.body_names, [""] + [character.body_names[p] for p in character.parents[1:]]))
+    parents = [-1] + [names.index(ours.get(name, name.replace("toe", "foot"))) for name in names[1:]]
+    order = [where[name] for name in names]
+    q = torch.from_numpy(np.ascontiguousarray(world[:, order]))  # (F, J, 4)
+    p = torch.from_numpy(np.ascontiguousarray(position[:, order]))
+    offsets = lib.quat_rotate(lib.quat_conjugate(q[:, parents[1:]]), p[:, 1:] - p[:, parents[1:]]).mean(0)
+    offsets = np.concatenate((np.zeros((1, 3)), offsets.numpy()))
+    local = _unit(path, local_rotations(q.numpy(), parents), "rotations")
+    return Recording(0.0, "", p[:, 0].numpy(), local, names, parents, offsets, "+z")
 
 
 def read_isaaclab(path: str, arrays: Dict[str, np.ndarray], character: Character) -> Motion:
-    """A motion of Isaac Lab: positions [m] and rotations (wxyz) of bodies in the world, Z up.
-
-    It holds no skeleton: bodies are known by our character's names, in any order, and bone lengths are measured.
-    Raises InputError."""
+    """A motion of Isaac Lab: positions [m] and rotations (wxyz) of bodies in the world, Z up. It holds no skeleton:
+    bodies are known by our character's names, in any order, and bone lengths are measured. Raises InputError."""
     names = _texts(path, _field(path, arrays, "body_names"), "body_names")
     missing = [name for name in character.body_names if name not in names]
     if missing:
         fault = f"a motion of another robot, it lacks the body {missing[0]}"
         raise InputError(f"{path}: {fault}; only the humanoid can be read")
-    order = [names.index(name) for name in character.body_names]
     B = len(names)
     position = _numbers(path, _field(path, arrays, "body_positions"), "body_positions", None, B, 3)
-    position = position[:, order]  # (F, J, 3)
-    wxyz = _numbers(path, _field(path, arrays, "body_rotations"), "body_rotations", len(position), B, 4)[:, order]
-    world = _unit(path, wxyz[..., [1, 2, 3, 0]], "body_rotations")  # (F, J, 4)
-    q = torch.from_numpy(world)
-    p = torch.from_numpy(position)
-    parents = character.parents
-    offsets = lib.quat_rotate(lib.quat_conjugate(q[:, parents[1:]]), p[:, 1:] - p[:, parents[1:]]).mean(0)
-    offsets = np.concatenate((np.zeros((1, 3)), offsets.numpy()))
-    local = _unit(path, local_rotations(world, parents), "body_rotations")
-    fps = _rate(path, _field(path, arrays, "fps"))
-    loop = _loop(arrays.get("loop"))
-    content = Recording(fps, loop, position[:, 0], local, character.body_names, parents, offsets, "+z")
+    wxyz = _numbers(path, _field(path, arrays, "body_rotations"), "body_rotations", len(position), B, 4)
+    world = _unit(path, wxyz[..., [1, 2, 3, 0]], "body_rotations")  # (F, B, 4)
+    where = {name: names.index(name) for name in character.body_names}
+    content = from_bodies(path, character, position, world, where)
+    content = content._replace(fps=_rate(path, arrays.get("fps")), loop=_loop(arrays.get("loop")))
     return Motion("Isaac Lab", content, "wxyz, in the world")
 
 
-# ---- 4. Export -------------------------------------------------------------------------------------------------------
+# ---- 5. Export -------------------------------------------------------------------------------------------------------
 
 
 def body_states(clip: Clip, character: Character) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Position [m], rotation, velocity and angular velocity of every body, all in the world.
-
-    -> (F, J, 3), (F, J, 4), (F, J, 3), (F, J, 3)"""
+    """Position [m], rotation, velocity and angular velocity of every body, all in the world. -> (F, J, 3), (F, J, 4),
+    (F, J, 3), (F, J, 3)"""
     character = character._replace(offsets=character.offsets.double())
     p, q = lib.forward_kinematics(character, torch.from_numpy(clip.root_position), torch.from_numpy(clip.rotations))
     turn = lib.rotvec_from_quat(lib.quat_multiply(q[1:], lib.quat_conjugate(q[:-1]))) * clip.fps  # (F-1, J, 3)
@@ -323,9 +458,8 @@ def body_states(clip: Clip, character: Character) -> Tuple[Tensor, Tensor, Tenso
 
 
 def poselib_bytes(clip: Clip, character: Character) -> bytes:
-    """A poselib .npy file.
-
-    That format is a pickle by definition; this one has the names that NumPy 1 and 2 both know."""
+    """A poselib .npy file. That format is a pickle by definition; this one has the names that NumPy 1 and 2 both
+    know."""
 
     def array(x: Any, kind: type = np.float32) -> Dict[str, Any]:
         return OrderedDict(arr=np.asarray(x, kind), context={"dtype": np.dtype(kind).name})

@@ -11,18 +11,18 @@ import torch
 
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError
-from motions.bvh import continuous
+from motions.bvh import angles, continuous
 
 NEAR = 0.04  # [m] a point lower than this, ...
 SLOW = 0.5  # [m/s] ... and slower than this, stands on the ground
 FADE = 0.15  # [s] over which a correction grows before a point stands, and fades after
+FAR, TURN = 0.1, 40.0  # [m] of the hips, [deg] of a joint: more than planting took of any real clip (.035, 16)
 STEPS = 8  # of the solver, a frame: each one halves what is left or better
 
 
 def sole_points(character: Character) -> List[Tuple[int, np.ndarray]]:
-    """Body and position in its frame [m] of right heel, right toe, left heel, left toe.
-
-    They are the middle of the sole's back and front edge."""
+    """Body and position in its frame [m] of right heel, right toe, left heel, left toe. They are the middle of the
+    sole's back and front edge."""
     points = []
     for side in ("right", "left"):
         foot = character.body_names.index(f"{side}_foot")
@@ -40,15 +40,9 @@ def point_positions(character: Character, clip: Clip) -> np.ndarray:
     return torch.stack([p[:, j] + lib.quat_rotate(q[:, j], torch.from_numpy(x)) for j, x in points], 1).numpy()
 
 
-def ground_height(character: Character, clip: Clip) -> float:
-    """The height [m] that the feet reach in a quarter of the frames."""
-    return float(np.quantile(point_positions(character, clip)[..., 2].min(-1), 0.25))
-
-
 def contacts(position: np.ndarray, fps: float) -> np.ndarray:
-    """Which points (F, P, 3) [m] stand on the ground at z = 0: low and slow, for a tenth of a second at least.
-
-    -> (F, P) bool."""
+    """Which points (F, P, 3) [m] stand on the ground at z = 0: low and slow, for a tenth of a second at least. -> (F,
+    P) bool."""
     speed = np.linalg.norm(np.gradient(position, axis=0), axis=-1) * fps  # (F, P)
     stands = (position[..., 2] < NEAR) & (speed < SLOW)
     for point in range(stands.shape[1]):
@@ -65,10 +59,8 @@ def runs(mask: np.ndarray) -> List[Tuple[int, int]]:
 
 
 def targets(position: np.ndarray, stands: np.ndarray, fps: float) -> np.ndarray:
-    """Where the points (F, P, 3) should be. -> (F, P, 3) [m].
-
-    On one spot of the ground while they stand, else where they are plus what is left of the corrections before and
-    after."""
+    """Where the points (F, P, 3) should be. -> (F, P, 3) [m]. On one spot of the ground while they stand, else where
+    they are plus what is left of the corrections before and after."""
     correction = np.zeros_like(position)
     weight = np.zeros(position.shape[:2])
     time = np.arange(len(position)) / fps
@@ -87,9 +79,8 @@ def targets(position: np.ndarray, stands: np.ndarray, fps: float) -> np.ndarray:
 
 
 def ik_model(character: Character):
-    """MuJoCo's model of the character with a ball joint for each hinge triple, and a site at each heel and toe.
-
-    Raises InputError."""
+    """MuJoCo's model of the character with a ball joint for each hinge triple, and a site at each heel and toe. Raises
+    InputError."""
     try:
         import mink  # noqa: F401
         import mujoco
@@ -118,24 +109,17 @@ def solve(configuration: Any, tasks: List[Any]) -> None:
         configuration.integrate_inplace(velocity, 1.0)
 
 
-def about_y(angle: np.ndarray) -> np.ndarray:
-    """Rotations about y by angles [rad]. (H,) -> (H, 4)."""
-    half = 0.5 * angle
-    return np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
-
-
 def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
-    """The clip with heels and toes held where they stand on the ground at z = 0, and a remark on how much they slid.
-
-    As little else is changed as that takes. The remark tells of before and after. Raises InputError if mink is not
-    installed."""
+    """The clip with heels and toes held where they stand on the ground at z = 0, and a remark on how much they slid. As
+    little else is changed as that takes; if that is too much, the clip stays as it is, and the remark says so. Raises
+    InputError if mink is not installed."""
     model = ik_model(character)
     import mink
 
     before = point_positions(character, clip)
     stands = contacts(before, clip.fps)
     if not stands.any():
-        return clip, "they never stand"
+        return clip, "feet not planted (they never stand)"
     goal = targets(before, stands, clip.fps)
     configuration = mink.Configuration(model)
     feet = [mink.FrameTask(f"point{i}", "site", position_cost=10.0, orientation_cost=0.0) for i in range(goal.shape[1])]
@@ -146,7 +130,7 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
     balls = [0, *character.balls.tolist()]
     hinges = character.hinges.tolist()
     columns = [start[b] + (3 if b == 0 else 0) + np.arange(4) for b in balls]
-    angles = lib.dof_positions(character, torch.from_numpy(clip.rotations))[:, character.hinge_dofs].numpy()  # (F, H)
+    bends = lib.dof_positions(character, torch.from_numpy(clip.rotations))[:, character.hinge_dofs].numpy()  # (F, H)
     low, high = model.jnt_range[model.body_jntadr[1:][hinges]].T
     root_position = clip.root_position.copy()
     rotations = clip.rotations.copy()
@@ -155,7 +139,7 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
         q[:3] = clip.root_position[frame]
         for b, column in zip(balls, columns):
             q[column] = clip.rotations[frame, b][[3, 0, 1, 2]]  # MuJoCo's quaternions are wxyz
-        q[start[hinges]] = angles[frame].clip(low, high)
+        q[start[hinges]] = bends[frame].clip(low, high)
         configuration.update(q)
         pelvis.set_target_from_configuration(configuration)
         posture.set_target_from_configuration(configuration)
@@ -165,10 +149,17 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
         root_position[frame] = configuration.q[:3]
         for b, column in zip(balls, columns):
             rotations[frame, b] = configuration.q[column][[1, 2, 3, 0]]
-        rotations[frame, hinges] = about_y(configuration.q[start[hinges]])
+        about_y = torch.from_numpy(configuration.q[start[hinges]][:, None] * [0.0, 1.0, 0.0])  # (H, 3)
+        rotations[frame, hinges] = lib.quat_from_rotvec(about_y)
     result = clip._replace(root_position=root_position, rotations=continuous(rotations))
     slid = [100 * slide(x, stands) for x in (before, point_positions(character, result))]
-    return result, f"sliding {slid[0]:.1f} -> {slid[1]:.1f} cm at worst"
+    moved = np.linalg.norm(root_position - clip.root_position, axis=-1).max()
+    turn = float(angles(clip.rotations, result.rotations).rad2deg().max())
+    said = f"sliding {slid[0]:.1f} -> {slid[1]:.1f} cm at worst"
+    if moved > FAR or turn > TURN or slid[1] > slid[0] + 0.1:
+        by = f"{said}, hips moved by {100 * moved:.0f} cm, a joint by {turn:.0f} deg"
+        return clip, f"feet not planted (it would run away: {by})"
+    return result, f"feet planted ({said})"
 
 
 def slide(position: np.ndarray, stands: np.ndarray) -> float:

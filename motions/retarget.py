@@ -10,8 +10,10 @@ Dimension key: F frames, J joints of the recording, B our bodies.
 
 import json
 import math
+from collections import Counter
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +23,15 @@ from motions.bvh import Recording, continuous
 
 # Our bodies -> names of joints in other skeletons, without side, case and punctuation; the first one that occurs is
 # taken. Mixamo and LaFAN1: UpLeg, Leg, Foot, Arm, ForeArm, Hand. CMU: the same, or femur, tibia, humerus, radius,
-# wrist. SMPL: Hip, Knee, Ankle, Shoulder.
+# wrist. SMPL: Hip, Knee, Ankle, Shoulder. SOMA: Leg, Shin. OptiTrack: UArm, FArm. Daz: ThighBend, ShldrBend.
 LIMBS = {
-    "upper_arm": ("arm", "upperarm", "uparm", "shldr", "humerus", "shoulder"),
-    "lower_arm": ("forearm", "lowerarm", "lowarm", "loarm", "radius", "elbow"),
+    "upper_arm": ("arm", "upperarm", "uparm", "uarm", "shldrbend", "shldr", "humerus", "shoulder"),
+    "lower_arm": ("forearm", "forearmbend", "lowerarm", "lowarm", "loarm", "farm", "radius", "elbow"),
     "hand": ("hand", "wrist"),
-    "thigh": ("upleg", "upperleg", "thigh", "femur", "hip"),
-    "shin": ("leg", "lowerleg", "lowleg", "loleg", "shin", "calf", "tibia", "knee"),
+    "thigh": ("upleg", "upperleg", "thigh", "thighbend", "femur", "hip", "leg"),
+    "shin": ("lowerleg", "lowleg", "loleg", "shin", "calf", "tibia", "leg", "knee"),
     "foot": ("foot", "ankle"),
-    "toe": ("toebase", "toe", "toes", "ball"),
+    "toe": ("toebase", "toe", "toes", "toe0", "ball", "foot"),
 }
 SIDES = ("right", "left")
 OPTIONAL = ("head", "right_hand", "left_hand", "right_toe", "left_toe")
@@ -52,19 +54,30 @@ def _plain(name: str) -> str:
 
 
 def guess_joints(names: List[str], parents: List[int]) -> Dict[str, str]:
-    """Our bodies (and the toes) -> joints of a skeleton, as far as their names tell."""
-    by_plain = {_plain(name): name for name in reversed(names)}
-    joints = {}
+    """Our bodies (and the toes) -> joints of a skeleton, as far as their names tell. A prefix that many names share
+    (Bip01, m_avg_, DEF-, J_Bip_) is left out if more is found so."""
+    counts = Counter(name[:length] for name in names for length in range(2, min(len(name), 24)))
+    prefixes = ["", *sorted((prefix for prefix, count in counts.items() if count >= 12), key=len)[:200]]
+    guesses = [_guess([name[len(x) :] if name.startswith(x) else name for name in names], parents) for x in prefixes]
+    return {body: names[joint] for body, joint in max(guesses, key=len).items()}  # the first of the longest
+
+
+def _guess(names: List[str], parents: List[int]) -> Dict[str, int]:
+    """guess_joints for names without a prefix; joints as indices."""
+    by_plain = {_plain(name): j for j, name in reversed(list(enumerate(names)))}
+    joints: Dict[str, int] = {}
     for side in SIDES:
         for limb, candidates in LIMBS.items():
             forms = [form for name in candidates for form in (side + name, side[0] + name, name + side, name + side[0])]
-            found = [by_plain[form] for form in forms if form in by_plain]
-            joints.update({f"{side}_{limb}": name for name in found[:1]})
+            found = [by_plain[form] for form in forms if form in by_plain and by_plain[form] not in joints.values()]
+            if limb in ("hand", "foot"):  # of wrist and hand, or ankle and foot, the one that carries the other
+                found.sort(key=lambda j: len(_ancestors(j, parents)))
+            joints.update({f"{side}_{limb}": j for j in found[:1]})
     # pelvis and torso are named in too many ways, but they are where the legs and the arms meet
     for body, limb in (("pelvis", "thigh"), ("torso", "upper_arm")):
         if f"left_{limb}" in joints and f"right_{limb}" in joints:
-            left, right = (_ancestors(names.index(joints[f"{side}_{limb}"]), parents) for side in SIDES)
-            joints[body] = names[next(j for j in left if j in right)]
+            left, right = (_ancestors(joints[f"{side}_{limb}"], parents) for side in SIDES)
+            joints[body] = next(j for j in left if j in right)
     joints.update([("head", by_plain[form]) for form in ("head", "neck1", "neck") if form in by_plain][:1])
     return joints
 
@@ -77,26 +90,16 @@ def _ancestors(joint: int, parents: List[int]) -> List[int]:
     return line
 
 
-def _may_stand_for(joint: Any, body: str) -> bool:
-    """Whether a joint map may give this value for this body."""
-    return isinstance(joint, str) or (joint is None and body in OPTIONAL)
-
-
 def load_joint_map(path: Optional[str]) -> JointMap:
-    """A JSON file {"left_thigh": "LeftUpLeg", "left_toe": null, ...}: our bodies or toes -> joints.
-
-    Raises InputError."""
+    """A JSON file {"left_thigh": "LeftUpLeg", "left_toe": null, ...}: our bodies or toes -> joints. Raises
+    InputError."""
     if path is None:
         return {}
     known = ["pelvis", "torso", "head", *(f"{side}_{limb}" for side in SIDES for limb in LIMBS)]
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the joint map: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({str(error)[:80]})") from error
-    if not isinstance(data, dict) or not all(_may_stand_for(joint, body) for body, joint in data.items()):
+    with lib.reading(path, "a JSON file"), open(path, encoding="utf-8-sig") as file:
+        data = json.load(file)
+    sound = isinstance(data, dict)
+    if not sound or not all(isinstance(j, str) or (j is None and body in OPTIONAL) for body, j in data.items()):
         nullable = ", ".join(OPTIONAL)
         raise InputError(f'{path}: not a joint map {{"left_thigh": "LeftUpLeg", ...}}; only {nullable} may be null')
     unknown = sorted(set(data) - set(known))
@@ -110,15 +113,14 @@ def find_joints(recording: Recording, joint_map: JointMap) -> Dict[str, int]:
     joints: Dict[str, Any] = {**guess_joints(recording.names, recording.parents), **joint_map}
     joints = {body: name for body, name in joints.items() if name is not None}
     absent = sorted(set(joints.values()) - set(recording.names))
+    names = ", ".join(recording.names)[:300]
     if absent:
-        names = ", ".join(recording.names)[:300]
         raise InputError(f"--joint-map: the file has no joint {absent[0]!r:.60}; it has {names}")
     needed = ["pelvis", "torso", *(f"{side}_{limb}" for side in SIDES for limb in LIMBS if limb not in ("hand", "toe"))]
     missing = [body for body in needed if body not in joints]
     if missing:
-        names = ", ".join(recording.names)[:300]
-        advice = "give a --joint-map (motions/README.md)"
-        raise InputError(f"no joint found for {', '.join(missing)}; {advice}. The file has {names}")
+        advice = f"give a --joint-map (motions/README.md). The file has {names}"
+        raise InputError(f"no joint found for {', '.join(missing)}; {advice}")
     index = {body: recording.names.index(name) for body, name in joints.items()}
     for side in SIDES:
         for chain in (("upper_arm", "lower_arm", "hand"), ("thigh", "shin", "foot", "toe")):
@@ -131,12 +133,23 @@ def find_joints(recording: Recording, joint_map: JointMap) -> Dict[str, int]:
 
 # ---- 2. Rest pose ----------------------------------------------------------------------------------------------------
 
+# Skeletons whose zero pose is no pose. Which way x and y of the joints' frames point in a T-pose (forward, back, left,
+# right, up, down): pelvis, trunk, right and left arm, right and left leg; and by how much the bone from ankle to toe
+# drops where the sole is flat [deg]. LaFAN1's from its constant toe (21.45), Mixamo's from the same (29.6), Bandai's
+# from the frames of its bow that stand still. Told by the left shin's name, and by whether a T comes out.
+KNOWN = {
+    "LaFAN1": ("leftleg", "UF UF RB LB DF DF", 21.5),
+    "Bandai Namco": ("lowerlegl", "UR UF LD LU UL DL", 40.0),
+    "Mixamo": ("leftleg", "LU LU FR BL RD RD", 30.0),
+}
+TOWARD = {"F": (1.0, 0, 0), "B": (-1.0, 0, 0), "L": (0, 1.0, 0), "R": (0, -1.0, 0), "U": (0, 0, 1.0), "D": (0, 0, -1.0)}
+
 
 class Alignment(NamedTuple):
     """How a skeleton's joints lie to our bodies, found in a pose in which it stands."""
 
     joints: List[int]  # (B,) the joint of each body; -1 for none
-    world: Tensor  # (4,) from the recording's world to ours, Z up
+    world: Tensor  # (4,) from the world in which the recording moves to ours, Z up
     body: Tensor  # (B, 4) from a body's frame to its joint's frame
     leg: float  # thigh and shin together, in the recording's unit
     notes: str
@@ -144,13 +157,20 @@ class Alignment(NamedTuple):
 
 def skeleton_poses(recording: Recording, root_position: Tensor, rotations: Tensor) -> Tuple[Tensor, Tensor]:
     """Positions (..., J, 3) and rotations (..., J, 4) of all joints in the recording's world."""
-    offsets = torch.from_numpy(recording.offsets)
-    p = [root_position]
     q = [rotations[..., 0, :]]
     for j, parent in enumerate(recording.parents[1:], 1):
-        p.append(p[parent] + lib.quat_rotate(q[parent], offsets[j]))
         q.append(lib.quat_multiply(q[parent], rotations[..., j, :]))
-    return torch.stack(p, -2), torch.stack(q, -2)
+    world = torch.stack(q, -2)
+    return joint_positions(recording, root_position, world), world
+
+
+def joint_positions(recording: Recording, root_position: Tensor, world: Tensor) -> Tensor:
+    """Positions (..., J, 3) of joints whose rotations in the world are (..., J, 4)."""
+    offsets = torch.from_numpy(recording.offsets)
+    p = [root_position]
+    for j, parent in enumerate(recording.parents[1:], 1):
+        p.append(p[parent] + lib.quat_rotate(world[..., parent, :], offsets[j]))
+    return torch.stack(p, -2)
 
 
 def all_poses(recording: Recording) -> Tuple[Tensor, Tensor]:
@@ -163,9 +183,8 @@ def _unit(v: Tensor) -> Tensor:
 
 
 def _uprightness(p: Tensor, index: Dict[str, int]) -> Tensor:
-    """How nearly the poses (..., J, 3) stand, whatever way is up. -> (...).
-
-    It is the worst cosine of hips to trunk and thighs to shins."""
+    """How nearly the poses (..., J, 3) stand, whatever way is up. -> (...). It is the worst cosine of hips to trunk and
+    thighs to shins."""
 
     def at(body: str) -> Tensor:
         return p[..., index[body], :]
@@ -180,48 +199,114 @@ def _uprightness(p: Tensor, index: Dict[str, int]) -> Tensor:
 
 
 def _shortest(a: Tensor, b: Tensor) -> Tensor:
-    """The shortest rotation from direction a (3,) to direction b (3,); about x if they are opposite. -> (4,)."""
+    """The shortest rotation from direction a (3,) to direction b (3,); if opposite, about x, or z for x. -> (4,)."""
     if float(a @ b) < -0.9999:
-        return HALF_TURN
+        return HALF_TURN if abs(float(a[0])) < 0.9 else HALF_TURN[[1, 2, 0, 3]]
     q = torch.cat((torch.linalg.cross(a, b), (1 + a @ b)[None]))
     return q / q.norm()
 
 
-def align(character: Character, recording: Recording, index: Dict[str, int]) -> Alignment:
-    """Find the rest pose: the zero pose if the skeleton stands in it (in a T, in an A or with hanging arms).
+def _frame(x: Tensor, y: Tensor) -> Tensor:
+    """The rotation (4,) that takes +x to x (3,) and +y to y (3,), which lies square to it."""
+    first = _shortest(torch.tensor([1.0, 0.0, 0.0]).double(), x)
+    turned = lib.quat_rotate(first, torch.tensor([0.0, 1.0, 0.0]).double())
+    angle = torch.atan2(torch.linalg.cross(turned, y) @ x, turned @ y)
+    return lib.quat_multiply(lib.quat_from_rotvec(angle * x), first)
 
-    It does in most files; else the mean of the frames in which it stands best, as in LaFAN1. Raises InputError for a
-    skeleton without legs."""
-    zero = torch.zeros(1, 3, dtype=torch.float64)
-    p, q = skeleton_poses(recording, zero, UPRIGHT.expand(1, len(recording.names), 4))  # of N = 1 rest pose
+
+def _known_rest(recording: Recording, index: Dict[str, int], letters: str, slope: float) -> Tensor:
+    """Rotations (J, 4) of a known skeleton's joints in a T-pose, in our world; see KNOWN."""
+    axes = torch.tensor([[TOWARD[c] for c in pair] for pair in letters.split()]).double()  # (6, 2, 3)
+    parts = dict(zip(("pelvis", "trunk", "right arm", "left arm", "right leg", "left leg"), (_frame(*x) for x in axes)))
+    sole = lib.quat_from_rotvec(torch.tensor([0.0, math.radians(slope - 90.0), 0.0]).double())
+    q: List[Any] = [None] * len(recording.names)
+    for body, j in index.items():
+        side, _, limb = body.partition("_")
+        part = f"{side} {'leg' if limb in ('thigh', 'shin', 'foot', 'toe') else 'arm'}" if limb else "trunk"
+        q[j] = parts["pelvis" if body == "pelvis" else part]
+        q[j] = lib.quat_multiply(sole, q[j]) if limb in ("foot", "toe") else q[j]
+    for j in range(len(q) - 1, 0, -1):  # a joint between two of them is as the lower one
+        q[recording.parents[j]] = q[j] if q[recording.parents[j]] is None else q[recording.parents[j]]
+    for j in range(1, len(q)):
+        q[j] = q[recording.parents[j]] if q[j] is None else q[j]
+    return torch.stack(q)
+
+
+def leg_length(recording: Recording, index: Dict[str, int]) -> float:
+    """Thigh and shin together, in the recording's unit. Raises InputError for a skeleton without legs."""
+    zero = torch.zeros(3, dtype=torch.float64)
+    p, _ = skeleton_poses(recording, zero, UPRIGHT.expand(len(recording.names), 4))
     bones = [(f"{side}_{a}", f"{side}_{b}") for side in SIDES for a, b in (("thigh", "shin"), ("shin", "foot"))]
-    leg = sum(float((p[0, index[a]] - p[0, index[b]]).norm()) for a, b in bones) / 2
+    leg = sum(float((p[index[a]] - p[index[b]]).norm()) for a, b in bones) / 2
     if leg < 1e-3:
         raise InputError("the legs have no length; correct the joints with a --joint-map")
-    where = "zero pose"
-    if float(_uprightness(p, index)) < 0.85:
-        p, q = all_poses(recording)
-        standing = _uprightness(p, index)
-        best = standing.topk(min(30, len(p))).indices
-        best = best[standing[best] > standing.max() - 0.01]
-        p = p[best]
-        q = q[best]
-        where = f"{len(best)} frames that stand best (no rest pose: angles may be off by several degrees)"
+    return leg
 
-    def at(body: str) -> Tensor:  # (N, 3)
-        return p[:, index[body]]
 
-    # the up axis: of the rest pose, as a person who crawls through a whole clip has it, too
-    trunk = (at("left_upper_arm") + at("right_upper_arm") - at("left_foot") - at("right_foot")).sum(0)
-    axis = int(trunk.abs().argmax())
-    up = recording.up or ("+" if trunk[axis] > 0 else "-") + "xyz"[axis]
+def rest_pose(recording: Recording, index: Dict[str, int]) -> Tuple[Tensor, Tensor, str, str]:
+    """Positions (N, J, 3) and rotations (N, J, 4) in which the skeleton stands, what they are, and the up axis or "".
+    The zero pose, if the skeleton stands in it (in a T, in an A or with hanging arms), as it does in most files; else
+    the T-pose of a known skeleton; else the frames in which it stands best."""
+    zero = torch.zeros(1, 3, dtype=torch.float64)
+    p, q = skeleton_poses(recording, zero, UPRIGHT.expand(1, len(recording.names), 4))
+    if float(_uprightness(p, index)) > 0.85:
+        return p, q, "zero pose", ""
+    for name, (shin, letters, slope) in KNOWN.items():
+        q = _known_rest(recording, index, letters, slope)[None]
+        p = joint_positions(recording, zero, q)
+        arm = _unit(p[0, index["left_lower_arm"]] - p[0, index["left_upper_arm"]])
+        named = _plain(recording.names[index["left_shin"]]).endswith(shin)
+        if named and float(_uprightness(p, index)) > 0.95 and float(arm[1]) > 0.95:
+            return p, q, f"T-pose that is known of {name}", "+y"
+    p, q = all_poses(recording)
+    standing = _uprightness(p, index)
+    best = standing.topk(min(30, len(p))).indices
+    best = best[standing[best] > standing.max() - 0.01]
+    advice = "(no rest pose: angles may be off by several degrees)"
+    return p[best], q[best], f"{len(best)} frames that stand best {advice}", ""
+
+
+def _up_axis(p: Tensor, index: Dict[str, int]) -> Tuple[str, float]:
+    """The axis of the world that goes from the feet to the shoulders in poses (N, J, 3), and the cosine to it."""
+    trunk = p[:, [index["left_upper_arm"], index["right_upper_arm"]]] - p[:, [index["left_foot"], index["right_foot"]]]
+    mean = _unit(trunk.sum(1)).mean(0)
+    axis = int(mean.abs().argmax())
+    return ("+" if mean[axis] > 0 else "-") + "xyz"[axis], float(mean[axis].abs())
+
+
+def moving_up_axis(recording: Recording, index: Dict[str, int], likely: str) -> str:
+    """The up axis of the world in which the recording moves: the likely one, unless it clearly stands along another.
+    The zero pose of a person may be Y up, as SMPL's is, in a world that is Z up. Someone who crawls does not tell."""
+    some = slice(None, None, len(recording.rotations) // 1000 + 1)
+    part = recording._replace(root_position=recording.root_position[some], rotations=recording.rotations[some])
+    p, _ = all_poses(part)
+    standing = p[_uprightness(p, index) > 0.6]  # of our crawl, roll and spin kick 0, 11 and 9 % of the frames
+    if len(standing) < 0.2 * len(p) or any(_up_axis(pose[None], index)[0] == likely for pose in standing):
+        return likely
+    up, cosine = _up_axis(standing, index)
+    return up if cosine > 0.9 else likely
+
+
+def world_to_ours(up: str) -> Tensor:
+    """The rotation (4,) from a world whose up axis is "+y", for instance, to ours, Z up."""
     world = torch.tensor(UP["+" + up[1]], dtype=torch.float64)
-    world = lib.quat_multiply(HALF_TURN, world) if up[0] == "-" else world
-    left = at("left_thigh") - at("right_thigh") + at("left_upper_arm") - at("right_upper_arm")
-    left = lib.quat_rotate(world, left)  # our world, Z up
+    return lib.quat_multiply(HALF_TURN, world) if up[0] == "-" else world
+
+
+def align(character: Character, recording: Recording, index: Dict[str, int]) -> Alignment:
+    """How the joints lie to our bodies, from a pose in which the skeleton stands. Raises InputError."""
+    leg = leg_length(recording, index)
+    p, q, where, up = rest_pose(recording, index)
+    # of the rest pose, as a person who crawls through a whole clip has it, too
+    rest_up = "+z" if up else _up_axis(p, index)[0]
+    likely = f"+{recording.up}" if len(recording.up) == 1 else up or rest_up
+    up = recording.up if len(recording.up) == 2 else moving_up_axis(recording, index, likely)
+    world = world_to_ours(rest_up)
+    pairs = [[index[f"{side}_{limb}"] for limb in ("thigh", "upper_arm")] for side in SIDES]  # right, left
+    left = lib.quat_rotate(world, (p[:, pairs[1]] - p[:, pairs[0]]).sum(1))  # (N, 3) our world, Z up
     if float(left[:, :2].norm(dim=-1).min()) < 1e-6 * leg:
         raise InputError("left and right are at the same place in the rest pose; correct the joints with a --joint-map")
-    # our frame at rest, X forward, Y left, Z up -> the recording's world
+    # our frame at rest, X forward, Y left, Z up -> the rest pose's world
     facing = lib.quat_from_yaw(torch.atan2(-left[:, 0], left[:, 1]))
     stand = lib.quat_multiply(lib.quat_conjugate(world), facing)  # (N, 4)
     frames, drops = zip(*[_body_frames(character, index, *pose) for pose in zip(p, q, stand)])
@@ -229,28 +314,29 @@ def align(character: Character, recording: Recording, index: Dict[str, int]) -> 
     arms = "arms hanging" if drop > 0.94 else "T-pose" if drop < 0.35 else "A-pose"
     notes = f"{up[1].upper()} up{' (downwards)' if up[0] == '-' else ''}, {arms} in the {where}"
     joints = [index.get(name, -1) for name in character.body_names]
-    return Alignment(joints, world, _mean_rotation(torch.stack(frames)), leg, notes)
+    return Alignment(joints, world_to_ours(up), _mean_rotation(torch.stack(frames)), leg, notes)
 
 
 def _mean_rotation(q: Tensor) -> Tensor:
-    """The rotations (..., 4) nearest to all of (N, ..., 4), whatever their signs.
-
-    It is the main axis of q q^T summed over N."""
+    """The rotations (..., 4) nearest to all of (N, ..., 4), whatever their signs. It is the main axis of q q^T summed
+    over N."""
     return torch.linalg.eigh((q[..., :, None] * q[..., None, :]).sum(0)).eigenvectors[..., -1] if len(q) > 1 else q[0]
 
 
 def _body_frames(
     character: Character, index: Dict[str, int], p: Tensor, q: Tensor, stand: Tensor
 ) -> Tuple[Tensor, float]:
-    """From our bodies' frames to their joints' (B, 4), and the sine by which an arm drops.
-
-    Given joints p (J, 3), q (J, 4) at rest."""
+    """From our bodies' frames to their joints' (B, 4), and the sine by which an arm drops. Given joints p (J, 3), q (J,
+    4) at rest."""
     names = character.body_names
     toward = {"upper_arm": "lower_arm", "lower_arm": "hand", "thigh": "shin", "shin": "foot"}
     pose = UPRIGHT.repeat(len(names), 1)  # (B, 4) of our character standing as the skeleton does at rest, facing +X
 
+    def seen(v: Tensor) -> Tensor:
+        return _unit(lib.quat_rotate(lib.quat_conjugate(stand), v))
+
     def direction(a: str, b: str) -> Tensor:
-        return _unit(lib.quat_rotate(lib.quat_conjugate(stand), p[index[b]] - p[index[a]]))
+        return seen(p[index[b]] - p[index[a]])
 
     for b, name in enumerate(names[1:], 1):
         side, _, limb = name.partition("_")
@@ -260,10 +346,20 @@ def _body_frames(
             bone = _unit(character.offsets[names.index(tip)].double())
             turn = _shortest(lib.quat_rotate(parent, bone), direction(name, tip)) if tip in index else UPRIGHT
             pose[b] = lib.quat_multiply(turn, parent)
+        elif limb == "hand":  # welded
+            pose[b] = parent
         elif limb == "foot" and tip in index:  # the sole is flat at rest, however the bone slopes from ankle to toe
             x, y, _ = direction(name, tip).tolist()
             yaw = math.atan2(y, x) if math.hypot(x, y) > 0.3 else 0.0
             pose[b] = lib.quat_from_yaw(torch.tensor(yaw if abs(yaw) < 1.0 else 0.0, dtype=torch.float64))
+    # the trunk by the line from the hips to the shoulders: some zero poses lean, Xia's by 11 degrees
+    hips, shoulders = ([f"{side}_{limb}" for side in SIDES] for limb in ("thigh", "upper_arm"))
+    offsets = character.offsets.double()
+    above = offsets[[names.index(body) for body in shoulders]].mean(0) + offsets[names.index("torso")]
+    ours = above - offsets[[names.index(body) for body in hips]].mean(0)
+    theirs = p[[index[body] for body in shoulders]].mean(0) - p[[index[body] for body in hips]].mean(0)
+    lean = _shortest(_unit(ours), seen(theirs))
+    pose[[0, names.index("torso")]] = lean
     joints = [index.get(name, -1) for name in names]
     rest = lib.quat_multiply(stand, pose)  # in the recording's world
     drop = -float(direction("left_upper_arm", "left_lower_arm")[2])
@@ -274,10 +370,9 @@ def _body_frames(
 
 
 def hinged(character: Character, world: Tensor) -> Tensor:
-    """Bodies' rotations in the world (F, B, 4) with those below hinges made to turn about the hinge only.
-
-    Their parent is turned about its own bone until the hinge lies square to both bones, and what is left, the turn of
-    the forearm about itself, is dropped."""
+    """Bodies' rotations in the world (F, B, 4) with those below hinges made to turn about the hinge only. Their parent
+    is turned about its own bone until the hinge lies square to both bones, and what is left, the turn of the forearm
+    about itself, is dropped."""
     world = world.clone()
     down = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
     for b, d in zip(character.hinges.tolist(), character.hinge_dofs.tolist()):
@@ -299,10 +394,11 @@ def hinged(character: Character, world: Tensor) -> Tensor:
     return world
 
 
-def transfer(character: Character, recording: Recording, found: Alignment, index: Dict[str, int], scale: float) -> Clip:
-    """The recording's bone directions on our character, its hips where the recording's are times `scale`.
-
-    Feet as they come."""
+def transfer(
+    character: Character, recording: Recording, found: Alignment, index: Dict[str, int], scale: float
+) -> Tuple[Clip, str]:
+    """The recording's bone directions on our character, its hips where the recording's are times `scale`. Feet as they
+    come; and a remark on what is dropped, as our hands are welded."""
     p, q = all_poses(recording)
     world = lib.quat_multiply(lib.quat_multiply(found.world, q[:, found.joints]), found.body)  # (F, B, 4)
     for b, joint in enumerate(found.joints):
@@ -312,12 +408,15 @@ def transfer(character: Character, recording: Recording, found: Alignment, index
     parents = character.parents
     rotations = torch.cat((world[:, :1], lib.quat_multiply(lib.quat_conjugate(world[:, parents[1:]]), world[:, 1:])), 1)
     welded = sorted(set(range(1, len(parents))) - set(character.dof_body.tolist()))
+    lost = lib.rotvec_from_quat(rotations[:, welded]).norm(dim=-1).amax(0).rad2deg()  # (2,)
+    dropped = [f"{character.body_names[b]} to {turn:.0f} deg" for b, turn in zip(welded, lost.tolist()) if turn > 1.0]
     rotations[:, welded] = UPRIGHT
     thighs = [character.body_names.index(f"{side}_thigh") for side in SIDES]
     hips = 0.5 * (p[:, index["left_thigh"]] + p[:, index["right_thigh"]])
     ours = lib.quat_rotate(world[:, 0], character.offsets[thighs].double().mean(0))
     root_position = scale * lib.quat_rotate(found.world, hips) - ours
-    return Clip(recording.fps, recording.loop, root_position.numpy(), continuous(rotations.numpy()))
+    clip = Clip(recording.fps, recording.loop, root_position.numpy(), continuous(rotations.numpy()))
+    return clip, f", turns dropped of {', '.join(dropped)}" if dropped else ""
 
 
 def same_proportions(character: Character, recording: Recording, found: Alignment, scale: float) -> bool:
@@ -333,15 +432,36 @@ def same_proportions(character: Character, recording: Recording, found: Alignmen
     return True
 
 
-def retarget(
-    character: Character, recording: Recording, whole: Recording, joint_map: JointMap, plant: bool, ground: bool
-) -> Tuple[Clip, str]:
-    """The recording as a clip of our character, and what was understood of it.
+def path_at_root(recording: Recording, index: Dict[str, int]) -> Tuple[Recording, List[str]]:
+    """The recording with the positions of joints from root to pelvis carried by the root, and warnings of others.
+    Bandai Namco's root joint stands still, for instance, and its Hips move. What else moves is taken as still."""
+    leg = leg_length(recording, index)
+    places = recording.places or {}
+    path = _ancestors(index["pelvis"], recording.parents)[::-1]
+    rotations = torch.from_numpy(recording.rotations)
+    shift = np.zeros_like(recording.root_position)
+    q = rotations[:, 0]
+    for j in path[1:]:
+        if j in places:
+            shift += lib.quat_rotate(q, torch.from_numpy(places[j] - recording.offsets[j])).numpy()
+        q = lib.quat_multiply(q, rotations[:, j])
+    chains = {j for joint in index.values() for j in _ancestors(joint, recording.parents)} - set(path)
+    moves = {j: np.abs(places[j] - recording.offsets[j]).max() / leg for j in chains & set(places)}
+    worst = max(moves, key=lambda j: moves[j], default=0)
+    warnings = []
+    if moves and moves[worst] > 0.03:
+        by = f"moves by {100 * moves[worst]:.0f} % of the leg in its parent's frame"
+        warnings.append(f"warning: {recording.names[worst]} {by}, which no bone can; its mean place is taken")
+    return recording._replace(root_position=recording.root_position + shift, places=None), warnings
 
-    whole: the recording before it was cut, as the part that stands may lie outside the cut.
-    plant: move the feet of a character of other proportions to where they stood.
-    ground: find the ground's height, instead of taking the file's. Raises InputError."""
-    index = find_joints(recording, joint_map)
+
+def retarget(
+    character: Character, recording: Recording, whole: Recording, index: Dict[str, int], plant: bool, ground: bool
+) -> Tuple[Clip, str]:
+    """The recording as a clip of our character, and what was understood of it. whole: the recording before it was cut,
+    as the part that stands may lie outside the cut. index: our bodies -> joints (find_joints). plant: move the feet of
+    a character of other proportions to where they stood. ground: find the ground's height, instead of taking the
+    file's. Raises InputError."""
     found = align(character, whole, index)
     limbs = [character.body_names.index(f"{side}_{limb}") for side in SIDES for limb in ("shin", "foot")]
     scale = sum(float(character.offsets[limb].double().norm()) for limb in limbs) / 2 / found.leg
@@ -351,13 +471,14 @@ def retarget(
     likely = exact or human or [("of an unknown kind", math.nan)]
     same = same_proportions(character, recording, found, scale)
     scale = exact[0][1] if same and exact else scale
-    clip = transfer(character, recording, found, index, scale)
-    notes = f"{found.notes}, leg {found.leg:.4g} units (likely {likely[0][0]}), scale {scale:.4g}"
+    clip, dropped = transfer(character, recording, found, index, scale)
+    notes = f"{found.notes}, leg {found.leg:.4g} units (likely {likely[0][0]}), scale {scale:.4g}{dropped}"
     if same or not plant:
         return clip, f"{notes}, {'our proportions' if same else 'other proportions, feet not planted'}"
     from motions import plant as feet  # here, as it needs packages that nothing else does
 
     if ground:
-        clip = clip._replace(root_position=clip.root_position - [0.0, 0.0, feet.ground_height(character, clip)])
+        height = np.quantile(feet.point_positions(character, clip)[..., 2].min(-1), 0.25)  # of a quarter of the frames
+        clip = clip._replace(root_position=clip.root_position - [0.0, 0.0, height])
     clip, stood = feet.plant(character, clip)
-    return clip, f"{notes}, other proportions, feet planted ({stood})"
+    return clip, f"{notes}, other proportions, {stood}"

@@ -42,10 +42,10 @@ def main() -> None:
     mujoco.mj_resetDataKeyframe(model, data, args.start % model.nkey)
     screen = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     window = screen and not args.headless and mujoco.viewer.launch_passive(model, data)
-    command = np.array([[math.radians(args.heading), args.speed]])
-    seen = {"qpos": data.qpos[None], "qvel": data.qvel[None], "command": command}  # views: they follow the physics
+    seen = {"qpos": data.qpos[None], "qvel": data.qvel[None], "command": np.array([[0.0, args.speed]])}  # live views
     while data.time < args.seconds and not fallen(model, data, about) and (not window or window.is_running()):
         due = time.perf_counter() + 1.0 / about["control_hz"]
+        seen["command"][0, 0] = math.radians(args.heading) * min(data.time / 2.0, 1.0)  # at once it may stumble
         data.ctrl[:] = session.run(["targets"], {name: seen[name] for name in about["inputs"]})[0][0]
         mujoco.mj_step(model, data, about["substeps"])
         if window:

@@ -39,6 +39,7 @@ LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
 PUSH_SECONDS = 0.1  # how long a push takes
 TURN = 15.0  # by a key [degrees]
 FASTER = 0.25  # by a key [m/s]
+TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
 SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall [s]
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
@@ -50,6 +51,11 @@ HELP = "**P** push, **M** slow motion, **R** reset, **space** pause. Shift and c
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
+
+
+def wrap(degrees: float) -> float:
+    """The same direction between -180 and 180 degrees."""
+    return (degrees + 180.0) % 360.0 - 180.0
 
 
 class Walker:
@@ -67,8 +73,9 @@ class Walker:
         self.substeps = loaded.args.substeps
         self.starts = export.starts(loaded.env)  # qpos (n, nq), qvel (n, nv)
         self.row = -1  # of these, the one that it has begun with
-        self.heading = 0.0  # that it is told [rad, world]
-        self.speed = 0.0  # [m/s]
+        self.goal = 0.0  # where it is to go [rad, world]
+        self.heading = 0.0  # that it is told, which turns there [rad, world]
+        self.speed = 0.0  # that it is told [m/s]
         self.reset()
 
     def reset(self) -> None:
@@ -90,6 +97,9 @@ class Walker:
     def step(self) -> None:
         """One physics step; at the start of each control step the policy sets new targets."""
         if self.steps % self.substeps == 0:
+            most = TURN_RATE * self.substeps * self.model.opt.timestep
+            way = math.radians(wrap(math.degrees(self.goal - self.heading)))
+            self.heading += min(max(way, -most), most)
             seen = [torch.from_numpy(x)[None] for x in (self.data.qpos, self.data.qvel)]
             told = [torch.tensor([[self.heading, self.speed]], dtype=torch.float64)] if self.policy.commanded else []
             self.data.ctrl[:] = self.policy(*seen, *told)[0].numpy()
@@ -145,11 +155,6 @@ class Nearest:
 
 
 # ---- 2. The page -----------------------------------------------------------------------------------------------------
-
-
-def wrap(degrees: float) -> float:
-    """The same direction between -180 and 180 degrees."""
-    return (degrees + 180.0) % 360.0 - 180.0
 
 
 class Controls:
@@ -275,7 +280,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     last = time.perf_counter()
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
-        walker.heading = math.radians(controls.heading.value)
+        walker.goal = math.radians(controls.heading.value)
         walker.speed = controls.speed.value
         while controls.jobs:
             controls.jobs.pop(0)()

@@ -36,8 +36,7 @@ class Recording(NamedTuple):
 
 
 def continuous(q: np.ndarray) -> np.ndarray:
-    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first. q and -q
-    are one."""
+    """The same rotations (F, ..., 4), each with the sign nearer to the frame before, and w >= 0 in the first."""
     flip = np.concatenate((q[:1, ..., 3], (q[1:] * q[:-1]).sum(-1))) < 0
     return q * np.where(np.cumsum(flip, 0) % 2, -1.0, 1.0)[..., None]
 
@@ -99,8 +98,7 @@ def read_hierarchy(path: str, lines: List[str]) -> List[Joint]:
 
 
 def read_frames(path: str, lines: List[str], width: int) -> Tuple[float, np.ndarray]:
-    """Frames per second (0 where the file says nonsense) and the rows (F, width), from the lines after MOTION. Raises
-    InputError."""
+    """Frames per second (0 where the file says nonsense) and rows (F, width) after MOTION. Raises InputError."""
     try:
         head = next(i for i, line in enumerate(lines[:20]) if re.match(r"\s*frame\s+time\b", line, re.I))
         frames = int(re.search(r"frames\s*:?\s*(\d+)", " ".join(lines[:head]), re.I).group(1))
@@ -174,8 +172,7 @@ def euler_zxy(q: np.ndarray) -> np.ndarray:
 
 
 def bvh_text(recording: Recording) -> str:
-    """A BVH file in centimetres, Y up and facing +Z, of a recording in metres, Z up and facing +X. The recording stands
-    upright in its zero pose."""
+    """A BVH file in centimetres, Y up, facing +Z, of a recording in metres, Z up, that stands in its zero pose."""
     order = [1, 2, 0]  # +Y left -> +X, +Z up -> +Y, +X forward -> +Z
     offsets = 100 * recording.offsets[:, order]
     root = 100 * recording.root_position[:, order]

@@ -44,9 +44,7 @@ WALKER_ORIGIN = "from Bullet's multi-clip example (github.com/bulletphysics/bull
 WALKER_LICENSE = "zlib (notice in motions/README.md)"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 1. Cutting, resampling, closing the loop
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- 1. Cutting, resampling, closing the loop ------------------------------------------------------------------------
 
 
 def cut(path: str, content: Content, start: Optional[float], end: Optional[float]) -> Content:
@@ -114,9 +112,7 @@ def close_loop(clip: Clip, window: float = 0.25) -> Clip:
     return clip._replace(root_position=root_position, rotations=continuous(q.numpy()))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 2. Table
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- 2. Table --------------------------------------------------------------------------------------------------------
 
 
 def print_table(character: Character, paths: List[str]) -> None:
@@ -137,9 +133,7 @@ def print_table(character: Character, paths: List[str]) -> None:
         print("| " + " | ".join(str(cell) for cell in (*row, ground, cycle)) + " |")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 3. Command line
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- 3. Command line -------------------------------------------------------------------------------------------------
 
 
 def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, List[str]]:
@@ -254,7 +248,7 @@ def output_path(args: argparse.Namespace, parser: argparse.ArgumentParser) -> st
     """Where to write. Raises InputError if that is the input."""
     ending = ENDINGS[args.format]
     out = args.output or os.path.splitext(args.input or "")[0] + ending
-    if not out.endswith(ending):
+    if not out.lower().endswith(ending):
         parser.error(f"{out}: an output of the format {args.format} must end in {ending}; --format chooses another")
     if args.input and os.path.exists(out) and os.path.exists(args.input) and os.path.samefile(args.input, out):
         raise InputError(f"{out}: this is the input; give another name for the output")

@@ -30,15 +30,12 @@ class Motion(NamedTuple):
 
 # What others begin with, what that is, and the way to get it in.
 BLENDER = "import it in Blender and export BVH (motions/README.md)"
-SIGNATURES = (
-    (b"Kaydara FBX", f"FBX; {BLENDER}"),
-    (b"; FBX", f"FBX; {BLENDER}"),
-    (b"glTF", f"glTF; {BLENDER}"),
-    (b"PXR-USDC", f"USD; {BLENDER}"),
-    (b"\x89HDF", "HDF5; no motion in HDF5 is known here"),
-    (b"# AST/ASF", "Acclaim; convert ASF and AMC to BVH first"),
-    (b":version", "Acclaim; convert ASF and AMC to BVH first"),
-)
+SIGNATURES = {
+    f"FBX; {BLENDER}": (b"Kaydara FBX", b"; FBX"),
+    f"glTF or USD; {BLENDER}": (b"glTF", b"PXR-USDC", b"#usda"),
+    "Acclaim; convert ASF and AMC to BVH first": (b"# AST/ASF", b":version"),
+    "HDF5; no motion in HDF5 is known here": (b"\x89HDF",),
+}
 NO_BODIES = "it holds the joint angles of a robot, and no positions of bodies by name; take the motion it was made from"
 
 
@@ -46,8 +43,8 @@ def read(path: str, character: Character, wanted: Optional[str] = None) -> Motio
     """Read a motion file; the format is recognised by the content. Raises InputError for anything that is no motion.
     wanted: the name of one motion, of a file that holds several."""
     raw = safe.read_bytes(path)
-    for signature, what in SIGNATURES:
-        if raw.startswith(signature):
+    for what, beginnings in SIGNATURES.items():
+        if raw.startswith(beginnings):
             raise InputError(f"{path}: this is {what}")
     if raw[1:2] == b"\x50" and 2 <= raw[0] < 16:
         raise InputError(f"{path}: this is C3D, markers without a skeleton; solve it to a skeleton and export BVH")
@@ -103,8 +100,7 @@ WIDTH = 1 + 3 + sum(width for _, width in COLUMNS)
 
 
 def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
-    """Loop mode "wrap" or "clamp", and the checked rows (F, 44) of a DeepMimic file as stored: Y up, s, m, rad, wxyz.
-    Raises InputError."""
+    """Loop mode and the checked rows (F, 44) as stored: Y up, s, m, rad, wxyz. Raises InputError."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -114,14 +110,13 @@ def check_deepmimic(path: str, text: str) -> Tuple[str, np.ndarray]:
     if data.get("Loop", "none") not in ("wrap", "none"):
         raise InputError(f'{path}: "Loop" is {data["Loop"]!r:.40}; expected "wrap" or "none"')
     if not 2 <= len(data["Frames"]) <= safe.MAX_FRAMES:
-        found = f"{len(data['Frames'])} frame(s)"
+        found = "a single pose is no motion" if len(data["Frames"]) == 1 else f"{len(data['Frames'])} frames"
         raise InputError(f"{path}: {found}; a motion needs at least 2, and {safe.MAX_FRAMES} at most")
     for index, row in enumerate(data["Frames"]):
-        if not isinstance(row, list) or len(row) != WIDTH:
-            found = f"{len(row)} columns" if isinstance(row, list) else "no list"
+        plain = isinstance(row, list) and all(type(x) in (int, float) and abs(x) < 1e4 for x in row)  # no NaN, either
+        if not plain or len(row) != WIDTH:
+            found = f"{len(row)} columns" if plain else "something that is no row of finite numbers of sensible size"
             raise InputError(f"{path}: frame {index} has {found}; a humanoid's frame has {WIDTH}")
-        if not all(type(x) in (int, float) and abs(x) < 1e4 for x in row):  # false for NaN, too
-            raise InputError(f"{path}: frame {index} holds something that is not a finite number of sensible size")
     frames = np.array(data["Frames"], np.float64)  # (F, 44)
     bad = np.flatnonzero((frames[:-1, 0] < 2e-3) | (frames[:-1, 0] > 0.5))  # the last frame's duration means nothing
     if len(bad):
@@ -255,8 +250,7 @@ def _loop(value: Any) -> str:
 
 
 def read_poselib(path: str, tree: Dict[str, Any]) -> Motion:
-    """A motion of IsaacGymEnvs or ASE: xyzw, parent-relative or in the world; its skeleton is in it. Raises
-    InputError."""
+    """A motion of IsaacGymEnvs or ASE, with its skeleton: xyzw, parent-relative or not. Raises InputError."""
 
     def array(part: Any, key: str, *shape: Optional[int]) -> np.ndarray:
         return _numbers(path, _field(path, _field(path, part, key), "arr"), key, *shape)
@@ -352,8 +346,7 @@ LEGS = [f"{side}_{limb}" for side in ("right", "left") for limb in ("thigh", "sh
 
 
 def read_protomotions(path: str, tree: Dict[str, Any], character: Character) -> Motion:
-    """A .motion file of ProtoMotions: positions [m] and rotations (xyzw) of bodies in the world, Z up. Raises
-    InputError."""
+    """Positions [m] and rotations (xyzw) of bodies in the world, usually Z up. Raises InputError."""
     position = _field(path, tree, "rigid_body_pos")
     count = position.shape[1] if isinstance(position, np.ndarray) and position.ndim == 3 else 0
     if count not in BODIES or safe.plain(tree.get("state_conversion", "common")) != "common":
@@ -396,12 +389,12 @@ def read_smpl(path: str, name: str, poses: Any, trans: Any, fps: Any, pelvis: np
     names = SMPL_ORDER.split()
     bones = {bone.split()[0]: bone.split()[1:] for bone in SMPL.split(",")}
     above, offsets = [-1], [[0.0, 0.0, 0.0]]
-    for name in names[1:]:
-        side, plain = name[: -len(name.split("_")[-1])], name.split("_")[-1]
+    for joint in names[1:]:
+        plain = joint.split("_")[-1]
         parent, *offset = bones[plain]
-        above.append(names.index(parent if parent in names else side + parent))
+        above.append(names.index(parent if parent in names else joint.replace(plain, parent)))
         offsets.append([float(x) for x in offset])
-        offsets[-1][0] *= -1.0 if side == "R_" else 1.0
+        offsets[-1][0] *= -1.0 if joint.startswith("R_") else 1.0
     content = Recording(_rate(path, fps), "", root_position, rotations, names, above, np.array(offsets), "z")
     return Motion(name, content, "SMPL's mean skeleton, whatever the person's size")
 
@@ -448,8 +441,7 @@ def read_isaaclab(path: str, arrays: Dict[str, np.ndarray], character: Character
 
 
 def body_states(clip: Clip, character: Character) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Position [m], rotation, velocity and angular velocity of every body, all in the world. -> (F, J, 3), (F, J, 4),
-    (F, J, 3), (F, J, 3)"""
+    """Position [m], rotation, velocity, angular velocity of bodies in the world. -> 4 x (F, J, 3 or 4)"""
     character = character._replace(offsets=character.offsets.double())
     p, q = lib.forward_kinematics(character, torch.from_numpy(clip.root_position), torch.from_numpy(clip.rotations))
     turn = lib.rotvec_from_quat(lib.quat_multiply(q[1:], lib.quat_conjugate(q[:-1]))) * clip.fps  # (F-1, J, 3)
@@ -458,8 +450,7 @@ def body_states(clip: Clip, character: Character) -> Tuple[Tensor, Tensor, Tenso
 
 
 def poselib_bytes(clip: Clip, character: Character) -> bytes:
-    """A poselib .npy file. That format is a pickle by definition; this one has the names that NumPy 1 and 2 both
-    know."""
+    """A poselib .npy, which is a pickle by definition; this one has names that NumPy 1 and 2 both know."""
 
     def array(x: Any, kind: type = np.float32) -> Dict[str, Any]:
         return OrderedDict(arr=np.asarray(x, kind), context={"dtype": np.dtype(kind).name})

@@ -21,8 +21,7 @@ STEPS = 8  # of the solver, a frame: each one halves what is left or better
 
 
 def sole_points(character: Character) -> List[Tuple[int, np.ndarray]]:
-    """Body and position in its frame [m] of right heel, right toe, left heel, left toe. They are the middle of the
-    sole's back and front edge."""
+    """Body and place in its frame [m] of right heel and toe, left heel and toe: the middles of the sole's edges."""
     points = []
     for side in ("right", "left"):
         foot = character.body_names.index(f"{side}_foot")
@@ -41,8 +40,7 @@ def point_positions(character: Character, clip: Clip) -> np.ndarray:
 
 
 def contacts(position: np.ndarray, fps: float) -> np.ndarray:
-    """Which points (F, P, 3) [m] stand on the ground at z = 0: low and slow, for a tenth of a second at least. -> (F,
-    P) bool."""
+    """Which points (F, P, 3) [m] stand on the ground, low and slow, a tenth of a second at least. -> (F, P) bool"""
     speed = np.linalg.norm(np.gradient(position, axis=0), axis=-1) * fps  # (F, P)
     stands = (position[..., 2] < NEAR) & (speed < SLOW)
     for point in range(stands.shape[1]):
@@ -79,8 +77,7 @@ def targets(position: np.ndarray, stands: np.ndarray, fps: float) -> np.ndarray:
 
 
 def ik_model(character: Character):
-    """MuJoCo's model of the character with a ball joint for each hinge triple, and a site at each heel and toe. Raises
-    InputError."""
+    """MuJoCo's model with a ball joint for each hinge triple, a site at each heel and toe. Raises InputError."""
     try:
         import mink  # noqa: F401
         import mujoco

@@ -91,15 +91,14 @@ def _ancestors(joint: int, parents: List[int]) -> List[int]:
 
 
 def load_joint_map(path: Optional[str]) -> JointMap:
-    """A JSON file {"left_thigh": "LeftUpLeg", "left_toe": null, ...}: our bodies or toes -> joints. Raises
-    InputError."""
+    """A JSON file {"left_thigh": "LeftUpLeg", "left_toe": null, ...}: our bodies -> joints. Raises InputError."""
     if path is None:
         return {}
     known = ["pelvis", "torso", "head", *(f"{side}_{limb}" for side in SIDES for limb in LIMBS)]
     with lib.reading(path, "a JSON file"), open(path, encoding="utf-8-sig") as file:
         data = json.load(file)
-    sound = isinstance(data, dict)
-    if not sound or not all(isinstance(j, str) or (j is None and body in OPTIONAL) for body, j in data.items()):
+    known_null = isinstance(data, dict) and all(body in OPTIONAL for body, joint in data.items() if joint is None)
+    if not known_null or not all(joint is None or isinstance(joint, str) for joint in data.values()):
         nullable = ", ".join(OPTIONAL)
         raise InputError(f'{path}: not a joint map {{"left_thigh": "LeftUpLeg", ...}}; only {nullable} may be null')
     unknown = sorted(set(data) - set(known))
@@ -183,8 +182,7 @@ def _unit(v: Tensor) -> Tensor:
 
 
 def _uprightness(p: Tensor, index: Dict[str, int]) -> Tensor:
-    """How nearly the poses (..., J, 3) stand, whatever way is up. -> (...). It is the worst cosine of hips to trunk and
-    thighs to shins."""
+    """How nearly poses (..., J, 3) stand: the worst cosine of hips to trunk and thighs to shins. -> (...)"""
 
     def at(body: str) -> Tensor:
         return p[..., index[body], :]
@@ -318,16 +316,14 @@ def align(character: Character, recording: Recording, index: Dict[str, int]) -> 
 
 
 def _mean_rotation(q: Tensor) -> Tensor:
-    """The rotations (..., 4) nearest to all of (N, ..., 4), whatever their signs. It is the main axis of q q^T summed
-    over N."""
+    """The rotations (..., 4) nearest to all of (N, ..., 4), whatever their signs: main axes of summed q q^T."""
     return torch.linalg.eigh((q[..., :, None] * q[..., None, :]).sum(0)).eigenvectors[..., -1] if len(q) > 1 else q[0]
 
 
 def _body_frames(
     character: Character, index: Dict[str, int], p: Tensor, q: Tensor, stand: Tensor
 ) -> Tuple[Tensor, float]:
-    """From our bodies' frames to their joints' (B, 4), and the sine by which an arm drops. Given joints p (J, 3), q (J,
-    4) at rest."""
+    """From our bodies' frames to their joints' (B, 4) at rest, joints p (J, 3), q (J, 4), and how far an arm drops."""
     names = character.body_names
     toward = {"upper_arm": "lower_arm", "lower_arm": "hand", "thigh": "shin", "shin": "foot"}
     pose = UPRIGHT.repeat(len(names), 1)  # (B, 4) of our character standing as the skeleton does at rest, facing +X
@@ -465,14 +461,13 @@ def retarget(
     found = align(character, whole, index)
     limbs = [character.body_names.index(f"{side}_{limb}") for side in SIDES for limb in ("shin", "foot")]
     scale = sum(float(character.offsets[limb].double().norm()) for limb in limbs) / 2 / found.leg
-    exact = [(name, unit) for name, unit in UNITS.items() if abs(scale / unit - 1) < 1e-3]
     # a person's leg, hip to ankle, is .6 to 1.1 m long
-    human = [(name, unit) for name, unit in UNITS.items() if 0.6 < found.leg * unit < 1.1]
-    likely = exact or human or [("of an unknown kind", math.nan)]
+    likely = next((name for name, unit in UNITS.items() if 0.6 < found.leg * unit < 1.1), "of an unknown kind")
     same = same_proportions(character, recording, found, scale)
-    scale = exact[0][1] if same and exact else scale
+    exact = [unit for unit in UNITS.values() if same and abs(scale / unit - 1) < 1e-3]
+    scale = exact[0] if exact else scale
     clip, dropped = transfer(character, recording, found, index, scale)
-    notes = f"{found.notes}, leg {found.leg:.4g} units (likely {likely[0][0]}), scale {scale:.4g}{dropped}"
+    notes = f"{found.notes}, leg {found.leg:.4g} units (likely {likely}), scale {scale:.4g}{dropped}"
     if same or not plant:
         return clip, f"{notes}, {'our proportions' if same else 'other proportions, feet not planted'}"
     from motions import plant as feet  # here, as it needs packages that nothing else does

@@ -963,6 +963,18 @@ def samples(root, tmp_path_factory):
         30.0, "", clip.root_position, clip.rotations, character.body_names, character.parents, taller, "+z"
     )
     files["bvh, other proportions"] = bvh.bvh_text(other).encode()
+    poses = np.zeros((6, 72))
+    poses[:, 0] = math.pi / 2
+    poses[:, 3:6] = np.linspace(0, 0.3, 6)[:, None]
+    file = io.BytesIO()
+    np.savez(file, poses=poses, trans=clip.root_position, mocap_framerate=np.array(30.0), gender=np.array("male"))
+    files["amass"] = file.getvalue()
+    motion = {"pose_aa": poses, "root_trans_offset": torch.tensor(clip.root_position), "fps": np.float32(30)}
+    files["phc"] = pickle.dumps({"walk": motion})
+    file = io.BytesIO()
+    position, rotation, _, _ = formats.body_states(clip, character)
+    torch.save({"rigid_body_pos": position.float(), "rigid_body_rot": rotation.float(), "fps": 30}, file)
+    files["protomotions"] = file.getvalue()
     ml.save_clip(str(folder / "d"), clip, character.body_names, "a", "b")
     files["clip"] = (folder / "d").read_bytes()
     return character, folder / "mutant", files
@@ -1006,6 +1018,7 @@ def mutate(data, raw):
 
 
 FORMATS = ["poselib export", "isaaclab", "poselib", "mimickit", "deepmimic", "bvh", "bvh, other proportions", "clip"]
+FORMATS += ["amass", "phc", "protomotions"]
 
 
 @pytest.mark.parametrize("name", FORMATS)

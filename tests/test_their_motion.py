@@ -14,7 +14,20 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from test_importers import LAFAN, SMALL, angle, at_rest, foreign, mimickit_file, needs_mink, poselib_file, text_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_importers import (
+    LAFAN,
+    SMALL,
+    angle,
+    at_rest,
+    foreign,
+    mimickit_file,
+    mutate,
+    needs_mink,
+    poselib_file,
+    text_of,
+)
 
 import motion_lib as ml
 from motions import bvh, checks, formats, retarget, safe
@@ -210,12 +223,13 @@ def write_poselib(path, recording):
     return path
 
 
-@pytest.mark.parametrize("up,zero_up", [("+y", "+y"), ("+z", "+z"), ("+z", "+y"), ("+y", "+z")])
-@pytest.mark.parametrize("name", ["walk", "crawl"])
+@pytest.mark.parametrize(
+    "name,up,zero_up",
+    [("walk", *ups) for ups in itertools.product(("+y", "+z"), repeat=2)]
+    + [("crawl", "+y", "+y"), ("crawl", "+z", "+z")],
+)
 def test_poselib_in_either_world(tmp_path, character, convert, load, name, up, zero_up):
     """Mixamo through poselib is Y up; a zero pose may be Y up, as SMPL's, in a world that is Z up: the motion tells."""
-    if name == "crawl" and up != zero_up:
-        pytest.skip("who only crawls does not tell")
     clip = load(name)
     recording = foreign(character, clip, t_pose_frames(character, zero_up), LAFAN, retarget.UP[up])
     back, out = convert(write_poselib(tmp_path / "a.npy", recording), "--no-plant", "--no-lift")
@@ -632,6 +646,17 @@ def test_one_motion_of_several(tmp_path, convert, refuse, phc):
     assert "holds 2 motions; --motion NAME takes one of walk, run" in refuse(tmp_path / "a.pkl")
     assert "walk, run" in refuse(tmp_path / "a.pkl", "--motion", "jump")
     assert len(convert(tmp_path / "a.pkl", "--motion", "run", "--no-plant")[0].rotations) == 7
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_mutated_joblib_files(tmp_path, character, phc, data):
+    """Numbers that lie in the midst of a pickle: our own error, or a motion."""
+    (tmp_path / "a").write_bytes(mutate(data, phc({"walk": phc_motion()})))
+    try:
+        assert isinstance(formats.read(str(tmp_path / "a"), character).content, (bvh.Recording, ml.Clip))
+    except ml.InputError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.fixture

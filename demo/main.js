@@ -66,8 +66,8 @@ class Walker {
   }
 
   push(angle) {
-    const torso = this.mujoco.mj_name2id(this.model, this.mujoco.mjtObj.mjOBJ_BODY.value, "torso");
-    this.data.xfrc_applied.set([Math.cos(angle), Math.sin(angle)].map((x) => (x * PUSH) / PUSH_SECONDS), 6 * torso);
+    const force = [Math.cos(angle), Math.sin(angle)].map((x) => (x * PUSH) / PUSH_SECONDS); // [N]
+    this.data.xfrc_applied.set(force, 6); // of body 1, the root
     this.pushed = Math.round(PUSH_SECONDS / this.dt);
   }
 

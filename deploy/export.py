@@ -6,7 +6,7 @@
 
 Observation, normaliser, actor, offset and scale are in the ONNX file; policy.xml is the character with its drives,
 floor, time step and some states to start from; policy.json says names, rates and units. deploy/player.py walks with
-them; docs/deploy.md says more. Options that stand behind are the script's own, as in --motion-file CLIP.
+them; docs/deploy.md says more. Any other option goes to the script, --motion-file CLIP for instance.
 It needs `pip install -r requirements-deploy.txt`. Bad input ends with one line that says what is wrong, exit code 2.
 
 Dimension key: n characters, nq and nv MuJoCo's coordinates, A actions, J bodies; frames, units: motion_lib.py.
@@ -366,8 +366,11 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(f"error: {error}; pip install -r requirements-deploy.txt", file=sys.stderr)
         sys.exit(2)
-    except (InputError, OSError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {args.out}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 

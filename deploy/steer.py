@@ -5,8 +5,8 @@
     python deploy/steer.py my.pt --script my_amp.py         # of a copy of a script (it is executed)
 
 The ghost is the moment of the clips that the pose is nearest to. Physics runs in real time, whatever the page draws.
-It needs `pip install -r requirements-motions.txt`. Options that stand behind are the script's own, as in
---motion-file CLIP. Bad input ends with one line that says what is wrong, and exit code 2.
+It needs `pip install -r requirements-motions.txt`. Any other option goes to the script, --motion-file CLIP for
+instance. Bad input ends with one line that says what is wrong, and exit code 2.
 
 Dimension key: J bodies (row 0 is the root), C clips, R poses of these; frames, units: motion_lib.py.
 """
@@ -234,9 +234,9 @@ class Controls:
         self.jobs.append(lambda: self.walker.push(body, impulse))
 
     def push_somewhere(self) -> None:
-        """Push the torso from a random side."""
+        """Push the root from a random side."""
         angle = np.random.default_rng().uniform(-math.pi, math.pi)
-        self.push(self.walker.character.body_names.index("torso"), (math.cos(angle), math.sin(angle), 0.0))
+        self.push(0, (math.cos(angle), math.sin(angle), 0.0))
 
 
 def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any]:

@@ -201,6 +201,7 @@ def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):
         (["README.md", "a.onnx"], "README.md: not an archive that torch.save writes"),
         (["walk.pt", "a.pt"], "a.pt: expected a name that ends in .onnx"),
         (["walk.pt", "no/such/a.onnx"], "no/such/a.onnx: there is no such folder"),
+        (["walk.pt", "folder.onnx"], "folder.onnx: Is a directory"),
         (["walk.pt", "a.onnx", "--script", "none.py"], "none.py: no such script"),
         (["walk.pt", "a.onnx", "--script", "empty.py"], "empty.py: not a script like amp_ppo_isaacgym.py; it has no"),
         (["walk.pt", "a.onnx", "--script", "broken.py"], "broken.py: it cannot be imported (SyntaxError: "),
@@ -209,6 +210,7 @@ def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):
 )
 def test_bad_input_is_one_line(root, run_script, tmp_path, arguments, fault):
     shutil.copy(root / "pretrained/walk.pt", tmp_path)
+    (tmp_path / "folder.onnx").mkdir()
     for name, text in {"README.md": "# no checkpoint", "empty.py": "", "broken.py": "(", "a.onnx": "kept"}.items():
         (tmp_path / name).write_text(text)
     code, out, err = run_script("deploy/export.py", *arguments)

@@ -131,7 +131,7 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
         kinds = {"kind": "", "character": {}, "args": {}, "samples": 0, "metrics": {}, "shared": {}}
         for key, kind in kinds.items():
             check_kind(key, kind, checkpoint[key], inside=False)
-        fault = unsound({key: checkpoint.get(key) for key in ("shared", "processes")})
+        fault = unsound({key: checkpoint.get(key) for key in ("shared", "processes", "progress", "rates")})
     if checkpoint["kind"] != name:
         raise InputError(f"{path}: a checkpoint of {checkpoint['kind']}; this script reads those of {name}")
     if fault:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from typing_extensions import Annotated, get_args, get_origin
 
 from checkpoints import Unsound, load_checkpoint
-from files import HERE, InputError, typed
+from files import HERE, InputError, plain, typed
 from guards import STOPPED, guard_terminal, limit_memory
 from processes import in_group, join_processes, local_world, processes
 
@@ -178,7 +178,7 @@ def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]
             if type(x) is int and x > MOST and name not in ("seed", "total_timesteps"):
                 raise InputError(f"--{name.replace('_', '-')} {x}: no memory holds that")
             if type(x) in (int, float) and not low <= x < 1e15:
-                raise InputError(f"--{name.replace('_', '-')} {x}: expected a finite number from {low:g}")
+                raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:g} to 1e15")
 
 
 # ---- 2. Launch ----------
@@ -220,10 +220,8 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
 
 def _explain(error: BaseException, resumed: str = "") -> Tuple[str, int]:
     """The line and the exit code for what has ended a script; what only a programmer can mend is raised again."""
-    if isinstance(error, (InputError, OSError)):
-        return f"error: {error}", 2
-    if isinstance(error, Unsound):
-        return f"error: {error}", 1
+    if isinstance(error, (InputError, OSError, Unsound)):
+        return f"error: {plain(str(error))}", 1 if isinstance(error, Unsound) else 2
     if isinstance(error, KeyboardInterrupt):
         return STOPPED, 130
     text = str(error).lower()
@@ -235,7 +233,7 @@ def _explain(error: BaseException, resumed: str = "") -> Tuple[str, int]:
     if resumed:  # a number in a foreign checkpoint may be out of a range that only the script knows
         where = [x for x in traceback.extract_tb(error.__traceback__) if x.filename.startswith(HERE)][-1]
         fault = f"{type(error).__name__}: {str(error)[:300]}; {os.path.basename(where.filename)}, line {where.lineno}"
-        return f"error: {InputError(f'{resumed}: the training cannot go on from this checkpoint ({fault})')}", 2
+        return f"error: {plain(f'{resumed}: the training cannot go on from this checkpoint ({fault})')}", 2
     raise error
 
 

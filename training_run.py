@@ -27,6 +27,9 @@ from files import HERE, InputError, find, lock, plain, read_file, typed, write_f
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
+# by which users, terminals and schedulers end a process
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+
 # ---- 1. The log ----------
 
 
@@ -146,12 +149,15 @@ class Run:
         now = time.strftime("%Y%m%d-%H%M%S")
         script = os.path.abspath(sys.argv[0])
         first = args.exp_name or os.path.splitext(os.path.basename(script))[0]
-        clip = plain(os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0])
+        clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
         launch = os.environ["TORCHELASTIC_RUN_ID"] if in_group() else "none"
         last = f"{now}-{os.getpid()}" if launch == "none" else launch  # by which a restart finds the run
-        folder = args.resume or os.path.join("runs", f"{first}__{clip}__{args.sim}__{args.seed}__{last}")
+        name = plain(f"{first}__{clip}__{args.sim}__{args.seed}__{last}").replace(os.sep, "_")
+        folder = args.resume or os.path.join("runs", name)
         os.makedirs(folder, exist_ok=bool(args.resume) or launch != "none")
         self.lock = lock(os.path.join(folder, "lock"))
+        for path in glob.glob(os.path.join(glob.escape(folder), "*.pt.*.tmp")):  # a save that was killed
+            os.remove(path)
         if args.resume and os.stat(os.path.join(folder, "latest.pt")).st_mtime_ns != self.written:
             raise InputError(f"{folder}: another process has just saved there; start again to go on with that")
         if args.track:
@@ -296,7 +302,7 @@ class Run:
         if self.writer is not None:
             self.writer.close()
         script = shlex.quote(os.path.basename(sys.argv[0]))
-        folder = shlex.quote(self.folder)
+        folder = plain(shlex.quote(self.folder))
         if self.stopped and self.progress["iteration"] < self.iterations:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
@@ -316,7 +322,7 @@ def _note_signals() -> List[int]:
     ignored (nohup); a second one ends it. Under torchrun it does not: torchrun passes on what a process may have got
     already, and kills after 30 seconds."""
     caught: List[int] = []
-    kinds = [kind for kind in signal.Signals if kind.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")]
+    kinds = [kind for kind in signal.Signals if kind.name in SIGNALS]
     kinds = [kind for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN]
 
     def note(number: int, frame: Any) -> None:

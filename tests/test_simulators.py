@@ -258,7 +258,7 @@ def test_a_state_dict_of_another_simulator_is_refused(any_sim):
     # one row would broadcast to all three; the tensors before it must not have been taken over
     for rows in (1, 2, 4):
         wrong = {key: torch.zeros_like(x) for key, x in before.items()}
-        wrong[last] = torch.zeros(rows, *before[last].shape[1:])
+        wrong[last] = before[last].new_zeros(rows, *before[last].shape[1:])
         with pytest.raises(ml.InputError, match=re.escape(f"sim.{last} is {before[last].dtype} ({rows}, ")):
             put_back({"sim": sim}, {"sim": wrong})
     assert all(x.equal(before[key]) for key, x in sim.kept.items())

@@ -181,27 +181,35 @@ def _unit(v: Tensor) -> Tensor:
     return v / v.norm(dim=-1, keepdim=True).clamp_min(1e-9)
 
 
+def _trunk(p: Tensor, index: Dict[str, int]) -> Tensor:
+    """From the middle of the hips to the middle of the shoulders. (..., J, 3) -> (..., 3)"""
+    shoulders, hips = ([index[f"{side}_{limb}"] for side in SIDES] for limb in ("upper_arm", "thigh"))
+    return p[..., shoulders, :].mean(-2) - p[..., hips, :].mean(-2)
+
+
+def _our_trunk(character: Character, pelvis: Tensor, torso: Tensor) -> Tensor:
+    """The same of our character, whose pelvis and torso are turned so. (..., 4), (..., 4) -> (..., 3) [m]"""
+    offsets, at = character.offsets.double(), character.body_names.index
+    shoulders, hips = (offsets[[at(f"{side}_{limb}") for side in SIDES]].mean(0) for limb in ("upper_arm", "thigh"))
+    return lib.quat_rotate(pelvis, offsets[at("torso")] - hips) + lib.quat_rotate(torso, shoulders)
+
+
 def _uprightness(p: Tensor, index: Dict[str, int]) -> Tensor:
     """How nearly poses (..., J, 3) stand: the worst cosine of hips to trunk and thighs to shins. -> (...)"""
-
-    def at(body: str) -> Tensor:
-        return p[..., index[body], :]
-
-    trunk = _unit(0.5 * (at("left_upper_arm") + at("right_upper_arm")) - 0.5 * (at("left_thigh") + at("right_thigh")))
+    trunk = _unit(_trunk(p, index))
     cosines = []
     for side in SIDES:
-        thigh = _unit(at(f"{side}_shin") - at(f"{side}_thigh"))
-        shin = _unit(at(f"{side}_foot") - at(f"{side}_shin"))
-        cosines += [-(trunk * thigh).sum(-1), (thigh * shin).sum(-1)]
+        hip, knee, ankle = (p[..., index[f"{side}_{limb}"], :] for limb in ("thigh", "shin", "foot"))
+        cosines += [-(trunk * _unit(knee - hip)).sum(-1), (_unit(knee - hip) * _unit(ankle - knee)).sum(-1)]
     return torch.stack(cosines).amin(0)
 
 
 def _shortest(a: Tensor, b: Tensor) -> Tensor:
-    """The shortest rotation from direction a (3,) to direction b (3,); if opposite, about x, or z for x. -> (4,)."""
-    if float(a @ b) < -0.9999:
-        return HALF_TURN if abs(float(a[0])) < 0.9 else HALF_TURN[[1, 2, 0, 3]]
-    q = torch.cat((torch.linalg.cross(a, b), (1 + a @ b)[None]))
-    return q / q.norm()
+    """The shortest rotation between unit vectors (..., 3); if opposite, about x, or z for x. -> (..., 4)"""
+    cosine = (a * b).sum(-1, keepdim=True)
+    q = torch.cat((torch.linalg.cross(a, b), 1 + cosine), -1)
+    half_turn = torch.where(a[..., :1].abs() < 0.9, HALF_TURN, HALF_TURN[[1, 2, 0, 3]])
+    return torch.where(cosine < -0.9999, half_turn, q / q.norm(dim=-1, keepdim=True).clamp_min(1e-9))
 
 
 def _frame(x: Tensor, y: Tensor) -> Tensor:
@@ -348,13 +356,8 @@ def _body_frames(
             x, y, _ = direction(name, tip).tolist()
             yaw = math.atan2(y, x) if math.hypot(x, y) > 0.3 else 0.0
             pose[b] = lib.quat_from_yaw(torch.tensor(yaw if abs(yaw) < 1.0 else 0.0, dtype=torch.float64))
-    # the trunk by the line from the hips to the shoulders: some zero poses lean, Xia's by 11 degrees
-    hips, shoulders = ([f"{side}_{limb}" for side in SIDES] for limb in ("thigh", "upper_arm"))
-    offsets = character.offsets.double()
-    above = offsets[[names.index(body) for body in shoulders]].mean(0) + offsets[names.index("torso")]
-    ours = above - offsets[[names.index(body) for body in hips]].mean(0)
-    theirs = p[[index[body] for body in shoulders]].mean(0) - p[[index[body] for body in hips]].mean(0)
-    lean = _shortest(_unit(ours), seen(theirs))
+    # some zero poses lean, Xia's by 11 degrees
+    lean = _shortest(_unit(_our_trunk(character, UPRIGHT, UPRIGHT)), seen(_trunk(p, index)))
     pose[[0, names.index("torso")]] = lean
     joints = [index.get(name, -1) for name in names]
     rest = lib.quat_multiply(stand, pose)  # in the recording's world
@@ -400,6 +403,10 @@ def transfer(
     for b, joint in enumerate(found.joints):
         if joint < 0:
             world[:, b] = world[:, character.parents[b]]
+    # other spines bend elsewhere: pelvis and torso are turned until the line from hips to shoulders is the recording's
+    trunk = [0, character.body_names.index("torso")]
+    ours, theirs = _our_trunk(character, *world[:, trunk].unbind(1)), lib.quat_rotate(found.world, _trunk(p, index))
+    world[:, trunk] = lib.quat_multiply(_shortest(_unit(ours), _unit(theirs))[:, None], world[:, trunk])
     world = hinged(character, world)
     parents = character.parents
     rotations = torch.cat((world[:, :1], lib.quat_multiply(lib.quat_conjugate(world[:, parents[1:]]), world[:, 1:])), 1)

@@ -277,6 +277,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     middle = np.zeros(3)  # where the camera looks
     trail = np.zeros((TRAIL + 1, 3), np.float32)
     drawn = -1  # when the trail has grown
+    pictures = PICTURES  # a second, on average
     last = time.perf_counter()
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
@@ -291,7 +292,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
             walker.down += now - last
         if controls.again.value and walker.down > REST:
             walker.reset()
-        pictures = 1.0 / (now - last)
+        pictures += 0.05 * (1.0 / (now - last) - pictures)
         last = now
         moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
         with server.atomic():

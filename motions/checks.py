@@ -115,15 +115,14 @@ def report(character: Character, clip: Clip) -> List[str]:
     warn(rest, f"frame 0 is a rest pose, from which it jumps; --start {1 / clip.fps:.4f} leaves it out")
     if len(jump) > rest and not twice:
         more = f" (and {len(jump) - rest - 1} times more)" if len(jump) - rest > 1 else ""
-        advice = "cut it out or smooth it, or expect the pose error to peak there"
-        lines.append(f"warning: jumps from frame {jump[int(rest)]} to the next{more}; {advice}")
+        jumps = f"jumps from frame {jump[int(rest)]} to the next{more}"
+        warn(True, f"{jumps}; cut it out or smooth it, or expect the pose error to peak there")
     warn(fastest > MOTOR, f"{name} turns at {fastest:.0f} rad/s in frame {frame}; hardly a motor reaches {MOTOR:.0f}")
     beyond = beyond_limits(character, clip)
     at, dof = np.unravel_index(beyond.argmax(), beyond.shape)
     worst = f"{character.dof_names[dof]} goes {beyond.max():.0f} deg beyond the character's limit in frame {at}"
     warn(beyond.max() > BEYOND, f"{worst}; it can't follow there")
     warn(length < SHORT, f"lasts {length:.2f} s only; little can be learnt from less than {SHORT} s")
-    advice = "--loop wrap blends it, --loop clamp does without"
-    leap = f"the pose leaps by {gap:.0f} deg a joint at the seam; {advice}"
+    leap = f"the pose leaps by {gap:.0f} deg a joint at the seam; --loop wrap blends it, --loop clamp does without"
     warn(clip.loop == "wrap" and gap > SEAM, leap)
     return lines

@@ -166,8 +166,8 @@ def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, List[str
 
 
 def lift(character: Character, clip: Clip) -> Clip:
-    """One constant raises or lowers the whole clip until a quarter of its frames reach the ground. Not until the lowest
-    frame does: a single low frame would leave the others hovering (run by 5 cm, crawl by 10 cm)."""
+    """One constant raises or lowers the clip until a quarter of its frames reach the ground. Were it only the lowest
+    frame that does, a single low one would leave the others hovering (run by 5 cm, crawl by 10 cm)."""
     rise = -float(lowest(character, clip).quantile(0.25))
     return clip._replace(root_position=clip.root_position + [0.0, 0.0, rise])
 
@@ -190,16 +190,14 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
     clip, loop = choose_loop(character, clip, args.loop)
     clip = lib.mirror_clip(clip, character) if args.mirror else clip
     before = lowest(character, clip)  # (F,)
-    # our own clips, roll-outs among them, are where they should be;
-    # what others call the ground may be the ankles' height
+    # our own clips are where they should be; what others call the ground may be the ankles' height
     raise_it = args.lift if args.lift is not None else not understood[0].startswith("read as our own clip")
     clip = lift(character, clip) if raise_it else clip
     check(args.input, clip, character)
     replaced = " (replaced)" if os.path.exists(out) else ""
     save(out, clip, character, args)
     after = lowest(character, clip)
-    # a low minimum tells of frames that sink into the ground,
-    # a high mean on a clip that never jumps of frames that hover
+    # a low minimum tells of frames that sink, a high mean on a clip that never jumps of frames that hover
     print(f"{out}{replaced}: {args.format}, {len(after)} frames, {clip.fps:.2f} /s, {loop}; lowest point [m]", end=" ")
     print(f"{before.min():.3f} -> {after.min():.3f}, its mean over frames {before.mean():.3f} -> {after.mean():.3f}")
     print("  " + "\n  ".join([*understood, *report(character, clip)]))

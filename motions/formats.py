@@ -209,7 +209,8 @@ def _numbers(path: str, value: Any, key: str, *shape: Optional[int]) -> np.ndarr
         raise InputError(f"{path}: {key} holds no numbers")
     if value.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, value.shape)):
         expected = ", ".join("any" if n is None else str(n) for n in shape)
-        raise InputError(f"{path}: {key} has the shape {value.shape}; expected ({expected})")
+        pose = "; a single pose is no motion" if value.shape == shape[1:] else ""
+        raise InputError(f"{path}: {key} has the shape {value.shape}; expected ({expected}){pose}")
     with np.errstate(all="ignore"):  # of NaN that signal; they are refused below
         value = value.astype(np.float64)
     if not (np.abs(value) < 1e4).all():  # false for NaN, too
@@ -341,8 +342,8 @@ BODIES = {
     33: "0 16 -  27 28 31  19 20 23  10 11 13 -  4 5 7 -",  # Unitree's G1
     52: "0 11 13  34 35 36  15 16 17  5 6 7 8  1 2 3 4",  # SMPL-X
 }
-ARMS = [f"{side}_{limb}" for side in ("right", "left") for limb in ("upper_arm", "lower_arm", "hand")]
-LEGS = [f"{side}_{limb}" for side in ("right", "left") for limb in ("thigh", "shin", "foot", "toe")]
+LIMBS = [f"{side}_{limb}" for side in ("right", "left") for limb in ("upper_arm", "lower_arm", "hand")]
+LIMBS += [f"{side}_{limb}" for side in ("right", "left") for limb in ("thigh", "shin", "foot", "toe")]
 
 
 def read_protomotions(path: str, tree: Dict[str, Any], character: Character) -> Motion:
@@ -352,9 +353,11 @@ def read_protomotions(path: str, tree: Dict[str, Any], character: Character) -> 
     if count not in BODIES or safe.plain(tree.get("state_conversion", "common")) != "common":
         known = ", ".join(map(str, BODIES))
         raise InputError(f"{path}: a motion of ProtoMotions with {count} bodies, without names; known are {known}")
-    places = zip(["pelvis", "torso", "head", *ARMS, *LEGS], BODIES[count].split())
+    places = zip(["pelvis", "torso", "head", *LIMBS], BODIES[count].split())
     where = {body: int(number) for body, number in places if number != "-"}
     position = _numbers(path, position, "rigid_body_pos", None, count, 3)
+    if count == 33:  # a G1's hips and shoulders are where the first of their three links is
+        position[:, [4, 10, 19, 27]] = position[:, [2, 8, 17, 25]]
     rotation = _field(path, tree, "rigid_body_rot")
     world = _unit(path, _numbers(path, rotation, "rigid_body_rot", len(position), count, 4), "rigid_body_rot")
     content = from_bodies(path, character, position, world, where)

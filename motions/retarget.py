@@ -99,8 +99,7 @@ def load_joint_map(path: Optional[str]) -> JointMap:
         data = json.load(file)
     known_null = isinstance(data, dict) and all(body in OPTIONAL for body, joint in data.items() if joint is None)
     if not known_null or not all(joint is None or isinstance(joint, str) for joint in data.values()):
-        nullable = ", ".join(OPTIONAL)
-        raise InputError(f'{path}: not a joint map {{"left_thigh": "LeftUpLeg", ...}}; only {nullable} may be null')
+        raise InputError(f'{path}: no joint map {{"left_thigh": "LeftUpLeg", ...}}; {", ".join(OPTIONAL)} may be null')
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise InputError(f"{path}: {unknown[0]!r:.40} is no body of the character; known are {', '.join(known)}")
@@ -450,11 +449,9 @@ def path_at_root(recording: Recording, index: Dict[str, int]) -> Tuple[Recording
         q = lib.quat_multiply(q, rotations[:, j])
     chains = {j for joint in index.values() for j in _ancestors(joint, recording.parents)} - set(path)
     moves = {j: np.abs(places[j] - recording.offsets[j]).max() / leg for j in chains & set(places)}
-    worst = max(moves, key=lambda j: moves[j], default=0)
-    warnings = []
-    if moves and moves[worst] > 0.03:
-        by = f"moves by {100 * moves[worst]:.0f} % of the leg in its parent's frame"
-        warnings.append(f"warning: {recording.names[worst]} {by}, which no bone can; its mean place is taken")
+    most, worst = max([(move, recording.names[j]) for j, move in moves.items()], default=(0.0, ""))
+    said = f"warning: {worst} moves by {100 * most:.0f} % of the leg in its parent's frame; its mean place is taken"
+    warnings = [said] if most > 0.03 else []
     return recording._replace(root_position=recording.root_position + shift, places=None), warnings
 
 

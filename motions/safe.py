@@ -83,8 +83,7 @@ def read_npy(path: str, raw: bytes) -> Any:
 # ---- 2. Pickles ------------------------------------------------------------------------------------------------------
 # A pickle is a program. Python's unpickler runs all of it: even with a closed list of globals, an index of 2^31 in one
 # opcode makes it fill a table of 34 GB, and a shape of 2^40 makes numpy allocate. So this reads the few opcodes that
-# dictionaries, lists, numbers, texts and arrays are made of, and the few names that numpy, torch and joblib need stand
-# for functions of ours, which believe no size.
+# motions are made of, and what numpy, torch and joblib name stands for functions of ours, which believe no size.
 
 CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")  # types of numbers in arrays
 

@@ -671,7 +671,7 @@ def test_joint_map(tmp_path, character, convert, refuse, load):
             "do not hang on one another",
             {**strange, "left_shin": strange["left_foot"], "left_foot": strange["left_shin"]},
         ),
-        ("not a joint map", ["a"]),
+        ("no joint map", ["a"]),
     ]
     for said, wrong in faults:
         file.write_text(json.dumps(wrong))

@@ -48,6 +48,9 @@ def set_state(x: Any, state: Any) -> None:
         for key in range(len(x)) if not isinstance(x, dict) else state:
             if _has_state(x[key]):
                 set_state(x[key], state[key])
+    elif isinstance(x, torch.optim.Optimizer):  # what it does is the script's, but for the rate that it has come to
+        groups = zip(x.state_dict()["param_groups"], state["param_groups"])
+        x.load_state_dict({**state, "param_groups": [{**mine, "lr": theirs["lr"]} for mine, theirs in groups]})
     elif type(x).state_dict is not get_state:
         x.load_state_dict(state)
     else:
@@ -75,7 +78,7 @@ def unsound(state: Any, name: str = "", seen: Optional[Set[int]] = None) -> str:
         return name
     if isinstance(state, (Tensor, int, float)):
         x = torch.as_tensor(state)
-        low = 0.0 if name.endswith(("var", "count", "exp_avg_sq", "step")) else -math.inf
+        low = 0.0 if name.endswith(("var", "count", "exp_avg_sq", "step", "lr", "iteration", "samples")) else -math.inf
         return "" if bool((x.isfinite() & (x >= low)).all()) else name
     return ""
 
@@ -101,13 +104,10 @@ def check_kind(name: str, own: Any, state: Any, inside: bool = True) -> None:
 
 
 def _check_optimizer(name: str, x: torch.optim.Optimizer, state: Any) -> None:
-    """Raise ValueError if the moments in a saved state are not those of an optimizer's parameters."""
-    check_kind(name, x.state_dict()["param_groups"], state["param_groups"])
-    parameters = [parameter.detach().cpu() for group in x.param_groups for parameter in group["params"]]
-    own = {i: {"step": torch.zeros(()), "exp_avg": y, "exp_avg_sq": y} for i, y in enumerate(parameters)}
-    check_kind(name, own, state["state"])
-    if [group["params"] for group in x.state_dict()["param_groups"]] != [y["params"] for y in state["param_groups"]]:
-        raise ValueError(f"{name} names other parameters")
+    """Raise ValueError if rates and moments in a saved state are not those of an optimizer's parameters."""
+    check_kind(f"{name}.lr", *[[group["lr"] for group in y["param_groups"]] for y in (x.state_dict(), state)])
+    own = enumerate(y.detach().cpu() for group in x.param_groups for y in group["params"])
+    check_kind(name, {i: dict(step=torch.zeros(()), exp_avg=y, exp_avg_sq=y) for i, y in own}, state["state"])
 
 
 def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
@@ -126,16 +126,16 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
     with reading(path, "a checkpoint of this script"):
         check_archive(path, ("torch._utils _rebuild_tensor_v2", "collections OrderedDict"))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
+            warnings.simplefilter("ignore")  # torch warns of what it refuses
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        kinds = {"kind": "", "character": {}, "args": {}, "samples": 0, "metrics": {}, "shared": {}}
-        for key, kind in kinds.items():
-            check_kind(key, kind, checkpoint[key], inside=False)
+            kinds = {"kind": "", "character": {}, "args": {}, "samples": 0, "metrics": {}, "shared": {}}
+            for key, kind in kinds.items():
+                check_kind(key, kind, checkpoint[key], inside=False)
         fault = unsound({key: checkpoint.get(key) for key in ("shared", "processes", "progress", "rates")})
     if checkpoint["kind"] != name:
         raise InputError(f"{path}: a checkpoint of {checkpoint['kind']}; this script reads those of {name}")
     if fault:
-        raise InputError(f"{path}: {fault} holds NaN, infinities or a negative variance; take another checkpoint")
+        raise InputError(f"{path}: {fault} holds NaN, infinities or a variance, rate or count below 0")
     return {**checkpoint, "written": written}
 
 

@@ -35,7 +35,7 @@ def reading(path: str, kind: str) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: cannot read this file: {error.strerror or error}") from error
     except Exception as error:  # whatever parsers raise on a file that is not ours
-        fault = " ".join(str(error)[:1000].split())[:200]
+        fault = " ".join(str(error)[:1000].split(". ")[0].split())[:200]  # torch goes on with bad advice
         raise InputError(f"{path}: not {kind} ({type(error).__name__}: {fault})") from error
 
 

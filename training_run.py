@@ -138,7 +138,7 @@ class Run:
         self.written = checkpoint["written"]
         if checkpoint["data"]["script"] != self.content["data"]["script"]:
             self._say("the script has changed since the run began; this one's copy is kept beside the first")
-        iteration = torch.tensor(float(self.progress["iteration"]))
+        iteration = torch.tensor(float(self.progress["iteration"]), dtype=torch.float64)
         average(iteration)
         if float(iteration) != self.progress["iteration"]:
             raise InputError("not the same checkpoint on all machines; they have to share the folder of the run")

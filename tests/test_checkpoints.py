@@ -216,10 +216,11 @@ RUNS = {
     "step is negative": into("shared", "disc", "state", 0, "step")(lambda x: -x),
     "rate is a text": into("shared", "ppo", "param_groups", 0, "lr")("fast"),
     "rate is bool": into("shared", "ppo", "param_groups", 0, "lr")(True),
+    "rate is below 0": into("shared", "disc", "param_groups", 0, "lr")(-1e-3),
+    "samples are below 0": into("progress", "samples")(-(10**9)),
+    "best is NaN": into("progress", "best")(math.nan),
+    "a tensor is all": lambda content: torch.zeros(3),
     "rate is NaN": into("shared", "ppo", "param_groups", 0, "lr")(math.nan),
-    "betas are few": into("shared", "ppo", "param_groups", 0, "betas")((0.9,)),
-    "foreach is a text": into("shared", "ppo", "param_groups", 0, "foreach")("yes"),
-    "parameters twice": into("shared", "ppo", "param_groups", 0, "params")(lambda x: [0] * len(x)),
     "a group too few": into("shared", "ppo", "param_groups")(lambda x: x[:1]),
 }
 
@@ -303,6 +304,28 @@ def test_a_number_that_only_the_script_can_judge_ends_a_run_in_one_line(put, run
     last = result.err.splitlines()[-1]
     assert result.code == 2 and last.startswith("error: ") and "run: the training cannot go on from this" in last
     assert re.search(r"Error: .*\.py, line \d+\)$", last) and "Traceback" not in result.err
+
+
+def test_what_an_optimiser_does_is_the_scripts(put, root, run_script, tmp_path, trained):
+    """Gradient ascent, or other moments, are not taken from a file; the rate that it has come to is."""
+    rate = trained["shared"]["ppo"]["param_groups"][0]["lr"]
+
+    def change(content):
+        for group in content["shared"]["ppo"]["param_groups"]:
+            group.update(maximize=True, betas=(0.1, 0.2), weight_decay=1e3, params=[0] * 6, lr=rate)
+
+    result = run_script(SCRIPT, "--no-cuda", "--resume", put(change), "--total-timesteps", 48)
+    assert result.code == 0, result.err
+    after = torch.load(tmp_path / "run/latest.pt", weights_only=True)["shared"]["ppo"]["param_groups"]
+    for mine, theirs in zip(after, trained["shared"]["ppo"]["param_groups"]):
+        assert {**mine, "lr": 0} == {**theirs, "lr": 0} and 0.8 < mine["lr"] / theirs["lr"] < 1.25
+
+
+def test_torchs_advice_is_not_passed_on(put):
+    """To read what it refuses without that protection."""
+    with pytest.raises(files.InputError) as caught:
+        checkpoints.load_checkpoint(str(put(into("samples")(10**5000)) / "latest.pt"), amp.KIND)
+    assert "weights_only" not in str(caught.value) and "PyTorch" not in str(caught.value)
 
 
 def test_a_fault_after_the_next_save_is_the_scripts_own(put, run_script, monkeypatch):

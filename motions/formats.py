@@ -36,7 +36,7 @@ SIGNATURES = {
     "Acclaim; convert ASF and AMC to BVH first": (b"# AST/ASF", b":version"),
     "HDF5; no motion in HDF5 is known here": (b"\x89HDF",),
 }
-NO_BODIES = "it holds the joint angles of a robot, and no positions of bodies by name; take the motion it was made from"
+NO_BODIES = "it holds a robot's joint angles, but not how its bodies are turned; take the motion it was made from"
 
 
 def read(path: str, character: Character, wanted: Optional[str] = None) -> Motion:
@@ -428,8 +428,7 @@ def read_isaaclab(path: str, arrays: Dict[str, np.ndarray], character: Character
     names = _texts(path, _field(path, arrays, "body_names"), "body_names")
     missing = [name for name in character.body_names if name not in names]
     if missing:
-        fault = f"a motion of another robot, it lacks the body {missing[0]}"
-        raise InputError(f"{path}: {fault}; only the humanoid can be read")
+        raise InputError(f"{path}: a motion of another robot, it lacks {missing[0]}; only the humanoid can be read")
     B = len(names)
     position = _numbers(path, _field(path, arrays, "body_positions"), "body_positions", None, B, 3)
     wxyz = _numbers(path, _field(path, arrays, "body_rotations"), "body_rotations", len(position), B, 4)

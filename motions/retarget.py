@@ -259,16 +259,17 @@ def rest_pose(recording: Recording, index: Dict[str, int]) -> Tuple[Tensor, Tens
     for name, (shin, letters, slope) in KNOWN.items():
         q = _known_rest(recording, index, letters, slope)[None]
         p = joint_positions(recording, zero, q)
-        arm = _unit(p[0, index["left_lower_arm"]] - p[0, index["left_upper_arm"]])
+        pairs = [(f"right_{x}", f"left_{x}") for x in ("thigh", "upper_arm")] + [("left_upper_arm", "left_lower_arm")]
+        left = min(float(_unit(p[0, index[b]] - p[0, index[a]])[1]) for a, b in pairs)
         named = _plain(recording.names[index["left_shin"]]).endswith(shin)
-        if named and float(_uprightness(p, index)) > 0.95 and float(arm[1]) > 0.95:
+        if named and float(_uprightness(p, index)) > 0.95 and left > 0.95:
             return p, q, f"T-pose that is known of {name}", "+y"
     p, q = all_poses(recording)
     standing = _uprightness(p, index)
     best = standing.topk(min(30, len(p))).indices
     best = best[standing[best] > standing.max() - 0.01]
-    advice = "(no rest pose: angles may be off by several degrees)"
-    return p[best], q[best], f"{len(best)} frames that stand best {advice}", ""
+    where = f"{len(best)} frames that stand best (no rest pose: angles may be off by several degrees)"
+    return p[best], q[best], where, ""
 
 
 def _up_axis(p: Tensor, index: Dict[str, int]) -> Tuple[str, float]:

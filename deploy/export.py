@@ -39,6 +39,7 @@ import motion_lib as ml
 from checkpoints import fit_checkpoint
 from command_line import parse_args
 from files import HERE, InputError, find, read_file, write_file
+from motions.render import COLOURS
 
 STARTS = 8  # states to start from that are written into the MJCF
 TOLERANCE = 1e-5  # by how much ONNX Runtime may differ from torch [rad]
@@ -47,7 +48,7 @@ CHECKED = 1000  # states on which that is looked at
 PHYSICS = ("actuator_", "body_", "dof_", "geom_", "jnt_", "qpos0", "qpos_spring")
 LOOKS = ("geom_matid", "geom_rgba")  # but these
 LOOK = """<mujoco>
-  <visual><headlight ambient="0.4 0.4 0.4" diffuse="0.5 0.5 0.5" specular="0 0 0"/></visual>
+  <visual><headlight ambient="0.45 0.45 0.45" diffuse="0.55 0.55 0.55" specular="0 0 0"/></visual>
   <asset>
     <texture type="skybox" builtin="gradient" rgb1="0.75 0.85 0.95" rgb2="1 1 1" width="64" height="384"/>
     <texture name="floor" type="2d" builtin="checker" rgb1=".97 .97 .97" rgb2=".85 .87 .9" width="256" height="256"/>
@@ -248,6 +249,9 @@ def mjcf_of(loaded: Loaded) -> str:
     model = loaded.env.sim.shared.compiled
     tree = with_drives(loaded.env.motions.character.path, model)
     tree.extend(ET.fromstring(LOOK))
+    for body in tree.iter("body"):
+        for geom in body.findall("geom"):
+            geom.attrib.setdefault("rgba", COLOURS.get(body.get("name").split("_")[0], COLOURS[""]))
     keys = ET.SubElement(tree, "keyframe")
     control = numbers(loaded.policy.offset.double().numpy())
     for i, (qpos, qvel) in enumerate(zip(*starts(loaded.env))):

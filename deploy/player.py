@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 
@@ -16,9 +15,8 @@ import onnxruntime
 
 
 def fallen(model: mujoco.MjModel, data: mujoco.MjData, about: dict) -> bool:
-    """Whether a body that should not touches the floor, or the physics has broken down; about: policy.json."""
-    pairs = [model.geom_bodyid[contact.geom] for contact in data.contact]  # body 0 is the world, which has the floor
-    touching = {model.body(max(pair)).name for pair in pairs if 0 in pair}
+    """Whether a body of policy.json's list touches the floor (of body 0, the world), or the physics has broken down."""
+    touching = {model.body(max(pair)).name for pair in model.geom_bodyid[data.contact.geom] if 0 in pair}
     return bool(touching & {*about["fall_bodies"]} or data.warning.number.any())
 
 
@@ -33,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     stem = args.policy.removesuffix(".onnx")
     try:
-        about = json.loads(pathlib.Path(f"{stem}.json").read_text(encoding="utf-8"))
+        about = json.load(open(f"{stem}.json", encoding="utf-8"))
         model = mujoco.MjModel.from_xml_path(f"{stem}.xml")
         session = onnxruntime.InferenceSession(f"{stem}.onnx", providers=["CPUExecutionProvider"])
     except Exception as error:  # each of the three raises its own
@@ -41,17 +39,19 @@ def main() -> None:
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, args.start % model.nkey)
     screen = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    window = screen and not args.headless and mujoco.viewer.launch_passive(model, data)
+    window = screen and not args.headless and mujoco.viewer.launch_passive(model, data, show_left_ui=False)
     seen = {"qpos": data.qpos[None], "qvel": data.qvel[None], "command": np.array([[0.0, args.speed]])}  # live views
-    while data.time < args.seconds and not fallen(model, data, about) and (not window or window.is_running()):
+    while not (fell := fallen(model, data, about)) and data.time < args.seconds and (not window or window.is_running()):
         due = time.perf_counter() + 1.0 / about["control_hz"]
         seen["command"][0, 0] = math.radians(args.heading) * min(data.time / 2.0, 1.0)  # at once it may stumble
         data.ctrl[:] = session.run(["targets"], {name: seen[name] for name in about["inputs"]})[0][0]
         mujoco.mj_step(model, data, about["substeps"])
         if window:
+            window.cam.lookat[:] = data.qpos[:3]
             window.sync()
             time.sleep(max(due - time.perf_counter(), 0.0))
-    fell = fallen(model, data, about)
+    if window:
+        window.close()
     print(f"{data.time:.1f} s, {np.hypot(*data.qpos[:2]):.1f} m from the start, {'it fell' if fell else 'no fall'}")
     sys.exit(int(fell))
 

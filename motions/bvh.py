@@ -1,8 +1,7 @@
 """BVH files: a skeleton and its motion as Euler angles in degrees.
 
-Exporters differ in axes, units and rest pose: retarget.py finds out. Own parser: of the libraries, pybvh refuses
-position channels below the root, which Blender writes, and bvhio does not return from a file that is cut off
-(docs/log.md); both are fine on what bvh_text writes.
+Exporters differ in axes, units and rest pose: retarget.py finds out. Own parser: pybvh refuses position channels below
+the root, which Blender writes, and bvhio does not return from a file that is cut off (docs/log.md).
 """
 
 import io
@@ -15,6 +14,7 @@ from torch import Tensor
 
 import motion_lib as lib
 from motion_lib import InputError
+from motions.safe import frame_rate
 
 MAX_JOINTS = 1000
 AXES = "XYZ"
@@ -101,7 +101,7 @@ def read_frames(path: str, lines: List[str], width: int) -> Tuple[float, np.ndar
     """Frames per second (0 where the file says nonsense) and rows (F, width) after MOTION. Raises InputError."""
     try:
         head = next(i for i, line in enumerate(lines[:20]) if re.match(r"\s*frame\s+time\b", line, re.I))
-        frames = int(re.search(r"frames\s*:?\s*(\d+)", " ".join(lines[:head]), re.I).group(1))
+        frames = int(re.search(r"frames\s*:?\s*(\d+)", " ".join(line[:99] for line in lines[:head]), re.I).group(1))
         step = float(lines[head].replace(":", " ").split()[2])
         rows = "\n".join(lines[head + 1 :]).rstrip("\x1a\0 \r\n")  # DOS ends texts with ^Z
         if not rows:
@@ -117,9 +117,7 @@ def read_frames(path: str, lines: List[str], width: int) -> Tuple[float, np.ndar
         raise InputError(f"{path}: {found}; {fault}")
     if not (np.abs(values) < 1e6).all():
         raise InputError(f"{path}: NaN, infinity or huge numbers in a frame")
-    fps = 1.0 / step if step > 1e-9 else 0.0
-    # 0.033333 s means 30 frames a second
-    return float(round(fps)) if fps > 0.5 and abs(1 / round(fps) - step) < 1.1e-6 else fps, values
+    return frame_rate(step), values
 
 
 def read_bvh(path: str, text: str) -> Recording:

@@ -1,6 +1,5 @@
 """What is wrong with a clip, in words that help; convert.py prints it, and whoever trains from a clip may.
 
-for line in report(character, clip): print(line)
 Dimension key: F frames, J bodies (row 0 is the root), D dofs.
 """
 

@@ -95,8 +95,7 @@ def choose_loop(character: Character, clip: Clip, wish: str) -> Tuple[Clip, str]
 
 
 def close_loop(clip: Clip, window: float = 0.25) -> Clip:
-    """Make the last pose the first one, but for place and heading. Each end gives way by half, over a quarter second or
-    half the clip."""
+    """Make the last pose the first, but for place and heading: each end gives way by half, over a quarter second."""
     frames = len(clip.root_position)
     reach = min(window * clip.fps, 0.5 * (frames - 1))
     ramp = 0.5 + 0.5 * np.cos(np.pi * np.minimum(np.arange(frames) / max(reach, 1.0), 1.0))  # (F,) 1 in the first frame
@@ -139,7 +138,10 @@ def print_table(character: Character, paths: List[str]) -> None:
 def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, List[str]]:
     """The motion of args.input on our character, cut, resampled and retargeted; what it was understood to be, warnings.
     Raises InputError."""
-    motion = formats.read(args.input, character, args.motion)
+    part = ()  # of a file that is too large
+    if (args.start or args.end) and os.path.isfile(args.input) and os.path.getsize(args.input) > safe.MAX_BYTES:
+        part = (args.start or 0.0, args.end or 1e6, args.input_fps)
+    motion = formats.read(args.input, character, args.motion, part)
     joint_map = retarget.load_joint_map(args.joint_map)
     whole = motion.content
     whole = whole._replace(fps=args.input_fps) if args.input_fps else whole
@@ -153,7 +155,7 @@ def load(character: Character, args: argparse.Namespace) -> Tuple[Clip, List[str
         if isinstance(whole, Recording):
             index = retarget.find_joints(whole, joint_map)
             whole, warnings = retarget.path_at_root(whole, index)
-        content = cut(args.input, whole, args.start, args.end)
+        content = whole if part else cut(args.input, whole, args.start, args.end)
         content = change_rate(content, args.fps) if args.fps else content
         if isinstance(content, Clip):
             return content, [understood]
@@ -216,20 +218,16 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
         description="Convert motions of other formats to clips, and clips to other formats (motions/README.md)."
     )
     add = parser.add_argument
-    known = "DeepMimic text, poselib .npy, MimicKit .pkl, Isaac Lab .npz, BVH, or a clip"
-    add("input", nargs="?", metavar="IN", help=known)
+    add("input", nargs="?", metavar="IN", help="a motion of any kind that motions/README.md lists")
     add("output", nargs="?", metavar="OUT", help="file to write; default: IN with the format's ending")
-    formats_help = "format of OUT; clip is our own, to train from"
-    add("--format", choices=tuple(ENDINGS), default="clip", help=formats_help)
+    add("--format", choices=tuple(ENDINGS), default="clip", help="format of OUT; clip is our own, to train from")
     add("--start", type=float, metavar="S", help="first moment to keep [s]")
     add("--end", type=float, metavar="S", help="last moment to keep [s]")
     add("--fps", type=float, help="resample to about this rate [1/s]")
     add("--input-fps", type=float, metavar="FPS", help="the rate of IN [1/s], where the file's is wrong or missing")
-    loop_help = "auto: the file's mode; wrap: close it, seam blended"
-    add("--loop", choices=("auto", "wrap", "clamp"), default="auto", help=loop_help)
+    add("--loop", choices=("auto", "wrap", "clamp"), default="auto", help="wrap: close it; auto: the file's mode")
     add("--mirror", action="store_true", help="exchange left and right")
-    lift_help = "put the feet on the ground (default but for our own clips)"
-    add("--lift", action="store_true", default=None, help=lift_help)
+    add("--lift", action="store_true", default=None, help="put the feet on the ground (default but for our clips)")
     add("--no-lift", action="store_false", default=None, dest="lift", help="keep the file's heights")
     add("--no-plant", action="store_true", help="of skeletons of other proportions: leave the feet as they slide")
     add("--up", choices=("x", "y", "z"), help="the up axis of IN's world, where it is taken wrongly")

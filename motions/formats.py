@@ -39,10 +39,10 @@ SIGNATURES = {
 NO_BODIES = "it holds a robot's joint angles, but not how its bodies are turned; take the motion it was made from"
 
 
-def read(path: str, character: Character, wanted: Optional[str] = None) -> Motion:
+def read(path: str, character: Character, wanted: Optional[str] = None, part: Tuple = ()) -> Motion:
     """Read a motion file; the format is recognised by the content. Raises InputError for anything that is no motion.
-    wanted: the name of one motion, of a file that holds several."""
-    raw = safe.read_bytes(path)
+    wanted: the name of one motion, of a file that holds several. part: of a BVH file, see safe.read_part."""
+    raw = safe.read_part(path, *part) if part else safe.read_bytes(path)
     for what, beginnings in SIGNATURES.items():
         if raw.startswith(beginnings):
             raise InputError(f"{path}: this is {what}")
@@ -68,8 +68,7 @@ def read(path: str, character: Character, wanted: Optional[str] = None) -> Motio
         return read_deepmimic(path, text, character)
     if text[:10_000].split("\n")[0].count(",") > 10:
         raise InputError(f"{path}: a table of numbers, such as Unitree's csv: {NO_BODIES}")
-    known = "DeepMimic text, poselib .npy, MimicKit, PHC, ProtoMotions, Isaac Lab, AMASS, BVH or our own clip"
-    raise InputError(f"{path}: not a motion file that is known here; it is none of {known}")
+    raise InputError(f"{path}: not a motion file that is known here; motions/README.md lists those that are")
 
 
 def read_arrays(path: str, arrays: Dict[str, Any], character: Character) -> Motion:
@@ -80,8 +79,8 @@ def read_arrays(path: str, arrays: Dict[str, Any], character: Character) -> Moti
         rates = [arrays[key] for key in ("mocap_framerate", "mocap_frame_rate", "fps") if key in arrays]
         return read_smpl(path, "AMASS", arrays["poses"], arrays["trans"], [*rates, None][0], SMPL_PELVIS)
     if "body_pos_w" in arrays:
-        fault = "the bodies have no names, and their order depends on the simulator"
-        raise InputError(f"{path}: a motion of BeyondMimic: {fault}; take the motion it was made from")
+        fault = "bodies without names, in the order of a simulator; take the motion it was made from"
+        raise InputError(f"{path}: a motion of BeyondMimic: {fault}")
     if "qpos" in arrays:
         raise InputError(f"{path}: a motion of LocoMuJoCo or another of MuJoCo: {NO_BODIES}")
     return Motion("our own clip", lib.load_clip(path, character.body_names), "Z up, metres, xyzw, arms hanging")
@@ -139,12 +138,7 @@ def read_deepmimic(path: str, text: str, character: Character) -> Motion:
         else:  # a hinge about DeepMimic's +z axis, which is our -y
             half = -0.5 * frames[:, column]
             q = np.stack((0 * half, np.sin(half), 0 * half, np.cos(half)), -1)
-        norm = np.linalg.norm(q, axis=-1, keepdims=True)
-        # a loose bound, as the kick's norms go down to 0.58 and its quaternions are fine once normalised
-        if norm.min() < 0.1:
-            found = f"frame {norm.argmin()} has norm {norm.min():.3g}"
-            raise InputError(f"{path}: the quaternion of {name} in {found}; expected 1")
-        rotations[:, character.body_names.index(name)] = continuous(q / norm)
+        rotations[:, character.body_names.index(name)] = _unit(path, q, name)
         column += width
     time = np.concatenate(([0.0], np.cumsum(frames[:-1, 0])))  # (F,) [s]
     step = np.diff(time)
@@ -184,14 +178,12 @@ def read_pickled(path: str, tree: Any, character: Character, wanted: Optional[st
         raise InputError(f"{path}: a retargeted motion, such as GMR's: {NO_BODIES}")
     motions = {name: part for name, part in tree.items() if isinstance(part, dict) and "pose_aa" in part}
     if not motions:
-        known = "poselib, MimicKit, ProtoMotions or PHC"
-        raise InputError(f"{path}: a pickle, but no motion of {known}; it holds {', '.join(tree)[:100]}")
+        raise InputError(f"{path}: a pickle, but no motion that is known here; it holds {', '.join(tree)[:100]}")
     if wanted not in motions and (wanted is not None or len(motions) > 1):
         raise InputError(f"{path}: holds {len(motions)} motions; --motion NAME takes one of {', '.join(motions)[:800]}")
     part = motions[wanted or next(iter(motions))]
-    poses = _field(path, part, "pose_aa")
-    poses = poses.reshape(len(poses), -1) if isinstance(poses, np.ndarray) and 1 < poses.ndim < 4 else poses
-    return read_smpl(path, "PHC", poses, _field(path, part, "root_trans_offset"), part.get("fps"), np.zeros(3))
+    trans = _field(path, part, "root_trans_offset")
+    return read_smpl(path, "PHC", _field(path, part, "pose_aa"), trans, part.get("fps"), np.zeros(3))
 
 
 def _field(path: str, tree: Any, key: str) -> Any:
@@ -235,7 +227,7 @@ def _rate(path: str, value: Any) -> float:
 
 
 def _unit(path: str, q: np.ndarray, key: str) -> np.ndarray:
-    """Quaternions of any norm but none near zero, normalised and continuous in time. Raises InputError."""
+    """Quaternions (DeepMimic's kick has norms of .58) normalised, and continuous in time. Raises InputError."""
     norm = np.linalg.norm(q, axis=-1, keepdims=True)
     if len(q) < 2 or len(q) > safe.MAX_FRAMES:
         raise InputError(f"{path}: {len(q)} frame(s); a motion needs at least 2, and {safe.MAX_FRAMES} at most")
@@ -351,8 +343,7 @@ def read_protomotions(path: str, tree: Dict[str, Any], character: Character) -> 
     position = _field(path, tree, "rigid_body_pos")
     count = position.shape[1] if isinstance(position, np.ndarray) and position.ndim == 3 else 0
     if count not in BODIES or safe.plain(tree.get("state_conversion", "common")) != "common":
-        known = ", ".join(map(str, BODIES))
-        raise InputError(f"{path}: a motion of ProtoMotions with {count} bodies, without names; known are {known}")
+        raise InputError(f"{path}: ProtoMotions' {count} bodies have no names; known are {', '.join(map(str, BODIES))}")
     places = zip(["pelvis", "torso", "head", *LIMBS], BODIES[count].split())
     where = {body: int(number) for body, number in places if number != "-"}
     position = _numbers(path, position, "rigid_body_pos", None, count, 3)
@@ -383,10 +374,11 @@ SMPL_PELVIS = np.array([-0.0018, -0.2233, 0.0282])  # where the model's pelvis i
 def read_smpl(path: str, name: str, poses: Any, trans: Any, fps: Any, pelvis: np.ndarray) -> Motion:
     """Rotation vectors of SMPL, SMPL-H or SMPL-X: poses (F, 66 or more) [rad], of which fingers and face are left out.
     trans: (F, 3) [m], Z up; the zero pose is a T-pose with Y up. Raises InputError."""
-    columns = poses.shape[1] if isinstance(poses, np.ndarray) and poses.ndim == 2 else 0
-    if columns < 66:
+    flat = isinstance(poses, np.ndarray) and poses.ndim in (2, 3) and poses.size > 0
+    poses = poses.reshape(len(poses), -1) if flat else np.zeros((0, 0))
+    if poses.shape[1] < 66:
         raise InputError(f"{path}: poses are not rows of 66 numbers or more, three for each of SMPL's joints")
-    poses = _numbers(path, poses, "poses", None, columns)[:, :66].reshape(-1, 22, 3)
+    poses = _numbers(path, poses, "poses", None, None)[:, :66].reshape(-1, 22, 3)
     root_position = _numbers(path, trans, "trans", len(poses), 3) + pelvis
     rotations = _unit(path, lib.quat_from_rotvec(torch.from_numpy(poses)).numpy(), "poses")
     names = SMPL_ORDER.split()
@@ -461,8 +453,8 @@ def poselib_bytes(clip: Clip, character: Character) -> bytes:
     skeleton = OrderedDict(node_names=list(character.body_names), parent_indices=array(character.parents, np.int64))
     skeleton["local_translation"] = array(character.offsets)
     tree = OrderedDict(rotation=array(clip.rotations), root_translation=array(clip.root_position))
-    tree.update(global_velocity=array(velocity))
-    tree.update(global_angular_velocity=array(angular), skeleton_tree=skeleton, is_local=True, fps=clip.fps)
+    tree.update(global_velocity=array(velocity), global_angular_velocity=array(angular))
+    tree.update(skeleton_tree=skeleton, is_local=True, fps=clip.fps)
     tree.update({"__name__": "SkeletonMotion", "loop": clip.loop})  # the last one is ours; poselib takes what it knows
     holder = np.empty((), object)
     holder[()] = tree

@@ -1,10 +1,9 @@
-"""Keep the feet of a retargeted character where they stood.
+"""Keep the feet of a retargeted character where they stood, by mink on our MuJoCo model (requirements-motions.txt).
 
-Inverse kinematics by mink on our MuJoCo model (requirements-motions.txt).
 Dimension key: F frames, P = 4 points (heel and toe of each foot), B bodies.
 """
 
-from typing import Any, List, Tuple
+from typing import List, Tuple
 
 import numpy as np
 import torch
@@ -96,16 +95,6 @@ def ik_model(character: Character):
     return spec.compile()
 
 
-def solve(configuration: Any, tasks: List[Any]) -> None:
-    """Move mink's configuration to where its tasks ask for."""
-    import mink
-
-    limits = [mink.ConfigurationLimit(configuration.model)]  # of elbows and knees; the balls have none
-    for _ in range(STEPS):
-        velocity = mink.solve_ik(configuration, tasks, 1.0, "daqp", damping=1e-6, limits=limits)
-        configuration.integrate_inplace(velocity, 1.0)
-
-
 def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
     """The clip with heels and toes held where they stand on the ground at z = 0, and a remark on how much they slid. As
     little else is changed as that takes; if that is too much, the clip stays as it is, and the remark says so. Raises
@@ -122,6 +111,8 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
     feet = [mink.FrameTask(f"point{i}", "site", position_cost=10.0, orientation_cost=0.0) for i in range(goal.shape[1])]
     pelvis = mink.FrameTask(character.body_names[0], "body", position_cost=1.0, orientation_cost=1.0)
     posture = mink.PostureTask(model, cost=0.3)
+    tasks = [*feet, pelvis, posture]
+    limits = [mink.ConfigurationLimit(model)]  # of elbows and knees; the balls have none
     # (B,) of each body's joint in qpos; the root's rotation follows its position
     start = model.jnt_qposadr[model.body_jntadr[1:].clip(0)]
     balls = [0, *character.balls.tolist()]
@@ -142,7 +133,9 @@ def plant(character: Character, clip: Clip) -> Tuple[Clip, str]:
         posture.set_target_from_configuration(configuration)
         for task, point in zip(feet, goal[frame]):
             task.set_target(mink.SE3.from_translation(point))
-        solve(configuration, [*feet, pelvis, posture])
+        for _ in range(STEPS):
+            velocity = mink.solve_ik(configuration, tasks, 1.0, "daqp", damping=1e-6, limits=limits)
+            configuration.integrate_inplace(velocity, 1.0)
         root_position[frame] = configuration.q[:3]
         for b, column in zip(balls, columns):
             rotations[frame, b] = configuration.q[column][[1, 2, 3, 0]]

@@ -1,7 +1,5 @@
 """From a recording of another skeleton to a clip of our character.
 
-Joints are found by name, rest poses aligned, feet planted.
-
 What is taken over is the direction of every bone and its turn about itself, relative to a rest pose in which both
 skeletons stand upright; the path is scaled by the ratio of the legs' lengths. Then, unless the proportions are ours,
 inverse kinematics (mink, on our MuJoCo model) moves heels and toes to where they stood.
@@ -56,9 +54,10 @@ def _plain(name: str) -> str:
 def guess_joints(names: List[str], parents: List[int]) -> Dict[str, str]:
     """Our bodies (and the toes) -> joints of a skeleton, as far as their names tell. A prefix that many names share
     (Bip01, m_avg_, DEF-, J_Bip_) is left out if more is found so."""
-    counts = Counter(name[:length] for name in names for length in range(2, min(len(name), 24)))
+    short = [name[:99] for name in names]
+    counts = Counter(name[:length] for name in short for length in range(2, min(len(name), 24)))
     prefixes = ["", *sorted((prefix for prefix, count in counts.items() if count >= 12), key=len)[:200]]
-    guesses = [_guess([name[len(x) :] if name.startswith(x) else name for name in names], parents) for x in prefixes]
+    guesses = [_guess([name[len(x) :] if name.startswith(x) else name for name in short], parents) for x in prefixes]
     return {body: names[joint] for body, joint in max(guesses, key=len).items()}  # the first of the longest
 
 
@@ -117,8 +116,7 @@ def find_joints(recording: Recording, joint_map: JointMap) -> Dict[str, int]:
     needed = ["pelvis", "torso", *(f"{side}_{limb}" for side in SIDES for limb in LIMBS if limb not in ("hand", "toe"))]
     missing = [body for body in needed if body not in joints]
     if missing:
-        advice = f"give a --joint-map (motions/README.md). The file has {names}"
-        raise InputError(f"no joint found for {', '.join(missing)}; {advice}")
+        raise InputError(f"no joint found for {', '.join(missing)}; give a --joint-map. The file has {names}")
     index = {body: recording.names.index(name) for body, name in joints.items()}
     for side in SIDES:
         for chain in (("upper_arm", "lower_arm", "hand"), ("thigh", "shin", "foot", "toe")):
@@ -131,10 +129,10 @@ def find_joints(recording: Recording, joint_map: JointMap) -> Dict[str, int]:
 
 # ---- 2. Rest pose ----------------------------------------------------------------------------------------------------
 
-# Skeletons whose zero pose is no pose. Which way x and y of the joints' frames point in a T-pose (forward, back, left,
-# right, up, down): pelvis, trunk, right and left arm, right and left leg; and by how much the bone from ankle to toe
-# drops where the sole is flat [deg]. LaFAN1's from its constant toe (21.45), Mixamo's from the same (29.6), Bandai's
-# from the frames of its bow that stand still. Told by the left shin's name, and by whether a T comes out.
+# Skeletons whose zero pose is no pose: which way x and y of the joints' frames point in a T-pose (forward, back, left,
+# right, up, down) at pelvis, trunk, right and left arm, right and left leg; how far the bone from ankle to toe drops
+# where the sole is flat [deg] (of LaFAN1 and Mixamo from toes that never turn, of Bandai Namco from a bow that stands).
+# They are told by the left shin's name, and by whether a T comes out.
 KNOWN = {
     "LaFAN1": ("leftleg", "UF UF RB LB DF DF", 21.5),
     "Bandai Namco": ("lowerlegl", "UR UF LD LU UL DL", 40.0),
@@ -249,9 +247,8 @@ def leg_length(recording: Recording, index: Dict[str, int]) -> float:
 
 
 def rest_pose(recording: Recording, index: Dict[str, int]) -> Tuple[Tensor, Tensor, str, str]:
-    """Positions (N, J, 3) and rotations (N, J, 4) in which the skeleton stands, what they are, and the up axis or "".
-    The zero pose, if the skeleton stands in it (in a T, in an A or with hanging arms), as it does in most files; else
-    the T-pose of a known skeleton; else the frames in which it stands best."""
+    """(N, J, 3), (N, J, 4) in which it stands, what that is, the up axis or "": the zero pose, if it is a T, an A or
+    has hanging arms, as in most files; else a T-pose that is known; else the frames in which it stands best."""
     zero = torch.zeros(1, 3, dtype=torch.float64)
     p, q = skeleton_poses(recording, zero, UPRIGHT.expand(1, len(recording.names), 4))
     if float(_uprightness(p, index)) > 0.85:
@@ -369,9 +366,8 @@ def _body_frames(
 
 
 def hinged(character: Character, world: Tensor) -> Tensor:
-    """Bodies' rotations in the world (F, B, 4) with those below hinges made to turn about the hinge only. Their parent
-    is turned about its own bone until the hinge lies square to both bones, and what is left, the turn of the forearm
-    about itself, is dropped."""
+    """Rotations in the world (F, B, 4), those below hinges about the hinge only: the parent is turned about its
+    own bone until the hinge lies square to both; what is left, the turn of the forearm about itself, is dropped."""
     world = world.clone()
     down = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
     for b, d in zip(character.hinges.tolist(), character.hinge_dofs.tolist()):
@@ -459,10 +455,9 @@ def path_at_root(recording: Recording, index: Dict[str, int]) -> Tuple[Recording
 def retarget(
     character: Character, recording: Recording, whole: Recording, index: Dict[str, int], plant: bool, ground: bool
 ) -> Tuple[Clip, str]:
-    """The recording as a clip of our character, and what was understood of it. whole: the recording before it was cut,
-    as the part that stands may lie outside the cut. index: our bodies -> joints (find_joints). plant: move the feet of
-    a character of other proportions to where they stood. ground: find the ground's height, instead of taking the
-    file's. Raises InputError."""
+    """The recording as a clip of our character, and what was understood of it. whole: before it was cut, as what
+    stands may lie outside. index: our bodies -> joints. plant: move feet of other proportions to where they stood.
+    ground: find the ground's height instead of taking the file's. Raises InputError."""
     found = align(character, whole, index)
     limbs = [character.body_names.index(f"{side}_{limb}") for side in SIDES for limb in ("shin", "foot")]
     scale = sum(float(character.offsets[limb].double().norm()) for limb in limbs) / 2 / found.leg

@@ -1,15 +1,14 @@
 """Reading files that may lie.
 
 Nothing in them is executed, and no header makes this allocate more than the file really holds.
-
-raw = read_bytes(path); arrays = read_npz(path, raw); tree = read_pickle(path, raw); tree = read_npy(path, raw);
-tree = read_torch(path, raw)
 """
 
 import io
+import itertools
 import math
 import os
 import pickletools
+import re
 import zipfile
 import zlib
 from typing import Any, Dict, List, Optional, Tuple
@@ -32,6 +31,30 @@ def read_bytes(path: str) -> bytes:
     if size > MAX_BYTES:
         raise InputError(f"{path}: larger than {TOO_LARGE}")
     return raw
+
+
+def frame_rate(step: float) -> float:
+    """Frames a second for a frame time [s], where 0.033333 s means 30; 0 for a nonsensical one."""
+    fps = 1.0 / step if step > 1e-9 else 0.0
+    return float(round(fps)) if fps > 0.5 and abs(1 / round(fps) - step) < 1.1e-6 else fps
+
+
+def read_part(path: str, start: float, end: float, fps: Optional[float]) -> bytes:
+    """Of a BVH file of any size, its header and the frames from start to end [s], at this or its rate. InputError."""
+    with reading(path, f"a BVH file; others may have {TOO_LARGE}"), open(path, "rb") as file:
+        head = re.match(rb"(?is)\s*HIERARCHY.*?\n[ \t]*frame[ \t]+time[ \t:]*([\d.e-]+)[^\n]*\n", file.read(2**20))
+        fps = fps or frame_rate(float(head.group(1)))
+        file.seek(head.end())
+        lines = iter(lambda: file.readline(2**20), b"")
+        rows: List[bytes] = []
+        room = MAX_BYTES
+        for row in itertools.islice(lines, math.ceil(start * fps - 1e-6), math.floor(end * fps + 1e-6) + 1):
+            rows.append(row)
+            room -= len(row)
+            if room < 0:
+                raise InputError(f"{path}: from --start to --end it is larger than {TOO_LARGE}")
+        count = b"MOTION\nFrames: %d" % len(rows)  # the first such line counts
+        return re.sub(rb"(?i)\nMOTION[ \t\r]*(?=\n)", b"\n" + count, head.group()) + b"".join(rows)
 
 
 # ---- 1. NumPy's own formats ------------------------------------------------------------------------------------------
@@ -64,6 +87,9 @@ def read_npz(path: str, members: Dict[str, bytes]) -> Dict[str, Optional[np.ndar
             data = file.read()
             if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(data):
                 raise ValueError(f"its header promises {shape}, but {len(data)} bytes follow")
+            codes = np.frombuffer(data, dtype.str[0] + "u4") if dtype.kind == "U" else np.zeros(1)
+            if codes.max(initial=0) > 0x10FFFF:  # Python would fail where it is printed
+                raise ValueError("a text that holds no characters")
             name = filename[:-4] if filename.endswith(".npy") else filename
             order = "F" if fortran else "C"
             arrays[name] = None if dtype.hasobject else np.frombuffer(data, dtype).reshape(shape, order=order)
@@ -296,10 +322,9 @@ class _Machine:
 
 
 def read_pickle(path: str, raw: bytes, storages: Optional[Dict[str, bytes]] = None) -> Any:
-    """The tree of dictionaries (keys are texts), lists, tuples, numbers, texts and arrays in a pickle. Nothing is
-    executed. A part may occur many times in the tree, so never walk over it without a limit: a file of 1 kB can stand
-    for 2^100 numbers. storages: the numbers of an archive's tensors. Raises InputError for anything else, globals other
-    than those of ALLOWED first of all."""
+    """The tree of dictionaries (keys are texts), lists, tuples, numbers, texts, arrays in a pickle. Nothing is run.
+    A part may occur many times, so never walk over it without a limit: 1 kB can stand for 2^100 numbers. storages: of
+    an archive's tensors. Raises InputError for anything else, globals other than those of ALLOWED first of all."""
     with reading(path, "a readable pickle"):
         return plain(_Machine(path, raw, storages or {}).run())
 

@@ -177,6 +177,32 @@ def test_bvh_syntax(tmp_path, character, text):
         np.testing.assert_array_equal(getattr(found, key), getattr(plain, key))
 
 
+def test_a_part_of_a_file_that_is_too_large(tmp_path, character, convert, refuse, load, monkeypatch):
+    """Only the frames from --start to --end are read, and come out as those of the whole file do."""
+    clip = load("walk")
+    text = text_of(foreign(character, clip, t_pose_frames(character), LAFAN))
+    (tmp_path / "a.bvh").write_text(text)
+    part = ("--start", "0.51", "--end", "0.79", "--no-plant", "--no-lift")
+    whole, _ = convert(tmp_path / "a.bvh", *part)
+    monkeypatch.setattr(safe, "MAX_BYTES", len(text) // 2)
+    again, out = convert(tmp_path / "a.bvh", *part)
+    assert "read as BVH: 8 frames" in out and len(again.rotations) == len(whole.rotations) == 8
+    np.testing.assert_allclose(again.rotations, whole.rotations, atol=1e-6)
+    np.testing.assert_allclose(again.root_position, whole.root_position, atol=1e-6)
+    twice, _ = convert(tmp_path / "a.bvh", "--start", "0.255", "--end", "0.395", "--input-fps", "60", *part[4:])
+    np.testing.assert_allclose(twice.rotations, whole.rotations, atol=1e-6)
+    assert "larger than" in refuse(tmp_path / "a.bvh") and "larger than" in refuse(tmp_path / "a.bvh", "--end", "1.2")
+    (tmp_path / "b.npy").write_bytes(bytes(len(text)))
+    assert "a BVH file; others may have" in refuse(tmp_path / "b.npy", "--end", "1")
+
+
+def test_a_long_blank_takes_no_time(tmp_path, refuse):
+    """A pattern with two stars would try every way to share a million blanks."""
+    for text in ("Frames" + " " * 1_000_000 + "x", "\n" * 1_000_000, "Frame" + "\t" * 1_000_000):
+        (tmp_path / "a.bvh").write_text(SMALL.replace("Frames: 2", text))
+        assert "MOTION" in refuse(tmp_path / "a.bvh")
+
+
 def test_a_root_without_positions_stands_at_its_offset():
     text = SMALL.replace("OFFSET 0 0 0", "OFFSET 4 5 6").replace(
         "CHANNELS 6 Xposition Yposition Zposition Z", "CHANNELS 3 Z", 1
@@ -786,3 +812,13 @@ def test_old_storages_do_not_nest():
         safe.read_pickle(
             "a", b"\x80\x02ctorch.storage\n_load_from_bytes\nB" + len(call).to_bytes(4, "little") + call + b"\x85R."
         )
+
+
+def test_texts_that_hold_no_characters(tmp_path, refuse, write_clip):
+    """NumPy reads a code beyond Unicode's last, which Python can't print."""
+    with zipfile.ZipFile(write_clip()) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, raw in members:
+            archive.writestr(name, raw[:-4] + b"\xff\xff\xff\x7f" if name == "body_names.npy" else raw)
+    assert "a text that holds no characters" in refuse(tmp_path / "a.npz")

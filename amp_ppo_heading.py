@@ -13,11 +13,11 @@ larger is their style reward, which PPO maximises together with a task reward:
     r_total = r_task + style_weight * r_style
 
 What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), PD targets around the clip's
-mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence.
+mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence, a policy that is
+cloned from the clip at the start, noise on what the discriminator learns from, action noise that falls in the end.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
-A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in simulators/,
-falls.py, evaluation.py, command_line.py, processes.py, checkpoints.py, training_run.py.
+A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in other files.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Data:
     """bodies whose contact with the ground is a fall; auto: those that a clip keeps off it; none"""
     control_hz: int = 30
     """control steps per second [Hz] (DeepMimic)"""
-    substeps: int = 4
+    substeps: int = 2
     """physics steps per control step"""
     action_scale: float = 1.2
     """PD target = the clips' mean pose + action_scale * action [rad]"""
@@ -96,7 +96,7 @@ class Training:
 
     total_timesteps: by_device(int, 10_000_000, 100_000_000) = None
     """control steps of training, of all environments"""
-    num_envs: by_device(int, 512, 4096) = None
+    num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""
     num_steps: by_device(int, 8, 16) = None
     """control steps per environment and iteration"""
@@ -109,19 +109,21 @@ class Training:
     num_minibatches: int = 4
     """minibatches per pass"""
     learning_rate: float = 3e-4
-    """Adam's learning rate for the policy at the start; it then follows the KL divergence"""
-    target_kl: float = 0.018
+    """the policy's at the start; it then follows the KL divergence"""
+    target_kl: float = 0.03
     """mean KL divergence of an update, to which the policy's learning rate is steered"""
     anneal: float = 0.5
-    """last share of the training, over which target_kl falls to a twentieth"""
+    """last share of the training, over which the action noise falls to 1 / e"""
     critic_learning_rate: float = 5e-4
-    """Adam's learning rate for the critic"""
+    """the critic's"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
     max_grad_norm: float = 1.0
     """norm to which the gradient of each network is scaled down"""
     action_std_log: float = -2.5
-    """logarithm of the standard deviation of the action noise (with -2 it topples)"""
+    """logarithm of the action noise's standard deviation"""
+    clone_updates: int = 100
+    """updates before the training that teach the policy to follow the clips"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
     """widths of the hidden layers of each network"""
 
@@ -135,21 +137,23 @@ class Discriminator:
     disc_steps: int = 2
     """successive states that the discriminator sees (the paper: 2, MimicKit: 10)"""
     disc_learning_rate: float = 2e-4
-    """Adam's learning rate for the discriminator"""
+    """the discriminator's"""
+    disc_noise: float = 1.0
+    """noise on what it learns from, in standard deviations; it hides the action noise"""
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
-    disc_batch: by_device(int, 1024, 4096) = None
+    disc_batch: by_device(int, 512, 4096) = None
     """clip transitions per update, and as many of the character's, half of them replayed"""
     grad_penalty: float = 5.0
-    """weight of the gradient penalty on clip transitions (IsaacGymEnvs; the paper's code: 10 / 2)"""
+    """weight of the gradient penalty on clip transitions (IsaacGymEnvs)"""
     logit_reg: float = 0.05
     """weight of the squared weights of its last layer (IsaacGymEnvs)"""
     disc_weight_decay: float = 1e-4
-    """weight of the squared weights of all its layers"""
+    """weight of the squares of all its parameters"""
     replay_size: int = 200_000
     """transitions in the replay buffer"""
     replay_keep: int = 512
-    """transitions of an iteration that replace random old ones once the buffer is full"""
+    """of an iteration, which replace random old ones once it is full"""
 
 
 Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and General, Evaluation in command_line.py
@@ -157,7 +161,7 @@ Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and Genera
 
 def check_args(args: Args) -> None:
     """Refuse options that cannot work. Raises InputError."""
-    check_numbers(args, signed=("action_std_log", "target_speed"), from_zero=("seed", "eval_interval"))
+    check_numbers(args, signed=("action_std_log", "target_speed"), from_zero=("seed", "eval_interval", "clone_updates"))
     if args.speed_range[0] > args.speed_range[1] or args.change_seconds[0] > args.change_seconds[1]:
         raise InputError("--speed-range, --change-seconds: the smaller number comes first")
     if not -10 <= args.action_std_log <= 2:
@@ -259,7 +263,7 @@ class AMPEnv:
     transition that the discriminator judges, which never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, sim: simulators.Sim, num_envs: int, episode_steps: int) -> None:
-        """Use the first num_envs copies in sim. Raises InputError for clips or a character that do not serve."""
+        """Use the first num_envs copies in sim. Raises InputError for clips that are too short."""
         character = motions.character
         device = motions.length.device
         self.args = args
@@ -269,15 +273,12 @@ class AMPEnv:
         self.episode_steps = episode_steps
         self.dt = 1.0 / args.control_hz  # control step [s]
         self.span = (args.disc_steps - 1) * self.dt  # of a transition [s]
-        absent = [name for name in KEY_BODIES if name not in character.body_names]
-        if absent:
-            raise InputError(f"{character.path}: no {', '.join(absent)}, which observations need")
         if bool((motions.length < self.span).any()):
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
         self.goals = Goals(args, num_envs, self.generator)
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
-        # Zero action is the clips' mean pose; with a mid-range pose it learns far more slowly.
+        # Zero action is the clips' mean pose; with a mid-range pose it learns more slowly.
         self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
@@ -296,7 +297,7 @@ class AMPEnv:
     load_state_dict = set_state
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict]:
-        """Start all episodes anew: obs (N, D), info with the "state" that they start from."""
+        """Start all episodes anew: obs (N, D), info with their "state"."""
         if seed is not None:
             self.generator.manual_seed(seed)
         self.pool = self._new_pool()
@@ -325,14 +326,14 @@ class AMPEnv:
         state = ml.turn_state(state, ml.quat_from_yaw(yaw - ml.heading(state.rotations[:, -1, 0]))[:, None])
         character = self.motions.character
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        # The contact solver would throw up a pose that reaches into the ground. Its past is lifted with it.
+        # A pose that reaches into the ground would be thrown up. Its past is lifted with it.
         lowest = ml.lowest_points(character, body_position[:, -1], body_rotation[:, -1]).amin(-1)  # (N,) [m]
         state.root_position[..., 2] += (-lowest).clamp_min(0.0)[:, None]
         history = observe(state, body_position, character)
         return [clip, time[:, -1], *[x[:, -1] for x in state], history]
 
     def _reset(self, done: Tensor) -> None:
-        """Put environments that are done (N,) into the pool's next states, without asking a GPU how many."""
+        """Put environments that are done (N,) into the pool's next states."""
         rows = (self.next + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
         self.next = (rows[-1] + 1) % self.num_envs
         clip, start, *state, history = [x.index_select(0, rows) for x in self.pool]
@@ -346,13 +347,9 @@ class AMPEnv:
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict]:
         """One control step under actions (N, A) -> obs (N, D), reward (N,), terminated (N,), truncated (N,), info."""
         character = self.motions.character
-        state, diverged = self.sim.step(self.action_offset + self.args.action_scale * action)
-        # NaN, infinities and a character in the sky never reach the networks
-        size = torch.cat([x.flatten(1) for x in state], -1).abs().amax(-1)  # (N,)
-        diverged = diverged | ~(size < 1e6) | (state.root_position[:, 2] > 100.0)
-        state = MotionState(*[x.nan_to_num(0.0, 0.0, 0.0) for x in state])
+        state, diverged = simulators.finite(*self.sim.step(self.action_offset + self.args.action_scale * action))
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        # after a step that broke the physics nothing has been seen, and the task pays nothing
+        # where the physics broke nothing has been seen
         seen = torch.where(diverged[:, None], self.history[:, -1], observe(state, body_position, character))
         disc_obs = torch.cat((self.history.flatten(1), seen), -1)  # (N, P)
         self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
@@ -404,7 +401,7 @@ class Normaliser(nn.Module):
         return ((x - self.mean) / torch.sqrt(self.var + 1e-5)).clamp(-5.0, 5.0)
 
     def undo(self, x: Tensor) -> Tensor:
-        """Inverse of forward, within its clipping range."""
+        """Inverse of forward, within its range."""
         return x * torch.sqrt(self.var + 1e-5) + self.mean
 
 
@@ -587,7 +584,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     torch.manual_seed(seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # but in updates: the physics wants the other cores
-    character = ml.load_character(args.character_file, str(device))
+    character = ml.load_character(args.character_file, str(device), KEY_BODIES)
     motions = MotionLib(args.motion_file, character, str(device), args.mirror)
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
@@ -611,14 +608,24 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     actor_group = {"params": agent.actor.parameters(), "lr": args.learning_rate}
     critic_group = {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([actor_group, critic_group], fused=True)
-    disc_optimizer = torch.optim.Adam(agent.disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    disc_groups = [{"params": agent.disc.parameters(), "weight_decay": 2 * args.disc_weight_decay}]
+    disc_optimizer = torch.optim.Adam(disc_groups, lr=args.disc_learning_rate, fused=True)
     replay = ReplayBuffer(math.ceil(args.replay_size / world), env.disc_obs_size, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
-    # The normalisers start from the clip, as the character does.
+    # The normalisers start from the clip, as the character does, and so does the policy: PD targets q + kd / kp dq
+    # follow the clip, but for the balance. (Adam's moments of this would make PPO's first steps too large.)
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
     env.reset(seed)
     agent.obs_norm.update(env.obs())
+    clone_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=1e-3, fused=True)
+    for _ in range(args.clone_updates):
+        obs, info = env.reset()
+        agent.obs_norm.update(obs)
+        state = info["state"]
+        target = ml.dof_positions(character, state.rotations) + character.kd / character.kp * state.dof_velocity
+        loss = F.mse_loss(agent.actor(agent.obs_norm(obs)), (target - env.action_offset) / args.action_scale)
+        update(clone_optimizer, loss, (agent.actor,), args.max_grad_norm)
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
     run = Run(args, KIND, motions, B * world, shared, own, checkpoint)  # --resume puts all states back
@@ -626,7 +633,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     obs = env.obs()
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
-        # 1. Collect transitions with the current policy, and store them.
+        # 1. Collect transitions with the current policy, whose noise falls in the end, and store them.
+        left = min((1.0 - iteration / run.iterations) / args.anneal, 1.0) if args.anneal else 1.0
+        agent.action_std = math.exp(args.action_std_log - 1.0 + left)
         torch.set_num_threads(1)
         steps = []
         with torch.no_grad():
@@ -637,7 +646,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 steps.append((obs, info["final_obs"], info["disc_obs"], mean, action, task, terminated, truncated))
                 obs = next_obs
                 length = torch.where(terminated | truncated, info["episode_length"], math.nan)
-                log.add("episode", length=length, speed_m_s=info["scores"]["speed_m_s"], diverged=info["diverged"])
+                log.add("episode", length=length, falls_per_step=terminated, diverged=info["diverged"])
+                log.add("episode", speed_m_s=info["scores"]["speed_m_s"])
         torch.set_num_threads(threads)
         columns = [torch.stack(x) for x in zip(*steps)]  # (T, N, ...)
         obs_buf, final_buf, disc_buf, mean_buf, action_buf, task_buf, terminated_buf, truncated_buf = columns
@@ -645,27 +655,25 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         replay.add(disc_obs, math.ceil(args.replay_keep / world))
 
         # 2. Sample reference transitions.
-        demo = demo_transitions(motions, args.disc_updates * 2 * disc_half, args.disc_steps, env.dt, demo_generator)
+        demo = demo_transitions(motions, 2 * disc_half, args.disc_steps, env.dt, demo_generator)
         agent.disc_norm.update(torch.cat((demo, disc_obs[torch.randint(B, (len(demo),), device=device)])))
-        for disc_obs_demo in agent.disc_norm(demo).chunk(args.disc_updates):  # (2 disc_half, P)
+        for _ in range(args.disc_updates):
             # 3. Sample the character's, half of them fresh, half from the replay buffer.
             fresh = disc_obs[torch.randint(B, (disc_half,), device=device)]
             disc_obs_agent = agent.disc_norm(torch.cat((fresh, replay.sample(disc_half))))
 
-            # 4. Update the discriminator.
-            disc_obs_demo = disc_obs_demo.detach().requires_grad_(True)
+            # 4. Update the discriminator, under noise, so that it does not see the action noise.
+            disc_obs_demo = torch.normal(agent.disc_norm(demo), args.disc_noise).requires_grad_(True)
             demo_logit = agent.disc(disc_obs_demo)[:, 0]
-            agent_logit = agent.disc(disc_obs_agent)[:, 0]
+            agent_logit = agent.disc(torch.normal(disc_obs_agent, args.disc_noise))[:, 0]
             demo_loss = disc_term(demo_logit, 1, args.disc_loss).mean()
             agent_loss = disc_term(agent_logit, -1, args.disc_loss).mean()
             penalty = gradient_penalty(demo_logit, disc_obs_demo)
-            squares = [(layer.weight**2).sum() for layer in agent.disc[::2]]  # no ReLU
-            regulariser = args.logit_reg * squares[-1] + args.disc_weight_decay * sum(squares)
-            loss = demo_loss + agent_loss + args.grad_penalty * penalty + regulariser
+            last_layer = (agent.disc[-1].weight ** 2).sum()
+            loss = demo_loss + agent_loss + args.grad_penalty * penalty + args.logit_reg * last_layer
             skipped = update(disc_optimizer, loss, (agent.disc,), args.max_grad_norm)
-            log.add("disc", loss_demo=demo_loss, logit_demo=demo_logit, accuracy_demo=demo_logit > 0)
-            log.add("disc", loss_agent=agent_loss, logit_agent=agent_logit, accuracy_agent=agent_logit < 0)
-            log.add("disc", grad_penalty=penalty, skipped=skipped)
+            log.add("disc", loss_demo=demo_loss, accuracy_demo=demo_logit > 0, grad_penalty=penalty)
+            log.add("disc", loss_agent=agent_loss, accuracy_agent=agent_logit < 0, skipped=skipped)
 
         # 5. Task reward plus style_weight times style reward; advantages.
         with torch.no_grad():
@@ -688,7 +696,6 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             b_action = action_buf.view(B, -1)
             b_log_prob = agent.log_prob(b_mean, b_action)  # (B,)
         log.add("reward", task=task_buf, style=style_buf, total=reward)
-        log.add("episode", falls_per_step=terminated_buf)
         log.add("policy", explained_variance=1.0 - variance[0] / variance[1].clamp_min(1e-8))
 
         # 6. Update the policy by PPO.
@@ -700,18 +707,15 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
-                nets = (agent.actor, agent.critic)  # each with its own learning rate and gradient norm
+                nets = (agent.actor, agent.critic)
                 skipped = update(ppo_optimizer, policy_loss + value_loss, nets, args.max_grad_norm)
                 # KL of two Gaussians with the same standard deviation
                 kl = 0.5 * (((new_mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
-                outside = (ratio - 1).abs() > args.clip_coef
-                log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss)
-                log.add("policy", clip_fraction=outside, skipped=skipped)
+                log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
-        # The learning rate follows the KL divergence, whose target may fall towards the end.
-        left = min((1.0 - iteration / run.iterations) / args.anneal, 1.0) if args.anneal else 1.0
-        kl_ratio = scalars["policy/kl"] / (args.target_kl * max(left, 0.05))
+        # The learning rate follows the KL divergence.
+        kl_ratio = scalars["policy/kl"] / args.target_kl
         factor = 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
         actor_group = ppo_optimizer.param_groups[0]
         actor_group["lr"] = min(max(actor_group["lr"] * factor, 1e-6), 1e-2)

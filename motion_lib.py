@@ -195,10 +195,14 @@ def _read_character(path: str, device: str) -> Character:
     )
 
 
-def load_character(path: str, device: str = "cpu") -> Character:
-    """Read a character from an MJCF file written like motions/humanoid.xml, without defaults. Raises InputError."""
+def load_character(path: str, device: str = "cpu", needed: Tuple[str, ...] = ()) -> Character:
+    """Read a character that has the needed bodies from an MJCF file like motions/humanoid.xml. Raises InputError."""
     with reading(path, "a character file written like motions/humanoid.xml"):
-        return _read_character(find(path), device)
+        character = _read_character(find(path), device)
+    absent = [name for name in needed if name not in character.body_names]
+    if absent:
+        raise InputError(f"{path}: no {', '.join(absent)}, which observations need")
+    return character
 
 
 def forward_kinematics(character: Character, root_position: Tensor, rotations: Tensor) -> Tuple[Tensor, Tensor]:

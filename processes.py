@@ -95,11 +95,9 @@ def share(*tensors: Tensor) -> None:
 
 def moments(x: Tensor) -> Tuple[Tensor, Tensor, int]:
     """Mean, variance and number of the rows (n, ...) of all processes, n the same in each. (...), (...), int."""
-    var, own = torch.var_mean(x, 0, unbiased=False)
-    mean = own.clone()
+    mean = x.mean(0)
     average(mean)
-    # E[(x - mean)^2] = E_processes[var + (own - mean)^2]
-    var = var + (own - mean) ** 2
+    var = ((x - mean) ** 2).mean(0)  # torch.var_mean takes twice as long on a CPU
     average(var)
     return mean, var, len(x) * world_size()
 

@@ -2,8 +2,7 @@
 
 A script picks one with choose(), builds it with make(), and knows only Sim from then on. Import this package before
 torch: Isaac Gym raises ImportError otherwise. Frames, units and quaternions (xyzw) are those of motion_lib; what a
-simulator has otherwise is converted inside its class. Dimension key: N copies of the character, n of them in a call,
-J bodies, A = D actions and dofs.
+simulator has otherwise is converted inside its class. N copies of the character, n in a call, J bodies, A = D dofs.
 """
 
 import sys
@@ -52,6 +51,13 @@ class Sim(ABC):
         """Go back to a state_dict() of this simulator; checkpoints.py looks whether one from elsewhere fits."""
         for name, mine in self.kept.items():
             mine.copy_(state[name])
+
+
+def finite(state: MotionState, diverged: Tensor) -> Tuple[MotionState, Tensor]:
+    """What a step returns, without NaN, infinities and characters in the sky: these have diverged, too."""
+    size = torch.cat([x.flatten(1) for x in state], -1).abs().amax(-1)  # (n,)
+    diverged = diverged | ~(size < 1e6) | (state.root_position[:, 2] > 100.0)
+    return MotionState(*[x.nan_to_num(0.0, 0.0, 0.0) for x in state]), diverged
 
 
 def choose(name: str, cuda: bool) -> str:

@@ -67,10 +67,8 @@ class WarpSim(Sim):
         self.overflow.zero_()
         warp.capture_launch(self.graph)
         # a maximum of NaN is NaN, which is not below anything
-        in_place = qpos.abs().amax(-1) < math.inf
-        slow = qvel.abs().amax(-1) < MAX_SPEED
-        complete = (self.overflow & self.lost) == 0
-        sound = in_place & slow & complete  # (N,)
+        sound = (qpos.abs().amax(-1) < math.inf) & (qvel.abs().amax(-1) < MAX_SPEED)  # (N,)
+        sound &= (self.overflow & self.lost) == 0
         for name, mine in self.kept.items():
             mine.copy_(torch.where(sound[:, None], mine, self.rest[name]))
         return self.shared.read(qpos[:n].clone(), qvel[:n].clone()), ~sound[:n]

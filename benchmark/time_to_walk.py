@@ -38,12 +38,12 @@ def best(folder: str) -> Dict[str, Any]:
 
 
 def walk(own: argparse.Namespace, seed: int, options: List[str]) -> Dict[str, Any]:
-    """Train until it walks. -> seconds and samples, NaN where it has not come to that, and the figures then."""
+    """Train until it walks. -> seconds and samples, None where it has not come to that, and the figures then."""
     launcher = [*TORCHRUN, f"--nproc_per_node={own.processes}"] if own.processes else []
     typed = [*options, "--seed", str(seed)]
     command = [sys.executable, *launcher, os.path.join(ROOT, SCRIPT), *typed]
     record = {"seed": seed, "command": " ".join(["python", *launcher, SCRIPT, *typed]), "error": own.error, **stamp()}
-    record.update(seconds=math.nan, samples=math.nan)
+    record.update(seconds=None, samples=None)
     with tempfile.TemporaryDirectory() as folder, open(os.path.join(folder, "log"), "w+") as log:
         started = time.time()
         child = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log)
@@ -65,6 +65,7 @@ def walk(own: argparse.Namespace, seed: int, options: List[str]) -> Dict[str, An
 
 
 def figure(x: float, digits: int) -> str:
+    """A number as text; infinity is what was not reached."""
     return "not reached" if math.isinf(x) else f"{x:.{digits}f}"
 
 
@@ -108,7 +109,7 @@ def main() -> None:
         print(json.dumps(record), flush=True)
         with open(own.out, "a") as file:
             file.write(json.dumps(record) + "\n")
-        records.append({**record, **{k: math.inf for k in ("seconds", "samples") if math.isnan(record[k])}})
+        records.append({**record, **{key: math.inf for key in ("seconds", "samples") if record[key] is None}})
     print_table(records)
 
 

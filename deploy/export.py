@@ -119,7 +119,9 @@ def import_script(path: str) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         raise InputError(f"{path}: it cannot be imported ({type(error).__name__}: {error})") from error
-    missing = [x for x in ("KIND", "Args", "AMPEnv", "Agent", "observe", "check_args") if not hasattr(module, x)]
+    missing = [
+        x for x in ("KIND", "KEY_BODIES", "Args", "AMPEnv", "Agent", "observe", "check_args") if not hasattr(module, x)
+    ]
     if missing:
         raise InputError(f"{path}: not a script like amp_ppo_isaacgym.py; it has no {', '.join(missing)}")
     return module
@@ -147,7 +149,7 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     """A checkpoint file, or a run's folder, as the policy that it is; options: of the script. Raises InputError."""
     module, args, content = find_script(checkpoint, script, list(options))
     device = torch.device("cpu")
-    character = ml.load_character(args.character_file)
+    character = ml.load_character(args.character_file, "cpu", module.KEY_BODIES)
     motions = ml.MotionLib(args.motion_file, character, "cpu", getattr(args, "mirror", False))
     sim = simulators.make("mujoco", character, STARTS, args.control_hz, args.substeps, device, 1)
     env = module.AMPEnv(args, motions, sim, STARTS, max(round(args.eval_seconds * args.control_hz), 1))
@@ -196,9 +198,26 @@ def numbers(x: Any) -> str:
     return " ".join(repr(float(y)) for y in np.atleast_1d(x))
 
 
+def settings(option: Any) -> List[str]:
+    """Names of all that an MjOption holds."""
+    return [name for name in dir(option) if not name.startswith("_") and not callable(getattr(option, name))]
+
+
+def option_of(model: Any) -> ET.Element:
+    """The option element of an MjModel: time step, solver and whatever else its simulator has set, flags included."""
+    import mujoco
+
+    spec = mujoco.MjSpec()
+    for name in settings(model.opt):
+        setattr(spec.option, name, getattr(model.opt, name))
+    option = ET.fromstring(spec.to_xml()).find("option")
+    option.set("timestep", numbers(model.opt.timestep))  # MuJoCo writes six digits
+    return option
+
+
 def with_drives(path: str, model: Any) -> ET.Element:
-    """The character's file with what simulators/mujoco_model.py has made of it in MuJoCo, `model`: ball joints, drives,
-    the inertia of stable PD, floor and time step. Everything else stays as it is in the file."""
+    """The character's file with what simulators/ have made of it in MuJoCo, `model`: ball joints, drives, the inertia
+    of stable PD, floor, time step and solver. Everything else stays as it is in the file."""
     tree = ET.parse(path).getroot()
     bodies = {body.get("name"): body for body in tree.iter("body")}
     for j in range(1, model.njnt):  # joint 0 is the root's
@@ -214,7 +233,7 @@ def with_drives(path: str, model: Any) -> ET.Element:
             old[0].set("armature", armature)
             old[0].attrib.pop("stiffness", None)
             old[0].attrib.pop("damping", None)
-    for section in tree.findall("actuator"):
+    for section in tree.findall("actuator") + tree.findall("option"):
         tree.remove(section)
     drives = ET.SubElement(tree, "actuator")
     for i in range(model.nu):
@@ -228,16 +247,15 @@ def with_drives(path: str, model: Any) -> ET.Element:
     floor = model.geom("floor")
     size = {"size": numbers(floor.size), "friction": numbers(floor.friction), "condim": str(int(floor.condim[0]))}
     tree.find("worldbody").append(ET.Element("geom", name="floor", type="plane", material="floor", **size))
-    option = tree.find("option")
-    (ET.SubElement(tree, "option") if option is None else option).set("timestep", numbers(model.opt.timestep))
+    tree.insert(0, option_of(model))
     return tree
 
 
 def differences(a: Any, b: Any) -> List[str]:
-    """Arrays on which the physics depends, and that differ between two MjModels."""
+    """Arrays and options on which the physics depends, and that differ between two MjModels."""
     names = [name for name in dir(a) if name.startswith(PHYSICS) and name not in LOOKS]
     arrays = {name: (getattr(a, name), getattr(b, name)) for name in names}
-    arrays["timestep"] = a.opt.timestep, b.opt.timestep
+    arrays.update({name: (getattr(a.opt, name), getattr(b.opt, name)) for name in settings(a.opt)})
     odd = [name for name, (x, y) in arrays.items() if np.shape(x) != np.shape(y)]
     return odd + [name for name, (x, y) in arrays.items() if name not in odd and not np.allclose(x, y, 1e-9, 1e-12)]
 

@@ -47,15 +47,16 @@ def walk(own: argparse.Namespace, seed: int, options: List[str]) -> Dict[str, An
     with tempfile.TemporaryDirectory() as folder, open(os.path.join(folder, "log"), "w+") as log:
         started = time.time()
         child = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log)
-        while child.poll() is None and time.time() - started < own.limit:
+        ended = None
+        while ended is None and time.time() - started < own.limit:
             time.sleep(POLL)
+            ended = child.poll()  # before the look at what it has written
             found = best(folder)
             metrics = found.get("metrics", {})
             if metrics.get("fall_rate") == 0 and metrics["pose_error_m"] <= own.error:
                 (path,) = glob.glob(os.path.join(glob.escape(folder), "runs", "*", "best.pt"))
                 record.update(seconds=os.path.getmtime(path) - started, samples=found["samples"], metrics=metrics)
                 break
-        ended = child.poll()
         child.terminate()
         child.wait()
         if ended:

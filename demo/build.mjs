@@ -1,5 +1,5 @@
 // Build the page into dist/, ready for any static hosting: node build.mjs (or npm run build).
-// It shows policy.onnx, policy.xml and policy.json of this folder; without them deploy/export.py makes them of pretrained/heading.pt.
+// It shows policy.onnx, policy.xml and policy.json of this folder; without them what deploy/export.py makes of pretrained/heading.pt.
 import { execFileSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -7,9 +7,13 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 process.chdir(fileURLToPath(new URL(".", import.meta.url)));
+rmSync("dist", { recursive: true, force: true });
+mkdirSync("dist");
 const policy = ["policy.onnx", "policy.xml", "policy.json"];
-if (!policy.every((name) => existsSync(name))) {
-  const command = ["../deploy/export.py", "../pretrained/heading.pt", "policy.onnx"];
+if (policy.every((name) => existsSync(name))) {
+  for (const name of policy) copyFileSync(name, `dist/${name}`);
+} else {
+  const command = ["../deploy/export.py", "../pretrained/heading.pt", "dist/policy.onnx"];
   try {
     execFileSync(process.env.PYTHON ?? "python3", command, { stdio: "inherit" });
   } catch {
@@ -17,9 +21,7 @@ if (!policy.every((name) => existsSync(name))) {
     process.exit(2);
   }
 }
-
-rmSync("dist", { recursive: true, force: true });
-mkdirSync("dist");
+copyFileSync("index.html", "dist/index.html");
 await build({
   entryPoints: ["main.js"],
   outdir: "dist",
@@ -31,7 +33,6 @@ await build({
   logLevel: "warning",
   external: ["module", "fs", "path", "url", "crypto", "worker_threads", "node:*"], // what MuJoCo's loader asks for in Node
 });
-for (const name of ["index.html", ...policy]) copyFileSync(name, `dist/${name}`);
 // Compressed here and unpacked by the page, so that hosts that compress nothing are quick, too. Not .gz: some hosts unpack that.
 const engines = {
   "mujoco.bin": "@mujoco/mujoco/mujoco.wasm",

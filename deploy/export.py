@@ -5,8 +5,8 @@
     python deploy/export.py my.pt policy.onnx --script my_amp.py    # of a copy of a script (it is executed)
 
 Observation, normaliser, actor, offset and scale are in the ONNX file; policy.xml is the character with its drives,
-floor, time step and some states to start from; policy.json says names, rates and units. deploy/player.py walks with
-them; docs/deploy.md says more. Any other option goes to the script, --motion-file CLIP for instance.
+floor, time step, solver and some states to start from; policy.json says names, rates and units. deploy/player.py
+walks with them; docs/deploy.md says more. Any other option goes to the script, --motion-file CLIP for instance.
 It needs `pip install -r requirements-deploy.txt`. Bad input ends with one line that says what is wrong, exit code 2.
 
 Dimension key: n characters, nq and nv MuJoCo's coordinates, A actions, J bodies; frames, units: motion_lib.py.

@@ -83,6 +83,8 @@ def read_arrays(path: str, arrays: Dict[str, Any], character: Character) -> Moti
         raise InputError(f"{path}: a motion of BeyondMimic: {fault}")
     if "qpos" in arrays:
         raise InputError(f"{path}: a motion of LocoMuJoCo or another of MuJoCo: {NO_BODIES}")
+    if not {"body_names", "root_position", "rotations"} & set(arrays):
+        raise InputError(f"{path}: an .npz, but no motion that is known here; it holds {', '.join(arrays)[:100]}")
     return Motion("our own clip", lib.load_clip(path, character.body_names), "Z up, metres, xyzw, arms hanging")
 
 

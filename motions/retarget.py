@@ -17,6 +17,7 @@ from torch import Tensor
 
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError
+from motions import plant as feet
 from motions.bvh import Recording, continuous
 
 # Our bodies -> names of joints in other skeletons, without side, case and punctuation; the first one that occurs is
@@ -378,8 +379,7 @@ def hinged(character: Character, world: Tensor) -> Tensor:
         # Rz(turn) Ry(bend) (0, 0, -1) = (-sin bend cos turn, -sin bend sin turn, -cos bend)
         sine = v[:, :2].norm(dim=-1)
         turn = torch.atan2(-sense * v[:, 1], -sense * v[:, 0])
-        # bent the wrong way, by a little or squarely: leave it so
-        over = (turn.abs() > math.pi / 2) & ((turn.abs() > 2.6) | (sine < 0.26))
+        over = turn.abs() > 2.6  # bent the wrong way: leave it so (at 2.2, or if it is little, arms flip more often)
         turn = torch.where(over, turn - math.pi * turn.sign(), turn)
         bend = torch.atan2(sine, -v[:, 2]) * torch.where(over, -sense, sense)
         turn = turn * (sine / 0.26).clamp_max(1.0) ** 2  # a straight limb does not tell how it would bend
@@ -470,8 +470,6 @@ def retarget(
     notes = f"{found.notes}, leg {found.leg:.4g} units (likely {likely}), scale {scale:.4g}{dropped}"
     if same or not plant:
         return clip, f"{notes}, {'our proportions' if same else 'other proportions, feet not planted'}"
-    from motions import plant as feet  # here, as it needs packages that nothing else does
-
     if ground:
         height = np.quantile(feet.point_positions(character, clip)[..., 2].min(-1), 0.25)  # of a quarter of the frames
         clip = clip._replace(root_position=clip.root_position - [0.0, 0.0, height])

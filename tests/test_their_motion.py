@@ -550,6 +550,7 @@ REFUSED = {
     "GMR": (pickle.dumps({"fps": 30, "root_pos": np.zeros((2, 3)), "dof_pos": np.zeros((2, 29))}), "GMR"),
     "BeyondMimic": (npz(fps=np.array([50]), body_pos_w=np.zeros((2, 30, 3))), "BeyondMimic"),
     "LocoMuJoCo": (npz(qpos=np.zeros((2, 36)), joint_names=np.array(["a"], object)), "LocoMuJoCo"),
+    "another archive": (npz(weights=np.zeros(3)), "weights"),
     "another pickle": (pickle.dumps({"weights": 1}), "weights"),
 }
 

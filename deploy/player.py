@@ -23,7 +23,7 @@ def fallen(model: mujoco.MjModel, data: mujoco.MjData, about: dict) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy", help="policy.onnx, with policy.xml and policy.json beside it")
-    parser.add_argument("--heading", type=float, default=0.0, help="where to go, from +X to the left [degrees]")
+    parser.add_argument("--heading", type=float, default=0.0, help="where to go, within 2 s, from +X to the left [deg]")
     parser.add_argument("--speed", type=float, default=1.2, help="how fast [m/s]; both only if the policy is told")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long at most (default 20)")
     parser.add_argument("--start", type=int, default=0, help="which of the states in policy.xml it starts from")
@@ -43,7 +43,7 @@ def main() -> None:
     seen = {"qpos": data.qpos[None], "qvel": data.qvel[None], "command": np.array([[0.0, args.speed]])}  # live views
     while not (fell := fallen(model, data, about)) and data.time < args.seconds and (not window or window.is_running()):
         due = time.perf_counter() + 1.0 / about["control_hz"]
-        seen["command"][0, 0] = math.radians(args.heading) * min(data.time / 2.0, 1.0)  # at once it may stumble
+        seen["command"][0, 0] = math.radians(math.remainder(args.heading, 360.0)) * min(data.time / 2.0, 1.0)
         data.ctrl[:] = session.run(["targets"], {name: seen[name] for name in about["inputs"]})[0][0]
         mujoco.mj_step(model, data, about["substeps"])
         if window:

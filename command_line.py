@@ -141,7 +141,7 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     The checkpoint's options are the defaults. name: kind of checkpoint that fits; restarted: a run that torchrun has
     started anew. Raises InputError."""
     args = _command_line(kind, argv, {})
-    resume = None if args.evaluate else args.resume or restarted
+    resume = None if args.evaluate else restarted if args.resume is None else args.resume
     checkpoint = None
     if args.evaluate != (args.checkpoint is not None) or (args.evaluate and args.resume is not None):
         raise InputError("--evaluate and --checkpoint FILE go together, and without --resume")
@@ -167,15 +167,12 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     return args, checkpoint
 
 
-MOST = 100_000_000  # of anything that is held in memory
-
-
 def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]) -> None:
     """Refuse numbers that are not finite, real ones below 0 (but `signed`) and whole ones below 1 (but `from_zero`)."""
     for name, value in vars(args).items():
         for x in value if isinstance(value, tuple) else (value,):
             low = -1e15 if name in signed else 1 if type(x) is int and name not in from_zero else 0
-            if type(x) is int and x > MOST and name not in ("seed", "total_timesteps"):
+            if type(x) is int and x > 1e8 and name not in ("seed", "total_timesteps"):
                 raise InputError(f"--{name.replace('_', '-')} {x}: no memory holds that")
             if type(x) in (int, float) and not low <= x < 1e15:
                 raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:g} to 1e15")

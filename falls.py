@@ -28,21 +28,20 @@ class FallDetector:
         unknown = [name for name in names if name not in (*bodies, "none", "auto")]
         if unknown or not names or (len(names) != 1 and {"none", "auto"} & set(names)):
             raise InputError(f"--fall-bodies {' '.join(names)}: expected auto, none, or some of {', '.join(bodies)}")
-        clips = range(len(motions.clips))
+        count = (motions.last + 1).tolist()  # frames of each clip
         if names == ("auto",):
             may_fall = torch.tensor([name not in feet for name in bodies], device=motions.length.device)  # (J,)
-            self.watched = torch.cat([_watched(motions, clip, may_fall) for clip in clips])  # (F, J) bool
+            frames = enumerate(zip(motions.root_position.split(count), motions.rotations.split(count)))
+            self.watched = torch.cat([_watched(motions, i, may_fall, *x) for i, x in frames])  # (F, J) bool
         else:
             chosen = torch.tensor([name in names for name in bodies], device=motions.length.device)
             self.watched = chosen.expand(len(motions.root_position), -1)
         always = [name for name, x in zip(bodies, self.watched.all(0).tolist()) if x]
         self.bodies = int(self.watched.any(0).sum())  # how many count at one time or another
         more = f", and {self.bodies - len(always)} more where a clip has them in the air" * (self.bodies > len(always))
-        never = [motions.files[i] for i in clips if not self.watched[_rows(motions, i)].any()]
-        self.report = f"a fall is ground contact of {', '.join(always) or 'no body always'}{more}"
-        if never:
-            self.report += f"; nothing counts as a fall in {', '.join(never)[:300]}"
-        self.report = plain(self.report)
+        never = [file for file, x in zip(motions.files, self.watched.split(count)) if not x.any()]
+        more += f"; nothing counts as a fall in {', '.join(never)[:300]}" * bool(never)
+        self.report = plain(f"a fall is ground contact of {', '.join(always) or 'no body always'}{more}")
 
     def __call__(self, clip: Tensor, time: Tensor, lowest: Tensor) -> Tensor:
         """clips (N,) long that episodes started in, times in them (N,) [s], lowest points (N, J) [m] -> (N,) bool."""
@@ -53,17 +52,9 @@ class FallDetector:
         return ((lowest <= 0.005) & self.watched[motions.first[clip] + frame]).any(-1)
 
 
-def _rows(motions: MotionLib, clip: int) -> slice:
-    """A clip's frames among those of all clips."""
-    first = int(motions.first[clip])
-    return slice(first, first + int(motions.last[clip]) + 1)
-
-
-def _watched(motions: MotionLib, clip: int, may_fall: Tensor) -> Tensor:
+def _watched(motions: MotionLib, clip: int, may_fall: Tensor, root: Tensor, rotations: Tensor) -> Tensor:
     """Of those that may fall (J,), bodies that a clip keeps off the ground near each frame: (frames, J) bool."""
-    rows = _rows(motions, clip)
-    position, rotation = forward_kinematics(motions.character, motions.root_position[rows], motions.rotations[rows])
-    near = lowest_points(motions.character, position, rotation)  # (frames, J) [m]
+    near = lowest_points(motions.character, *forward_kinematics(motions.character, root, rotations))  # (frames, J) [m]
     if motions.loop[clip]:
         near = near.amin(0, keepdim=True).expand_as(near)
     else:  # the lowest from NEAR before to NEAR after: a sliding maximum of what lies below

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pickletools
+import stat
 import sys
 import zipfile
 from typing import Any, Iterator, List, Optional, Tuple
@@ -66,6 +67,8 @@ def check_archive(path: str, names: Tuple[str, ...]) -> None:
 
 def read_file(path: str) -> bytes:
     """All that a file holds. Raises OSError."""
+    if not os.path.isfile(path):  # a pipe would never end
+        raise OSError(errno.EINVAL, "not a file", path)
     with open(path, "rb") as file:
         return file.read()
 
@@ -105,6 +108,8 @@ def lock(path: str) -> Any:
     """A file that no other process may hold; while this one lives it does. Raises InputError if another does."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     file = os.fdopen(number, "r+")
+    if not stat.S_ISREG(os.fstat(number).st_mode) or os.fstat(number).st_nlink > 1:
+        raise InputError(f"{path}: a link or no file, which nothing is written into; remove it")
     try:
         import fcntl
 

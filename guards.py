@@ -1,7 +1,4 @@
-"""What stands between a script and its surroundings: Ctrl-C, missing packages, the terminal, memory that is not there.
-
-simulators imports this before torch. Nothing here knows what is run.
-"""
+"""Ctrl-C, missing packages, the terminal, memory that is not there. simulators imports this before all that is slow."""
 
 import contextlib
 import os
@@ -25,7 +22,8 @@ def _interrupted(number: int, frame: Any) -> None:
 
 def _shown(kind: Any, error: BaseException, trace: Any) -> None:
     """One line in place of a traceback for what a user can mend."""
-    lines = {KeyboardInterrupt: STOPPED, ModuleNotFoundError: f"error: {error}; pip install -r requirements.txt"}
+    lines = {KeyboardInterrupt: STOPPED, MemoryError: "error: not enough memory"}
+    lines[ModuleNotFoundError] = f"error: {error}; pip install -r requirements.txt"
     if kind in lines:
         print(lines[kind], file=sys.stderr)
     else:
@@ -46,14 +44,12 @@ class Terminal:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         with contextlib.suppress(OSError, ValueError, AttributeError):  # full, gone, closed, none at all
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be flushed."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             self.stream.flush()
 
@@ -62,9 +58,8 @@ class Terminal:
 
 
 def guard_terminal() -> None:
-    """From now on stdout and stderr are a Terminal each, no file can come to stand in the place of a closed one, and a
-    thread that a full disk ends leaves no traceback: whoever uses it is told."""
-    while os.open(os.devnull, os.O_RDWR) <= 2:
+    """From now on stdout and stderr are a Terminal each, and a thread that a full disk ends leaves no traceback."""
+    while os.open(os.devnull, os.O_RDWR) <= 2:  # no file comes to stand in the place of a closed stream
         continue
     sys.stdout = Terminal(sys.stdout)
     sys.stderr = Terminal(sys.stderr)
@@ -73,8 +68,7 @@ def guard_terminal() -> None:
 
 
 def limit_memory(processes: int) -> None:
-    """From now on memory that a machine has not free for each of its processes is refused, where Linux tells how much
-    it has: it would be granted, and the process ended when it uses it."""
+    """Have memory refused that Linux has not free for each process: else it is granted, and who uses it is ended."""
     with contextlib.suppress(ImportError, OSError, LookupError, ValueError):
         import resource
 
@@ -84,5 +78,4 @@ def limit_memory(processes: int) -> None:
         with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
             free = min(free, int(file.read()))  # of a container
         own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (own + free // processes, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (own + free // processes, resource.getrlimit(resource.RLIMIT_DATA)[1]))

@@ -23,12 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, names_of, put_back, unsound
-from files import HERE, InputError, find, lock, plain, read_file, typed, write_file
+from files import HERE, InputError, find, lock, plain, read_file, reading, typed, write_file
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
-
-# by which users, terminals and schedulers end a process
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 # ---- 1. The log ----------
 
@@ -115,14 +112,12 @@ class Run:
         if not isinstance(parts, list) or len(parts) != self.world:
             n = len(parts) if isinstance(parts, list) else "no"
             raise InputError(f"the run to resume has {n} processes, and there are {self.world} now")
-        try:
+        with reading("the checkpoint", "that of a run"):
             for key, mine in (("data", self.content["data"]), ("rates", self.content["rates"])):
                 check_kind(key, mine, checkpoint[key])
             check_kind("progress", {**self.progress, "metrics": {}}, {**checkpoint["progress"], "metrics": {}})
             for name, x in checkpoint["progress"]["metrics"].items():
                 check_kind(str(name)[:50], 0.0, x)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"the checkpoint is not that of a run: {str(error)[:200]}") from error
         for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
             if checkpoint["data"][key] != self.content["data"][key] and not typed(option):
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
@@ -168,7 +163,7 @@ class Run:
         told = {"args": vars(args), "processes": self.world, "versions": versions, "command": sys.argv}
         note = f"args_resumed_{now}.json" if args.resume else "args.json"
         write_file(os.path.join(folder, note), json.dumps(told, indent=1).encode())
-        mine = [os.path.join(HERE, x) for x in ("*.py", "simulators/*.py", "motions/render.py")]
+        mine = [os.path.join(glob.escape(HERE), x) for x in ("*.py", "simulators/*.py", "motions/render.py")]
         sources = [path for pattern in mine for path in glob.glob(pattern)]
         data = [find(path) for path in (args.motion_file, self.motions.character.path, *self.motions.files)]
         for source in () if args.resume else (*sources, *data):
@@ -322,8 +317,8 @@ def _note_signals() -> List[int]:
     ignored (nohup); a second one ends it. Under torchrun it does not: torchrun passes on what a process may have got
     already, and kills after 30 seconds."""
     caught: List[int] = []
-    kinds = [kind for kind in signal.Signals if kind.name in SIGNALS]
-    kinds = [kind for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN]
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # of users and of schedulers
+    kinds = [kind for kind in signal.Signals if kind.name in names and signal.getsignal(kind) != signal.SIG_IGN]
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
@@ -343,6 +338,6 @@ def _hashes(motions: MotionLib) -> Dict[str, str]:
     clips = (motions.root_position, motions.rotations, motions.weight, motions.fps, motions.loop)
     hashes = {"motion": hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in clips)).hexdigest()}
     for key, path in (("character", motions.character.path), ("script", sys.argv[0])):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            hashes[key] = hashlib.sha256(file.read()).hexdigest()
+        with contextlib.suppress(OSError):
+            hashes[key] = hashlib.sha256(read_file(path)).hexdigest()
     return {"script": "", **hashes}

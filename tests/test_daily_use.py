@@ -168,6 +168,29 @@ def test_a_script_that_has_changed_is_said_and_kept(run_script, root, tmp_path, 
     assert (begun / SCRIPT).read_bytes() == first and list(begun.glob(f"resumed_*_{SCRIPT}"))
 
 
+@pytest.mark.parametrize("option", ["--resume", "--checkpoint"])
+def test_a_name_that_is_empty_is_no_name(run_script, tmp_path, option):
+    """As of a variable that is not set: no other training begins."""
+    flags = ("--evaluate",) if option == "--checkpoint" else ()
+    refused(run_script(SCRIPT, "--no-cuda", *flags, option, ""), "'': no such file")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_name_of_a_run_is_one_folder_and_one_line(run_script, tmp_path):
+    """In runs/, where a restart looks for it."""
+    result = run_script(SCRIPT, *TINY, "--exp-name", "../a\n\x1b[31m/b")
+    assert result.code == 0 and "\x1b" not in result.out, result.err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith(".._a\\n\\x1b[31m_b__walk__") and (run / "latest.pt").exists()
+
+
+def test_what_a_killed_save_has_left_is_removed(run_script, tmp_path, begun):
+    for name in ("latest.pt.0123456789abcdef.tmp", "notes.tmp"):
+        (begun / name).write_text("half")
+    result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
+    assert result.code == 0 and [x.name for x in begun.glob("*.tmp")] == ["notes.tmp"], result.err
+
+
 # ---- Lost work: the lock, signals, terminals ----
 
 
@@ -191,10 +214,11 @@ def test_a_save_between_reading_and_locking_is_not_lost(run_script, begun, monke
     refused(result, "another process has just saved there")
 
 
-def test_a_lock_that_is_a_link_is_not_followed(run_script, tmp_path, begun):
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_not_followed(run_script, tmp_path, begun, link):
     (tmp_path / "victim").write_text("precious")
     (begun / "lock").unlink()
-    os.symlink(tmp_path / "victim", begun / "lock")
+    link(tmp_path / "victim", begun / "lock")
     result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
     assert result.code == 2 and len(result.err.splitlines()) == 1
     assert (tmp_path / "victim").read_text() == "precious"
@@ -202,7 +226,13 @@ def test_a_lock_that_is_a_link_is_not_followed(run_script, tmp_path, begun):
 
 def test_signals_end_a_run_in_good_order(root, tmp_path):
     """All at once, each in a folder of its own; what nohup ignores stays ignored."""
-    kinds = {"HUP": (129, ""), "QUIT": (131, ""), "INT": (130, ""), "nohup": (143, "trap '' HUP; exec SCRIPT")}
+    kinds = {
+        "HUP": (129, ""),
+        "QUIT": (131, ""),
+        "INT": (130, ""),
+        "USR1": (138, ""),
+        "nohup": (143, "trap '' HUP; exec SCRIPT"),
+    }
     processes = {}
     for name, (_, shell) in kinds.items():
         (tmp_path / name).mkdir()

@@ -136,6 +136,13 @@ def test_byte_order_marks_and_capitals(monkeypatch, tmp_path, root, character):
     assert retarget.load_joint_map(str(tmp_path / "map.json")) == {}
 
 
+def test_a_pipe_is_not_read(tmp_path):
+    """Where a stranger has put one in a roll-out's place, an evaluation would never end."""
+    os.mkfifo(tmp_path / "000.npz")
+    with pytest.raises(OSError, match="not a file"):
+        files.read_file(str(tmp_path / "000.npz"))
+
+
 # ---- Writing ----
 
 

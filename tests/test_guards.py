@@ -73,6 +73,11 @@ def test_a_package_that_is_missing_is_named(root, tmp_path, script):
     assert python(root, tmp_path, root / script) == (1, "", said)
 
 
+def test_no_memory_for_the_imports_is_one_line(root, tmp_path):
+    (tmp_path / "torch.py").write_text("raise MemoryError")
+    assert python(root, tmp_path, root / SCRIPTS[0]) == (1, "", "error: not enough memory\n")
+
+
 def test_what_only_a_programmer_can_mend_has_its_traceback(root, tmp_path):
     code, _, err = python(root, tmp_path, "-c", "import guards; [][0]")
     assert code == 1 and err.startswith("Traceback") and err.endswith("IndexError: list index out of range\n")

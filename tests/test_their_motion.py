@@ -341,6 +341,20 @@ def test_a_zero_pose_that_leans(tmp_path, character, convert, load):
     assert "zero pose" in out and angle(clip.rotations, back.rotations).max() < 2e-3
 
 
+def test_arms_that_are_nearly_straight_do_not_flip(character):
+    """A forearm bent by 12 to 18 degrees, 120 degrees off the way in which our elbow bends."""
+    bend = torch.deg2rad(torch.linspace(12, 18, 13)).double()
+    zero = torch.zeros_like(bend)
+    forearm = ml.quat_from_rotvec(torch.stack((zero, -bend, zero), -1))
+    world = quat(*UPRIGHT).repeat(13, 15, 1)
+    lower = [character.body_names.index(body) for body in ("left_lower_arm", "left_hand")]
+    world[:, lower] = ml.quat_multiply(ml.quat_from_yaw(quat(math.radians(120))), forearm)[:, None]
+    turned = retarget.hinged(character, world)
+    assert angle(turned[1:], turned[:-1]).max() < 0.2
+    upper = turned[:, character.body_names.index("left_upper_arm")]
+    assert float(ml.heading(upper[-1])) == pytest.approx(math.radians(120), abs=1e-6)
+
+
 BODY = [("Hips", ""), ("Spine", "Hips"), ("Chest", "Spine"), ("Neck", "Chest"), ("Head", "Neck")]
 LIMB = ["upper_arm", "lower_arm", "hand", "thigh", "shin", "foot", "toe"]
 NAMES = {  # how a left limb is named, seven of them; {} stands for the side

@@ -59,7 +59,7 @@ def read_hierarchy(path: str, lines: List[str]) -> List[Joint]:
     joints: List[Joint] = []
     blocks: List[int] = []  # the joints whose braces are open; -1 is an end site
     opening = -1
-    parts = [(number, part) for number, line in enumerate(lines) for part in re.split("([{}])", line)]
+    parts = ((number, part) for number, line in enumerate(lines) for part in re.split("([{}])", line[:9999]))
     for number, part in parts:
         word, *rest = part.split() or [""]
         word = word.upper()
@@ -86,7 +86,7 @@ def read_hierarchy(path: str, lines: List[str]) -> List[Joint]:
                     raise ValueError("a channel comes twice")
             elif word not in ("", "HIERARCHY", "OFFSET"):
                 raise ValueError("expected ROOT, JOINT, End Site, OFFSET, CHANNELS, a brace or MOTION")
-            if len(joints) > MAX_JOINTS:
+            if max(len(joints), len(blocks)) > MAX_JOINTS:
                 raise ValueError(f"more than {MAX_JOINTS} joints")
         except (ValueError, IndexError) as error:
             raise InputError(f"{path}: line {number + 1}, {lines[number].strip()[:40]!r}: {error}") from error

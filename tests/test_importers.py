@@ -923,6 +923,8 @@ def bombs(character):
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("body_rotations.npy", member)
         files[name] = file.getvalue()
+    files["braces"] = b"HIERARCHY\n" + b"{" * 1_000_000
+    files["many braces"] = b"HIERARCHY\nROOT a\n" + b"{\n" * 500_000
     files["BVH"] = SMALL.replace("Frames: 2", "Frames: 1000000000000").encode()
     return files
 

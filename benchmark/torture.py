@@ -7,6 +7,8 @@ nan       N (1000) times NaN, infinity or an absurd number in the state of a ran
 files     N (10000) mutated checkpoints and motion files: our own error or success, nothing executed.
 disk      a training in DIR, a small file system of its own that is full for a part of the time (mount -t tmpfs -o
           size=16m tmpfs DIR).
+starts    N (40) times Ctrl-C at a moment of the first four seconds of a training: one line, and no traceback, from the
+          script's first import of ours on (the interpreter's own start, a tenth of a second, is not ours).
 overhead  seconds that one checkpoint of the default size takes, against the seconds of training between two, from the
           rate of N (80) iterations.
 
@@ -20,6 +22,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -40,6 +43,7 @@ import amp_ppo_isaacgym as amp  # noqa: E402
 import motion_lib as ml  # noqa: E402
 from checkpoints import load_checkpoint  # noqa: E402
 from command_line import launch  # noqa: E402
+from guards import STOPPED  # noqa: E402
 from training_run import Run  # noqa: E402
 
 ENVS = 32
@@ -294,7 +298,39 @@ def disk(folder: str) -> Dict[str, Any]:
     return {**found, "lines": len(said), "curve_points": f"{len(points)} of 200", "resumed": more.returncode == 0}
 
 
-# ---- 6. overhead ----
+# ---- 6. starts ----
+
+
+def interrupted(folder: str, seconds: float) -> str:
+    """How a training ends that gets Ctrl-C after these seconds."""
+    child = start(folder, training(10**4))
+    time.sleep(seconds)
+    child.send_signal(signal.SIGINT)
+    try:
+        _, err = child.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        return "goes on"
+    if "Traceback" in err:
+        return "a traceback"
+    if err == f"{STOPPED}\n":
+        return "a line"
+    return "in good order" if child.returncode == 130 and "finishing this iteration" in err else "other"
+
+
+def starts(count: int) -> Dict[str, Any]:
+    """Ctrl-C at moments spread evenly over a start."""
+    found: Dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            outcome = interrupted(folder, 0.2 + 3.8 * i / count)
+            found[outcome] = found.get(outcome, 0) + 1
+            print(f"\r{i + 1} starts, {found}", end="", file=sys.stderr)
+    return dict(starts=count, **found)
+
+
+# ---- 7. overhead ----
 
 
 def saves() -> List[float]:
@@ -333,7 +369,7 @@ def overhead(iterations: int) -> Dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=("kill", "nan", "files", "disk", "overhead"))
+    parser.add_argument("parts", nargs="+", choices=("kill", "nan", "files", "disk", "starts", "overhead"))
     parser.add_argument("--folder", help="for disk: the mounted file system")
     parser.add_argument("--count", type=int, help="instead of the numbers above")
     parser.add_argument("--out", default=os.path.join(ROOT, "benchmark/torture.jsonl"), help="where results are added")
@@ -345,8 +381,8 @@ def main() -> None:
         if part == "disk":
             result = disk(os.path.abspath(given.folder))
         else:
-            count = given.count or dict(kill=50, nan=1000, files=10000, overhead=80)[part]
-            result = dict(kill=kill, nan=nan, files=files, overhead=overhead)[part](count)
+            count = given.count or dict(kill=50, nan=1000, files=10000, starts=40, overhead=80)[part]
+            result = dict(kill=kill, nan=nan, files=files, starts=starts, overhead=overhead)[part](count)
         record = {"part": part, **stamp(), **result}
         print("\n" + json.dumps(record))
         with open(given.out, "a") as file:

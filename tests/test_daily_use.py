@@ -380,6 +380,17 @@ def test_a_copy_under_another_name_and_a_runs_own_copy(run_script, root, tmp_pat
     assert run.name.startswith("amp_ppo_isaacgym__walk")
 
 
+def test_code_in_an_odd_folder_is_copied_too(root, tmp_path):
+    """Its name is no pattern of names."""
+    home = tmp_path / "amp [1] *"
+    for path in (*root.glob("*.py"), *root.glob("simulators/*.py")):
+        (home / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(path), str(home / path.relative_to(root)))
+    os.symlink(root / "motions", home / "motions")
+    err = start(home, tmp_path, *TINY).communicate()[1]
+    assert {path.name for path in home.glob("*.py")} <= {path.name for path in run_of(tmp_path).glob("*.py")}, err
+
+
 # ---- Numbers ----
 
 

@@ -81,7 +81,7 @@ def read_arrays(path: str, arrays: Dict[str, Any], character: Character) -> Moti
     if "body_pos_w" in arrays:
         fault = "bodies without names, in the order of a simulator; take the motion it was made from"
         raise InputError(f"{path}: a motion of BeyondMimic: {fault}")
-    if "qpos" in arrays:
+    if "qpos" in arrays or "q_pelvis_tx" in arrays:
         raise InputError(f"{path}: a motion of LocoMuJoCo or another of MuJoCo: {NO_BODIES}")
     if not {"body_names", "root_position", "rotations"} & set(arrays):
         raise InputError(f"{path}: an .npz, but no motion that is known here; it holds {', '.join(arrays)[:100]}")

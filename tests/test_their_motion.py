@@ -564,6 +564,7 @@ REFUSED = {
     "GMR": (pickle.dumps({"fps": 30, "root_pos": np.zeros((2, 3)), "dof_pos": np.zeros((2, 29))}), "GMR"),
     "BeyondMimic": (npz(fps=np.array([50]), body_pos_w=np.zeros((2, 30, 3))), "BeyondMimic"),
     "LocoMuJoCo": (npz(qpos=np.zeros((2, 36)), joint_names=np.array(["a"], object)), "LocoMuJoCo"),
+    "LocoMuJoCo, older": (npz(q_pelvis_tx=np.zeros(2), q_hip_flexion_r=np.zeros(2)), "LocoMuJoCo"),
     "another archive": (npz(weights=np.zeros(3)), "weights"),
     "another pickle": (pickle.dumps({"weights": 1}), "weights"),
 }

@@ -581,7 +581,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     checkpoint: what --evaluate or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
-    torch.manual_seed(seed)
+    torch.manual_seed(args.seed)  # of all processes
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # but in updates: the physics wants the other cores
     character = ml.load_character(args.character_file, str(device), KEY_BODIES)
@@ -594,6 +594,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     sim = simulators.make(args.sim, character, copies, args.control_hz, args.substeps, device, cores)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
     agent = Agent(eval_env, args.hidden, args.action_std_log).to(device)
+    torch.manual_seed(seed)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
     if args.evaluate:
         fit_checkpoint(checkpoint, character, policy)
@@ -614,7 +615,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
     # The normalisers start from the clip, as the character does, and so does the policy: PD targets q + kd / kp dq
-    # follow the clip, but for the balance. (Adam's moments of this would make PPO's first steps too large.)
+    # follow the clip, but for the balance. (Adam's moments would make PPO's first steps too large.)
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
     env.reset(seed)
     agent.obs_norm.update(env.obs())
@@ -689,7 +690,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             returns = advantage + value[:-1]
             centre, variance, _ = moments(torch.stack((advantage, returns), -1).view(B, 2))
             agent.return_norm.update(returns.view(B, 1))
-            b_obs = agent.obs_norm(obs_buf.view(B, -1))  # normalised, like the returns
+            b_obs = agent.obs_norm(obs_buf.view(B, -1))
             b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
             b_advantage = ((advantage - centre[0]) / (variance[0].sqrt() + 1e-8)).view(B)
             b_mean = mean_buf.view(B, -1)  # (B, A)
@@ -707,8 +708,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 policy_loss = -torch.minimum(ratio * b_advantage[mb], clipped * b_advantage[mb]).mean()
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
-                nets = (agent.actor, agent.critic)
-                skipped = update(ppo_optimizer, policy_loss + value_loss, nets, args.max_grad_norm)
+                loss = policy_loss + value_loss
+                skipped = update(ppo_optimizer, loss, (agent.actor, agent.critic), args.max_grad_norm)
                 # KL of two Gaussians with the same standard deviation
                 kl = 0.5 * (((new_mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)

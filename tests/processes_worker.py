@@ -14,6 +14,7 @@ import torch.distributed as dist
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import command_line
+import training_run
 from processes import average, gather, join_processes, moments, processes, share
 from training_run import Log
 
@@ -109,9 +110,14 @@ def write(out, content):
             json.dump(content, file)
 
 
+def digest(tensors):
+    return hashlib.sha256(b"".join(x.numpy().tobytes() for x in tensors)).hexdigest()
+
+
 def training(amp, out):
     """main() of the script, with notes."""
-    own = {"evaluations": 0, "replayed": []}
+    own = {"evaluations": 0, "replayed": [], "before sharing": ""}
+    give = training_run.share
     evaluate = amp.evaluate
     sample = amp.ReplayBuffer.sample
 
@@ -123,6 +129,11 @@ def training(amp, out):
         own["replayed"].append(n)
         return sample(self, n)
 
+    def noted_share(*tensors):
+        own["before sharing"] = digest(tensors)
+        give(*tensors)
+
+    training_run.share = noted_share
     amp.evaluate = noted_evaluate
     amp.ReplayBuffer.sample = noted_sample
 
@@ -132,8 +143,8 @@ def training(amp, out):
         print(f"told by {processes().rank}", file=sys.stderr)
         notes = []
         for agent, _, scalars in amp.main(args, checkpoint):
-            digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in agent.state_dict().values())).hexdigest()
-            notes.append(everybodys((digest, scalars["policy/learning_rate"], torch.initial_seed())))
+            found = digest(agent.state_dict().values())
+            notes.append(everybodys((found, scalars["policy/learning_rate"], torch.initial_seed())))
             yield
         write(out, {"errors": errors, "iterations": notes, "own": everybodys(own)})
 

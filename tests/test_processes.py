@@ -66,7 +66,7 @@ def launch_machines(folders, command, restarts, **variables):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
-    meet = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=one-run")
+    meet = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=one run [a]")
     return [launch(folder, command, 1, restarts, meet, **variables) for folder in folders]
 
 
@@ -172,6 +172,8 @@ def test_two_processes_stay_the_same_and_one_of_them_speaks_writes_and_evaluates
         assert (digest, rate) == (other_digest, other_rate)
         assert seed != other_seed
     assert len({digest for (digest, _, _), _ in notes["iterations"]}) == ITERATIONS  # it learns
+    first, second = [own["before sharing"] for own in notes["own"]]
+    assert first == second  # they clone the clip together, with gradients of the same networks
     assert [own["evaluations"] for own in notes["own"]] == [7, 0]
     assert "said by 0" in out and "said by 1" not in out and "told by 0" in err and "told by 1" not in err
     assert out.count("simulator mujoco") == 1 and "2 processes" in out and out.count('"pose_error_m"') == 1
@@ -285,7 +287,7 @@ def test_machines_go_on_together(root, tmp_path, pair):
         _, err = finish(machine)
         assert no_traceback_of_ours(err)
     run = only_run(tmp_path)
-    assert run.name.endswith("__one-run") and len(list(run.glob("args_resumed_*.json"))) == 2
+    assert run.name.endswith("__one run [a]") and len(list(run.glob("args_resumed_*.json"))) == 2
     assert same_end(run, pair[0])
 
 

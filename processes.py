@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from motion_lib import InputError
+from files import InputError, plain
 
 
 class Processes(NamedTuple):
@@ -66,7 +66,7 @@ def join_processes() -> Optional[str]:
     patience = datetime.timedelta(hours=1)  # process 0 evaluates while the others wait
     world = int(env["WORLD_SIZE"])
     dist.init_process_group(backend, timeout=patience, store=store, rank=int(env["RANK"]), world_size=world)
-    launch = env["TORCHELASTIC_RUN_ID"]
+    launch = plain(env["TORCHELASTIC_RUN_ID"]).replace(os.sep, "_")  # as in the folder's name
     if launch == "none" and env["TORCHELASTIC_RESTART_COUNT"] != "0":
         raise InputError("torchrun restarts only runs with a name: --standalone or --rdzv-id; or go on with --resume")
     found = sorted(glob.glob(os.path.join("runs", f"*__{glob.escape(launch)}", "latest.pt")))

@@ -22,6 +22,7 @@ SIMULATORS = sorted(str(path.relative_to(FOLDER)) for path in (FOLDER / "simulat
 ROOMS = ("checkpoints", "command_line", "evaluation", "falls", "files", "guards", "motion_lib", "processes")
 ROOMS += ("training_run",)
 PRODUCT = (*SCRIPTS, *(f"{room}.py" for room in ROOMS), *SIMULATORS)
+DEPLOY = ("deploy/export.py", "deploy/player.py", "deploy/steer.py")
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
 
 # ---- Budgets ----
@@ -77,7 +78,7 @@ def test_no_line_is_longer_than_120_columns(root):
     assert len(names) > 20 and long == []
 
 
-@pytest.mark.parametrize("name", PRODUCT)
+@pytest.mark.parametrize("name", [*PRODUCT, *DEPLOY])
 def test_functions_are_short(root, name):
     limits = {"main": 210}
     long = [found for found in functions(ast.parse(read(root, name))) if found[1] > limits.get(found[0], 45)]
@@ -105,7 +106,7 @@ def test_the_main_loop_is_algorithm(root, script):
     assert steps == list("123456")  # the paper's six
 
 
-@pytest.mark.parametrize("name", [*PRODUCT, "motions/convert.py", "motions/render.py"])
+@pytest.mark.parametrize("name", [*PRODUCT, *DEPLOY, "motions/convert.py", "motions/render.py"])
 def test_the_code_parses_as_python_3_8(root, name):
     ast.parse(read(root, name), feature_version=(3, 8))
 

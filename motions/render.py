@@ -2,11 +2,15 @@
 
     python motions/render.py CLIP.npz OUT.png [--start S] [--seconds S] [--poses N]     # side by side, left to right
     python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif
+    python motions/render.py ROLLOUT.npz OUT.png --compare CLIP.npz    # a cycle of the clip above, the roll-out below
+    python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, side by side
 
 CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written.
-Right limbs are orange, left ones blue; the way through the clip leads to the right, and a film's camera goes along.
-An mp4 has the clip's frame rate, a GIF about ten frames a second. It needs MuJoCo, an OpenGL that draws without a
-screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install imageio[ffmpeg]`.
+Right limbs are orange, left ones blue; compared, the roll-out is blue and the clip orange, right limbs dark, left ones
+light. The way through the clip leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a
+GIF about fifteen frames a second. A clip that is compared is in the roll-out's phase (same_phase), at its place and
+with its heading, so what differs is the pose. It needs MuJoCo, an OpenGL that draws without a screen (EGL or OSMesa;
+the environment variable MUJOCO_GL picks one), and for films `pip install imageio[ffmpeg]`.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -23,7 +27,7 @@ import sys
 import tempfile
 import warnings
 import xml.etree.ElementTree as ET
-from typing import Iterator, Tuple
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -32,6 +36,7 @@ from torch import Tensor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as ml
+from evaluation import reference_poses, relative_positions
 from motion_lib import Character, Clip, InputError
 
 Poses = Tuple[Tensor, Tensor]  # world position (T, J, 3) [m] and rotation (T, J, 4) xyzw of every body
@@ -39,22 +44,32 @@ Pictures = Iterator[np.ndarray]  # each (H, W, 3) uint8
 Size = Tuple[int, int]  # width and height of a picture [pixels]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SIZES = {".png": (1200, 400), ".mp4": (640, 360), ".gif": (320, 180)}
-COLOURS = {"right": "0.90 0.50 0.20 1", "left": "0.25 0.47 0.72 1", "": "0.78 0.79 0.82 1"}
+SIZES = {".png": (1200, 400), ".mp4": (960, 540), ".gif": (480, 270)}
+COLOURS = {  # of right limbs, left limbs and trunk
+    "one": ("0.90 0.50 0.20 1", "0.25 0.47 0.72 1", "0.78 0.79 0.82 1"),
+    "policy": ("0.14 0.28 0.50 1", "0.58 0.76 0.94 1", "0.29 0.48 0.74 1"),
+    "clip": ("0.62 0.34 0.07 1", "0.98 0.80 0.46 1", "0.93 0.58 0.20 1"),
+}
+WHITE = 'builtin="flat" rgb1="1 1 1" rgb2="1 1 1" width="16" height="96"'
+SKY = 'builtin="gradient" rgb1="0.42 0.62 0.86" rgb2="0.93 0.96 0.99" width="256" height="1536"'
+CELLS = 4  # time steps of a compared clip in a frame of the roll-out; its pace is from 1/2 to 2, see same_phase
 # Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves no perspective to speak
 # of. `floor`: half its lengths along X and Y [m], and a spacing that does not show. Fine shadows and edges take time.
-STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=8192, offsamples=16)
-FILM = dict(azimuth=120, elevation=-12, fovy=30, floor="60 60 1", shadowsize=2048, offsamples=4)
+STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=8192, offsamples=16, sky=WHITE)
+FILM = dict(azimuth=120, elevation=-12, fovy=30, floor="60 60 1", shadowsize=2048, offsamples=4, sky=SKY)
+FILM_OF_TWO = dict(FILM, azimuth=140)  # more from the front, so that none hides the other
+BESIDE = 1.1  # of the clip, to the left of the roll-out in a film [m]
 SCENE = """<mujoco>
   <statistic center="0 0 0.8" extent="4"/>
   <visual>
     <global offwidth="{width}" offheight="{height}" fovy="{fovy}"/>
     <quality shadowsize="{shadowsize}" offsamples="{offsamples}"/>
     <headlight ambient="0.48 0.48 0.48" diffuse="0.30 0.30 0.30" specular="0 0 0"/>
-    <map znear="0.5" zfar="40"/>
+    <map znear="0.5" zfar="40" haze="0.6"/>
+    <rgba haze="0.93 0.96 0.99 1"/>
   </visual>
   <asset>
-    <texture type="skybox" builtin="flat" rgb1="1 1 1" rgb2="1 1 1" width="16" height="96"/>
+    <texture type="skybox" {sky}/>
     <texture name="floor" type="2d" builtin="checker" rgb1=".97 .97 .97" rgb2=".87 .88 .90" width="512" height="512"/>
     <material name="floor" texture="floor" texrepeat="1 1" texuniform="true" specular="0" shininess="0"/>
   </asset>
@@ -94,6 +109,44 @@ def poses_of(clip: Clip, character: Character, first: int, last: int, count: int
     return ml.forward_kinematics(character, ml.quat_rotate(turn, root), rotations)
 
 
+def same_phase(motions: ml.MotionLib, poses: Tensor, fps: float) -> Tensor:
+    """When the one clip of `motions` is in the phase of poses (T, J-1, 3) [m] at `fps` frames a second -> (T,) [s].
+
+    This is the pose error's warping path, made steady: cheapest in the same distances (evaluation.relative_positions),
+    it starts anywhere in the clip, and goes through it at half to twice its pace; a clip that ends holds its end."""
+    loop, length = bool(motions.loop[0]), float(motions.length[0])
+    count = max(round(length * fps * CELLS), 1)
+    times = torch.arange(count if loop else count + 1) * (length / count)  # of the cells, K of them
+    reference = reference_poses(motions, torch.zeros_like(times, dtype=torch.long), times)  # (K, J-1, 3)
+    steps = [*range(CELLS // 2, 2 * CELLS + 1)] + ([] if loop else [0])  # cells that a frame may advance
+    came = torch.zeros(len(poses), len(times), dtype=torch.long)  # by which of the steps the best path comes to a cell
+    total = torch.zeros(len(times))  # cost of the best path to each cell [m]
+    for t, pose in enumerate(poses):
+        if t:
+            ways = torch.stack([total.roll(n) + 0.002 * abs(n / CELLS - 1.0) for n in steps])  # an even pace, if equal
+            for way, n in zip(ways, [] if loop else steps):
+                way[: n if n else -1] = math.inf  # no way around; only the end is held
+            total, came[t] = ways.min(0)
+        total = total + (reference - pose).norm(dim=-1).mean(-1)
+    cell = int(total.argmin())
+    path = torch.zeros(len(poses), 1, dtype=torch.double)
+    for t in range(len(poses) - 1, 0, -1):
+        path[t] = steps[int(came[t, cell])]
+        cell = (cell - int(path[t])) % len(times)
+    path = smooth((cell + path.cumsum(0)).numpy() * (length / count), 3)[:, 0]
+    return torch.as_tensor(path if loop else path.clip(0.0, length)).float()
+
+
+def poses_beside(motions: ml.MotionLib, poses: Poses, fps: float, way: float) -> Poses:
+    """The clip in the phase of a roll-out's poses, at its places and headings, but `way` to the left of its way [m]."""
+    time = same_phase(motions, relative_positions(poses[0], poses[1][:, 0]), fps)
+    state = motions.state(torch.zeros_like(time, dtype=torch.long), time)
+    turn = ml.quat_from_yaw(ml.heading(poses[1][:, 0]) - ml.heading(state.rotations[:, 0]))
+    place = torch.cat((poses[0][:, 0, :2] + torch.tensor([0.0, way]), state.root_position[:, 2:]), 1)
+    rotations = torch.cat((ml.quat_multiply(turn, state.rotations[:, 0])[:, None], state.rotations[:, 1:]), 1)
+    return ml.forward_kinematics(motions.character, place, rotations)
+
+
 def top_of(position: Tensor) -> float:
     """Height [m] of what poses (T, J, 3) [m] take up: the highest body and a head above it."""
     return max(float(position[..., 2].max()) + 0.3, 1.2)
@@ -117,12 +170,13 @@ def smooth(path: np.ndarray, reach: int) -> np.ndarray:
     return np.stack([np.convolve(column, weight / weight.sum(), "valid") for column in path.T], -1)
 
 
-def figure(character: Character) -> str:
-    """MJCF of one character whose bodies stand wherever they are put, with the geoms of the character's file."""
+def figure(character: Character, who: str) -> str:
+    """MJCF of one character in the colours `who` (see COLOURS), whose bodies stand wherever they are put."""
+    right, left, trunk = COLOURS[who]
     source = {body.get("name"): body.findall("geom") for body in ET.parse(character.path).iter("body")}
     lines = []
     for name in character.body_names:
-        colour = COLOURS.get(name.split("_")[0], COLOURS[""])
+        colour = {"right": right, "left": left}.get(name.split("_")[0], trunk)
         lines.append('<body mocap="true">')
         for geom in source[name]:
             shape = {key: geom.get(key) for key in ("type", "size", "pos", "fromto") if geom.get(key)}
@@ -134,15 +188,17 @@ def figure(character: Character) -> str:
 class Stage:
     """N figures, light, floor and camera: built once, drawn in any poses. Raises InputError without OpenGL."""
 
-    def __init__(self, character: Character, count: int, look: dict, tall: float, size: Size) -> None:
-        """`look` is STRIP or FILM, `tall` the height of what is seen at the focus [m]."""
+    def __init__(self, character: Character, who: Sequence[str], look: dict, tall: float, size: Size) -> None:
+        """who: colours of each figure; `look` is STRIP or FILM, `tall` the height of what is seen at the focus [m]."""
         if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):  # MuJoCo's own choice needs a screen
             os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
-        xml = SCENE.format(figures=figure(character) * count, width=size[0], height=size[1], **look)
+        figures = "".join(figure(character, name) for name in who)
+        xml = SCENE.format(figures=figures, width=size[0], height=size[1], **look)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
                 import mujoco  # reads MUJOCO_GL
+                import PIL.Image  # comes with TensorBoard
 
                 self.model = mujoco.MjModel.from_xml_string(xml)
                 self.renderer = mujoco.Renderer(self.model, size[1], size[0])
@@ -153,7 +209,9 @@ class Stage:
             advice = "on Debian or Ubuntu: apt-get install libosmesa6, then set MUJOCO_GL=osmesa"
             raise InputError(f"no OpenGL to draw without a screen ({fault}); {advice}") from error
         self.mujoco = mujoco
+        self.image = PIL.Image
         self.data = mujoco.MjData(self.model)
+        self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_HAZE] = look is not STRIP
         self.camera = mujoco.MjvCamera()
         self.camera.azimuth = look["azimuth"]
         self.camera.elevation = look["elevation"]
@@ -171,32 +229,59 @@ class Stage:
         return self.renderer.render()
 
 
-def strip(character: Character, poses: Poses, size: Size) -> bytes:
-    """Poses in a row, seen from the right, as PNG."""
-    from PIL import Image  # comes with TensorBoard
+def write_on(image: Any, lines: Sequence[Tuple[str, str]]) -> None:
+    """Write lines (text, colours as in COLOURS) into the upper left corner of a picture of PIL."""
+    from PIL import ImageDraw, ImageFont
 
-    position, row = in_a_row(poses[0])
+    height = max(image.size[1] // 22, 11)
+    font = ImageFont.load_default(height)
+    for n, (text, who) in enumerate(lines):
+        colour = (40, 44, 52) if who == "one" else tuple(int(200 * float(x)) for x in COLOURS[who][2].split()[:3])
+        ImageDraw.Draw(image).text((height, (0.7 + 1.35 * n) * height), text, colour, font)
+
+
+def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size) -> bytes:
+    """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above."""
+    rows = [("one", poses)] if not other else [("clip", other), ("policy", poses)]
+    position, row = in_a_row(torch.cat([p for _, (p, _) in rows], 1))  # (T, 1 or 2 J, 3), so in one scale
+    size = (size[0], size[1] // len(rows))
     top = top_of(position)
     wide = max(row, (top + 0.44) * size[0] / size[1])  # as wide as the row, and as high as the tallest pose [m]
     twice = (2 * size[0], 2 * size[1])  # for smooth edges
-    stage = Stage(character, len(position), STRIP, wide * size[1] / size[0], twice)
-    with stage.renderer:
-        picture = stage.draw(position, poses[1], np.array([0, 0, 0.5 * top]))
+    pictures = []
+    for (who, (_, rotation)), place in zip(rows, position.chunk(len(rows), 1)):
+        stage = Stage(character, [who] * len(place), STRIP, wide * size[1] / size[0], twice)
+        with stage.renderer:
+            picture = stage.draw(place, rotation, np.array([0, 0, 0.5 * top]))
+        image = stage.image.fromarray(picture).resize(size, stage.image.LANCZOS)
+        write_on(image, [(who, who)] if other else [])
+        pictures.append(np.asarray(image))
     file = io.BytesIO()
-    Image.fromarray(picture).resize(size, Image.LANCZOS).save(file, "png", optimize=True)
+    stage.image.fromarray(np.concatenate(pictures)).save(file, "png", optimize=True)
     return file.getvalue()
 
 
-def film(character: Character, poses: Poses, fps: float, size: Size, every: int = 1) -> Pictures:
-    """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly."""
-    position, rotation = poses
+def film(
+    character: Character, poses: Poses, other: Optional[Poses], fps: float, size: Size, every: int = 1
+) -> Pictures:
+    """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly.
+
+    Time and speed stand in the picture. The other's poses, if there are any, are of a second figure."""
+    everyone = [poses] + ([other] if other else [])
+    position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
+    who = ["policy", "clip"] if other else ["one"]
     top = top_of(position)
-    focus = np.full((len(position), 3), 0.5 * top)
-    focus[:, :2] = smooth(position[:, 0, :2].double().numpy(), round(0.5 * fps))  # over half a second to either side
-    stage = Stage(character, 1, FILM, top + 0.44, size)
+    middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
+    focus = np.full((len(position), 3), 0.45 * top)
+    focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
+    speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
+    stage = Stage(character, who, FILM_OF_TWO if other else FILM, top + 0.9, size)
     with stage.renderer:
         for t in range(0, len(position), every):
-            yield stage.draw(position[t], rotation[t], focus[t])
+            image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t]))
+            lines = [(name, name) for name in who if other]
+            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s", "one")])
+            yield np.asarray(image)
 
 
 def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
@@ -232,10 +317,15 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("clip", help="clip file (.npz)")
     add("out", help="file to write: .png is a strip, .mp4 and .gif are films")
+    add("--compare", metavar="CLIP", help="the clip that a roll-out imitates: above it in a strip, beside it in a film")
     add("--start", type=float, default=0.0, help="first pose [s] (default 0)")
-    add("--seconds", type=float, help="time from the first to the last pose [s] (default: strip 1.2, film all)")
+    add(
+        "--seconds",
+        type=float,
+        help="from first to last pose [s] (default: strip 1.2, or the compared clip's length; film all)",
+    )
     add("--poses", type=int, default=7, help="how many a strip has (default 7); a film has every frame")
-    sizes = "strip 1200 400, mp4 640 360, gif 320 180"
+    sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif 480 270"
     add("--size", type=int, nargs=2, metavar=("W", "H"), help=f"of the picture [pixels] (default: {sizes})")
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     args = parser.parse_args()
@@ -244,11 +334,9 @@ def parse() -> argparse.Namespace:
         raise InputError(f"{args.out}: expected a name that ends in .png (a strip), .mp4 or .gif (a film)")
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
         raise InputError(f"{args.out}: there is no such folder")
-    if args.seconds is None:
-        args.seconds = 1.2 if args.ending == ".png" else math.inf
-    if not 1 <= args.poses <= 100 or not args.seconds > 0:
+    if not 1 <= args.poses <= 100 or not (args.seconds is None or args.seconds > 0):
         raise InputError("--seconds has to be positive, --poses from 1 to 100")
-    args.size = tuple(args.size or SIZES[args.ending])
+    args.size = tuple(args.size or ((1200, 640) if args.compare and args.ending == ".png" else SIZES[args.ending]))
     if not all(16 <= side <= 4096 for side in args.size):
         raise InputError("--size: expected a width and a height from 16 to 4096")
     if args.ending == ".mp4" and any(side % 2 for side in args.size):
@@ -261,14 +349,22 @@ def main() -> None:
         args = parse()
         character = ml.load_character(args.character_file)
         clip = ml.load_clip(args.clip, character.body_names)
-        first, last = window(clip, args.start, args.seconds)
-        count = args.poses if args.ending == ".png" else last - first + 1
-        poses = poses_of(clip, character, first, last, count)
-        if args.ending == ".png":
-            data = strip(character, poses, args.size)
+        still = args.ending == ".png"
+        motions = ml.MotionLib(args.compare, character) if args.compare else None
+        if motions and len(motions.files) > 1:
+            raise InputError(f"--compare {args.compare}: expected one clip, not {len(motions.files)}")
+        cycle = float(motions.length[0]) if motions else 1.2
+        seconds = args.seconds or (cycle if still else math.inf)
+        first, last = window(clip, args.start, seconds)
+        poses = poses_of(clip, character, first, last, last - first + 1)
+        other = poses_beside(motions, poses, clip.fps, 0.0 if still else BESIDE) if motions else None
+        if still:
+            shown = np.linspace(0, last - first, args.poses).round().astype(int)
+            poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
+            data = strip(character, poses, other, args.size)
         else:
-            every = max(round(clip.fps / 10), 1) if args.ending == ".gif" else 1
-            pictures = film(character, poses, clip.fps, args.size, every)
+            every = max(round(clip.fps / 15), 1) if args.ending == ".gif" else 1
+            pictures = film(character, poses, other, clip.fps, args.size, every)
             data = film_of(pictures, clip.fps / every, args.size, args.ending)
         ml.write_file(args.out, data)
     except InputError as error:

@@ -1,5 +1,6 @@
 """motions/render.py: strips and films of real clips, read back; what it says when something is missing."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import motion_lib as ml
+from evaluation import reference_poses
 from motions import render
 
 SMALL = ("--size", 160, 90)
@@ -54,9 +56,9 @@ def draw(opengl, tmp_path):
 
 
 def limbs(picture):
-    """Which pixels are orange, and which are blue: (H, W) bool each."""
+    """Which pixels are orange, and which are blue, but not the sky: (H, W) bool each."""
     red, blue = picture[..., 0], picture[..., 2]
-    return red - blue > 60, blue - red > 60
+    return red - blue > 60, (blue - red > 45) & (red < 95)
 
 
 def turned(path, write_clip, degrees, x, y):
@@ -121,6 +123,77 @@ def test_the_camera_keeps_a_steady_pace_and_drops_the_sway(frames):
     assert np.array_equal(render.smooth(path, 0), path)
 
 
+# ---- Comparing ----
+
+
+def poses_at(motions, times):
+    return reference_poses(motions, torch.zeros(len(times), dtype=torch.long), times)
+
+
+@pytest.mark.parametrize("pace", [0.8, 1.0, 1.25])
+def test_the_clip_is_in_the_phase_of_what_imitates_it(walk, pace):
+    """A walk from .5 s on at another pace: the clip's time goes on with it, through every seam."""
+    times = 0.5 + pace * torch.arange(120) / 30.0
+    found = render.same_phase(walk, poses_at(walk, times), 30.0)
+    assert found.shape == (120,) and (found.diff() > 0).all()
+    apart = found - times
+    assert (apart - apart.mean()).abs().max() < 0.02 and abs(math.remainder(apart.mean(), walk.length[0])) < 0.01
+
+
+def test_the_clip_neither_stands_nor_leaps(walk):
+    """Whatever the character does, here it stops: from half the clip's pace to twice of it."""
+    found = render.same_phase(walk, poses_at(walk, torch.full((60,), 0.4)), 30.0)
+    assert 0.49 / 30 < float(found.diff().min()) and float(found.diff().max()) < 2.01 / 30
+
+
+def test_a_clip_that_ends_holds_its_end(root, character):
+    kick = ml.MotionLib(str(root / "motions/kick.npz"), character)
+    times = 0.5 + torch.arange(60) / 30.0  # .93 s more than there are
+    found = render.same_phase(kick, poses_at(kick, times), 30.0)
+    assert (found - times.clamp_max(kick.length[0])).abs().max() < 0.07
+    assert float(found[-1]) == pytest.approx(float(kick.length[0])) and (found.diff() >= 0).all()
+    assert len(render.same_phase(kick, poses_at(kick, times[:2]), 30.0)) == 2
+
+
+def test_the_compared_clip_is_beside_the_roll_out_and_faces_its_way(walk, character):
+    """Of one motion in two places nothing but the place differs; it has its own height."""
+    clip = ml.load_clip(walk.files[0], character.body_names)
+    clip = clip._replace(root_position=clip.root_position + [7.0, 3.0, 0.2])
+    poses = render.poses_of(clip, character, 0, 38, 39)
+    other = render.poses_beside(walk, poses, clip.fps, 1.1)
+    apart = other[0] - poses[0]
+    assert (apart - torch.tensor([0.0, 1.1, -0.2])).norm(dim=-1).mean() < 0.01
+    assert torch.allclose(ml.heading(other[1][:, 0]), ml.heading(poses[1][:, 0]), atol=1e-5)
+
+
+def hues(picture):
+    """Shares of the pixels that are the clip's orange and brown, and the roll-out's dark blue."""
+    red, blue = picture[..., 0], picture[..., 2]
+    return [float(mask.mean()) for mask in (red - blue > 60, (blue - red > 45) & (red < 60))]
+
+
+def test_strip_of_two(draw, root):
+    """The clip above, the roll-out below; a cycle, so that the last poses are the first."""
+    walk = root / "motions/walk.npz"
+    (picture,), _ = draw(walk, "two.png", "--compare", walk, "--poses", 3, "--size", 300, 200)
+    assert picture.shape == (200, 300, 3)
+    upper, lower = hues(picture[:100]), hues(picture[100:])
+    assert upper[0] > 0.02 and upper[1] == 0.0 and lower[0] == 0.0 and lower[1] > 0.01
+
+
+def test_film_of_two(draw, root):
+    """The clip is to the left of the roll-out, so at the right in a picture from the front; none hides the other."""
+    walk = root / "motions/walk.npz"
+    pictures, _ = draw(walk, "two.mp4", "--compare", walk, "--seconds", 0.5, "--size", 320, 180)
+    assert pictures.shape == (16, 180, 320, 3)
+    for picture in pictures:
+        picture = picture[50:]  # below the text
+        red, blue = picture[..., 0], picture[..., 2]
+        orange, dark = red - blue > 60, (blue - red > 45) & (red < 60)
+        assert dark.nonzero()[1].mean() + 30 < orange.nonzero()[1].mean()
+        assert orange.nonzero()[1].max() < 310 and dark.nonzero()[1].min() > 10
+
+
 # ---- Strips ----
 
 
@@ -166,7 +239,8 @@ def test_film(draw, root):
         rows = [row.nonzero()[0] for row in mask]
         assert 60 < min(columns) and max(columns) < 100
         assert 5 < min(map(np.min, rows)) and max(map(np.max, rows)) < 85
-    assert pictures[:, :5].min() > 240
+    sky = pictures[:, :5, 60:].mean((0, 1, 2))
+    assert sky[2] > sky[0] + 30 and pictures[0, 2, 3:40].min() > 80  # blue; no text so far up
     steps = np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3))  # on the floor, beside the character
     assert 0.3 < steps.min() and steps.max() < 3 * np.median(steps)
     assert np.abs(np.diff(pictures[:, 20:70, 60:100], axis=0)).mean((1, 2, 3)).min() > 0.5
@@ -174,7 +248,7 @@ def test_film(draw, root):
 
 def test_who_stands_still_is_filmed_in_front_of_a_floor_that_does(draw, write_clip):
     pictures, _ = draw(write_clip(frames=5), "film.mp4", *SMALL)
-    assert pictures.shape == (5, 90, 160, 3) and np.abs(np.diff(pictures, axis=0)).mean() < 0.1
+    assert pictures.shape == (5, 90, 160, 3) and np.abs(np.diff(pictures, axis=0))[:, 30:].mean() < 0.1
     assert all(mask.any() for mask in limbs(pictures))
 
 
@@ -184,9 +258,9 @@ def test_part_of_a_clip_at_its_own_rate(draw, write_clip):
 
 
 def test_gif(draw, root):
-    """About ten frames a second: every third one at 30."""
+    """About fifteen frames a second: every second one at 30."""
     pictures, about = draw(root / "motions/walk.npz", "film.gif", *SMALL)
-    assert pictures.shape == (13, 90, 160, 3) and about["duration"] == 100 and about["loop"] == 0
+    assert pictures.shape == (20, 90, 160, 3) and about["duration"] in (60, 70) and about["loop"] == 0
     assert all(mask.any() for mask in limbs(pictures))
     assert np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3)).min() > 1.0
 
@@ -214,6 +288,8 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("strip.png", ("--size", 8, 300), "from 16 to 4096"),
         ("film.mp4", ("--size", 161, 90), "have to be even"),
         ("film.gif", ("--character-file", "nothing.xml"), "nothing.xml"),
+        ("film.gif", ("--compare", "nothing.npz"), "nothing.npz: no such motion file"),
+        ("strip.png", ("--compare", render.HERE), "expected one clip, not 20"),
     ],
 )
 def test_bad_options_end_with_one_line(run_script, root, tmp_path, name, options, words):

@@ -117,7 +117,7 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
     own = os.path.isdir(path)
     path = os.path.join(path, "latest.pt") if own else path
     if not os.path.isfile(path):
-        raise InputError(f"{path!r}: no such file; a run that was stopped before its first save has to start anew")
+        raise InputError(f"{path!r}: no such file; a run stopped before its first save has to be started anew")
     version = [int(x) for x in torch.__version__.split("+")[0].split(".")[:2]]
     if version < [2, 6] and not own and "AMP_TRUST_CHECKPOINTS" not in os.environ:
         danger = "with this old PyTorch a foreign checkpoint can execute code (CVE-2025-32434)"

@@ -124,7 +124,7 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     for name, value in checkpoint["args"].items():
         if name not in types or not _is_a(value, types[name]):
-            odd = [str(x)[:50] if isinstance(x, (str, float)) else f"a {type(x).__name__}" for x in (name, value)]
+            odd = [str(x)[:50] if isinstance(x, (str, float, int)) else f"a {type(x).__name__}" for x in (name, value)]
             raise InputError(f"the checkpoint is of another version of this script: option {' is '.join(odd)}")
         option = f"--{name.replace('_', '-')}"
         if evaluate and option in ("--motion-file", "--character-file") and not typed(option, argv):

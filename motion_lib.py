@@ -140,7 +140,7 @@ def _hull(geom: ET.Element) -> List[Tuple[List[float], float]]:
 def _check_body(path: str, body: ET.Element) -> None:
     """Raise InputError if a body has joints or a frame that forward kinematics does not know."""
     joints = body.findall("joint")
-    plain = set(body.keys()) <= {"name", "pos"}
+    plain = bool(body.get("name")) and set(body.keys()) <= {"name", "pos"}
     hinges = all(joint.get("type") == "hinge" and joint.get("pos") is None for joint in joints)
     axes = [_floats(joint.get("axis")) for joint in joints]
     if not plain or not hinges or (len(joints) > 1 and axes != np.eye(3).tolist()):

@@ -55,12 +55,14 @@ def _warp(simulated: Tensor, reference: Tensor, any_start: bool) -> Iterator[Ten
         return F.pad(x[:, :-1], (1, 0), value=math.inf)
 
     columns = reference.shape[1]
+    by_body = reference.transpose(1, 2).contiguous()  # (E, J-1, R, 3)
     column = torch.arange(columns, device=reference.device)
     start = columns if any_start else 1  # in how many columns a path may start
-    # sum of the costs, and length, of the best path to the cells of one row (one simulated frame)
+    # sum and number of the costs of the best path to each cell of a row (one simulated frame)
     total, length = torch.full((2, len(simulated), columns), math.inf, dtype=torch.float64, device=reference.device)
     for i in range(simulated.shape[1]):
-        cost = (simulated[:, i, None] - reference).norm(dim=-1).mean(-1).double()  # (E, R)
+        distance = torch.cdist(simulated[:, i, :, None], by_body, compute_mode="donot_use_mm_for_euclid_dist")
+        cost = distance[:, :, 0].mean(1).double()  # (E, R)
         # a path enters the row at some column k, from above or diagonally, and goes along it: cost sums from k on
         diagonal = shift(total)
         count = shift(length)
@@ -101,9 +103,7 @@ def pose_error(
 
 
 def mean_over_episodes(bodies: Tensor, steps: Tensor) -> Tensor:
-    """Mean of distances (E, T, J-1) over the episodes that still live at a frame, steps (E,).
-
-    -> (T, J-1), NaN where none does"""
+    """Mean of distances (E, T, J-1) over episodes that live at a frame, steps (E,): (T, J-1), NaN where none does."""
     lived = (torch.arange(bodies.shape[1], device=steps.device) < steps[:, None])[..., None]  # (E, T, 1)
     return (bodies.nan_to_num() * lived).sum(0) / lived.sum(0)
 

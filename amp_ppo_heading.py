@@ -14,7 +14,7 @@ larger is their style reward, which PPO maximises together with a task reward:
 
 What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), PD targets around the clip's
 mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence, a policy that is
-cloned from the clip at the start, noise on what the discriminator learns from, action noise that falls in the end.
+cloned from the clip at the start; see --clone-updates, --disc-noise and --anneal.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
 A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in other files.
@@ -113,7 +113,7 @@ class Training:
     target_kl: float = 0.03
     """mean KL divergence of an update, to which the policy's learning rate is steered"""
     anneal: float = 0.5
-    """last share of the training, over which the action noise falls to 1 / e"""
+    """last share of the training, over which action noise or, for the heading, target_kl falls"""
     critic_learning_rate: float = 5e-4
     """the critic's"""
     clip_coef: float = 0.2
@@ -557,7 +557,8 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
     errors = evaluation.nearest_clips(env.motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
-    metrics.update(errors[0], task_return=float((sums["task_reward"] / env.episode_steps).mean()))  # 1 is the best
+    metrics.update(errors[0])
+    metrics["task_return"] = float((sums["task_reward"] / env.episode_steps).mean())  # 1 is the best
     return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
 
 
@@ -634,9 +635,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     obs = env.obs()
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
-        # 1. Collect transitions with the current policy, whose noise falls in the end, and store them.
+        # 1. Collect transitions with the current policy, and store them.
         left = min((1.0 - iteration / run.iterations) / args.anneal, 1.0) if args.anneal else 1.0
-        agent.action_std = math.exp(args.action_std_log - 1.0 + left)
         torch.set_num_threads(1)
         steps = []
         with torch.no_grad():
@@ -716,7 +716,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
         # The learning rate follows the KL divergence.
-        kl_ratio = scalars["policy/kl"] / args.target_kl
+        kl_ratio = scalars["policy/kl"] / (args.target_kl * max(left, 0.05))
         factor = 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
         actor_group = ppo_optimizer.param_groups[0]
         actor_group["lr"] = min(max(actor_group["lr"] * factor, 1e-6), 1e-2)

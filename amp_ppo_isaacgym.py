@@ -14,7 +14,7 @@ larger is their style reward, which PPO maximises together with a task reward:
 
 What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), PD targets around the clip's
 mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence, a policy that is
-cloned from the clip at the start, noise on what the discriminator learns from, action noise that falls in the end.
+cloned from the clip at the start; see --clone-updates, --disc-noise and --anneal.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
 A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in other files.
@@ -103,7 +103,7 @@ class Training:
     target_kl: float = 0.03
     """mean KL divergence of an update, to which the policy's learning rate is steered"""
     anneal: float = 0.5
-    """last share of the training, over which the action noise falls to 1 / e"""
+    """last share of the training, over which action noise or, for the heading, target_kl falls"""
     critic_learning_rate: float = 5e-4
     """the critic's"""
     clip_coef: float = 0.2
@@ -510,7 +510,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
     errors = evaluation.episode_error(env.motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
-    metrics["pose_error_m"] = errors[0]
+    metrics.update(errors[0])
     return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
 
 
@@ -574,9 +574,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     obs = env.obs()
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
-        # 1. Collect transitions with the current policy, whose noise falls in the end, and store them.
+        # 1. Collect transitions with the current policy, and store them.
         left = min((1.0 - iteration / run.iterations) / args.anneal, 1.0) if args.anneal else 1.0
-        agent.action_std = math.exp(args.action_std_log - 1.0 + left)
+        agent.action_std = math.exp(args.action_std_log - 1.0 + left)  # falls in the end
         torch.set_num_threads(1)
         steps = []
         with torch.no_grad():

@@ -110,7 +110,7 @@ def mean_over_episodes(bodies: Tensor, steps: Tensor) -> Tensor:
 
 def episode_error(
     motions: ml.MotionLib, poses: Tensor, steps: Tensor, limit: Tensor, clip: Tensor, start: Tensor, dt: float
-) -> Tuple[float, Tensor]:
+) -> Tuple[Dict[str, float], Tensor]:
     """Mean pose error [m] of episodes that imitate clips (E,) from times start (E,) [s] on.
 
     poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of limit (E,) control steps of dt [s]
@@ -118,7 +118,7 @@ def episode_error(
     # the reference is one and a half times as long as the episode, so that a slow character can be matched, too
     times = start[:, None] + dt * torch.arange(1, int(1.5 * poses.shape[1]) + 1, device=poses.device)  # (E, R) [s]
     error, bodies = pose_error(poses, reference_poses(motions, clip[:, None].expand(times.shape), times), steps, limit)
-    return float(error.mean()), mean_over_episodes(bodies, steps)
+    return {"pose_error_m": float(error.mean())}, mean_over_episodes(bodies, steps)
 
 
 def nearest_clips(

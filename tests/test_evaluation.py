@@ -165,15 +165,16 @@ def test_episode_error_of_the_clips_themselves(all_motions):
         times = start[:, None] + dt * (1 + pace * torch.arange(30))
         return evaluation.reference_poses(all_motions, clip[:, None].expand(3, 30), times)
 
-    mean, bodies = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip, start, dt)
-    assert mean == pytest.approx(0.0, abs=1e-6) and bodies.shape == (30, 14) and bodies.max() < 1e-5
+    figures, bodies = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip, start, dt)
+    assert figures == {"pose_error_m": pytest.approx(0.0, abs=1e-6)}
+    assert bodies.shape == (30, 14) and bodies.max() < 1e-5
     fell = torch.tensor([30, 15, 30])
-    mean, _ = evaluation.episode_error(all_motions, poses(1.0), fell, limit, clip, start, dt)
-    assert mean == pytest.approx(0.5 / 3, abs=1e-6)
-    mean, _ = evaluation.episode_error(all_motions, poses(1.4), limit, limit, clip, start, dt)
-    assert 0.001 < mean < 0.03
-    mean, _ = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip.flip(0), start, dt)  # other clips
-    assert mean > 0.1
+    figures, _ = evaluation.episode_error(all_motions, poses(1.0), fell, limit, clip, start, dt)
+    assert figures["pose_error_m"] == pytest.approx(0.5 / 3, abs=1e-6)
+    figures, _ = evaluation.episode_error(all_motions, poses(1.4), limit, limit, clip, start, dt)
+    assert 0.001 < figures["pose_error_m"] < 0.03
+    figures, _ = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip.flip(0), start, dt)  # other clips
+    assert figures["pose_error_m"] > 0.1
 
 
 # ---- Nearest clips ---------------------------------------------------------------------------------------------------

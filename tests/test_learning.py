@@ -591,6 +591,15 @@ def test_the_action_noise_falls_towards_the_end(train):
         assert seen == pytest.approx([math.exp(-2 - x) for x in fallen])
 
 
+def test_in_the_heading_task_the_target_of_the_kl_divergence_falls_instead(train):
+    """After the first of four iterations it is down to 3/4 with --anneal 1; with 0.5 it is still as it was."""
+    kl = next(train(heading))[2]["policy/kl"]
+    for anneal, rate in ((0.0, 3e-4), (0.5, 3e-4), (1.0, 3e-4 / 1.2)):  # kl / target is 1.2, and then 1.6
+        training = train(heading, target_kl=kl / 1.2, anneal=anneal)
+        seen = [(log["policy/learning_rate"], float(agent.action_std)) for agent, _, log in training]
+        assert seen[0][0] == pytest.approx(rate) and {std for _, std in seen} == {math.exp(-2.5)}
+
+
 @pytest.mark.parametrize("option, layers", [("logit_reg", (4,)), ("disc_weight_decay", (0, 2, 4))])
 def test_regularisers_shrink_weights(train, option, layers):
     """If all else is negligible, every weight comes nearer to zero by the learning rate with each of the updates."""

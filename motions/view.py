@@ -1,12 +1,14 @@
 """Look at motion clips in a browser: on a page on localhost, or in one HTML file that needs neither server nor network.
 
+    python motions/view.py                                              # the trained walk beside its clip
     python motions/view.py FILE [FILE ...]                              # side by side
-    python motions/view.py ROLLOUT.npz CLIP.npz --layout overlay        # from the same place, heading and phase
+    python motions/view.py ROLLOUT.npz CLIP.npz --layout beside         # in the same phase, step by step; also pinned
     python motions/view.py ROLLOUT.npz CLIP.npz --html walk.html        # to send to a colleague
 
 FILE is a clip, a folder of clips, or a dataset file (JSON). It needs `pip install -r requirements-motions.txt`.
 A policy with live physics, steered by keys: deploy/steer.py.
-Bodies that touch the ground turn red; the line on the ground is the root's path.
+Right limbs are dark, left ones light. Bodies that touch the ground turn red; the line on the ground is the root's path.
+Keys: space plays and pauses, N and B go a frame on and back, V looks from the right.
 Bad input ends with one line that says what is wrong, and exit code 2.
 
 Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the
@@ -36,10 +38,12 @@ from torch import Tensor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as ml
-from evaluation import reference_poses, relative_positions
+from evaluation import relative_positions
 from motion_lib import Character, InputError
+from motions.render import same_phase
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
 RED = (214, 69, 65)
@@ -47,10 +51,12 @@ RED = (214, 69, 65)
 COLOURS = [(74, 122, 178), (231, 150, 62), (98, 155, 98), (140, 105, 170), (150, 150, 155), (178, 132, 84)]
 LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that slow motion is smooth
 FILE_RATE = 60.0  # frames per second in a file, at most
+STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
 LAYOUTS = {
     "side": "side by side, each file as it begins",
-    "overlay": "all start at the place and with the heading of the first file, loops in the phase that fits it best",
+    "overlay": "all start at the place and with the heading of the first file, and are in its phase at all times",
     "pinned": "overlay, with the place and heading of the first file at all times: differences of pose alone",
+    "beside": "pinned, but side by side",
 }
 
 
@@ -66,11 +72,13 @@ class Take(NamedTuple):
     touching: Tensor  # (T, J) bool: the body touches the ground
 
 
-def best_start(motions: ml.MotionLib, pose: Tensor) -> float:
-    """The time [s] at which the clip's pose is nearest to `pose` (J-1, 3) (see evaluation.relative_positions)."""
-    times = torch.linspace(0, float(motions.length[0]), 400)[:-1]
-    poses = reference_poses(motions, torch.zeros_like(times, dtype=torch.long), times)  # (399, J-1, 3)
-    return float(times[(poses - pose).norm(dim=-1).mean(-1).argmin()])
+def in_phase(motion: ml.MotionLib, first: "Take", rate: float) -> Tensor:
+    """When the clip is in the phase of the first character, at each of its frames (T,) [s]."""
+    every = max(round(rate / 30.0), 1)
+    position, rotation = ml.forward_kinematics(motion.character, first.root[::every], first.rotations[::every])
+    found = same_phase(motion, relative_positions(position, rotation[:, 0]), rate / every)
+    frames = np.arange(len(first.root))
+    return torch.as_tensor(np.interp(frames, frames[::every], found.numpy())).float()
 
 
 def place(
@@ -78,12 +86,12 @@ def place(
 ) -> Tuple[Tensor, Tensor]:
     """Move a character relative to the first one: root (T, 3) [m], rotations (T, J, 4) of both -> the character's.
 
-    A rigid motion on the ground, one for all frames or (pinned) one for each; "side" adds a step to the left. Heights
-    stay."""
-    at = slice(None) if layout == "pinned" else slice(1)
+    A rigid motion on the ground, one for all frames or (pinned, beside) one for each; "side" and "beside" add a step to
+    the left. Heights stay."""
+    at = slice(None) if layout in ("pinned", "beside") else slice(1)
     facing = ml.heading(rotations0[at, 0])  # (T or 1,) [rad]
     turn = ml.quat_from_yaw(facing - ml.heading(rotations[at, 0]))
-    aside = SPACING * index if layout == "side" else 0.0
+    aside = SPACING * index if layout in ("side", "beside") else 0.0
     ground = torch.tensor([1.0, 1.0, 0.0])
     moved = root0[at] * ground + ml.quat_rotate(ml.quat_from_yaw(facing), torch.tensor([0.0, aside, 0.0]))
     # p' = p0 + R (p - p_at) on the ground, and z' = z
@@ -107,7 +115,8 @@ def load_takes(
 ) -> Tuple[float, List[Take]]:
     """Load clips, folders and dataset files, and sample them all on one clock -> its rate [1/s], a Take for each clip.
 
-    The first clip stays where it is. Loops go on, other clips hold their end. Raises InputError."""
+    The first clip stays where it is; but for "side", the others are in its phase. Loops go on, other clips hold their
+    end. Raises InputError."""
     paths = [path for file in files for path in ml.find_clips(file)[0]]
     motions = [ml.MotionLib(path, character) for path in paths]
     rate, count = clock_of(motions, seconds, FILE_RATE)
@@ -115,11 +124,8 @@ def load_takes(
         rate, count = LIVE_RATE, 1 + math.ceil((count - 1) * LIVE_RATE / rate)
     takes: List[Take] = []
     for i, (path, motion) in enumerate(zip(paths, motions)):
-        start = 0.0
-        if takes and layout != "side" and motion.loop[0]:
-            position, _ = ml.forward_kinematics(character, takes[0].root[0], takes[0].rotations[0])
-            start = best_start(motion, relative_positions(position, takes[0].rotations[0, 0]))
-        state = motion.state(torch.zeros(count, dtype=torch.long), start + torch.arange(count) / rate)
+        times = torch.arange(count) / rate if layout == "side" or not takes else in_phase(motion, takes[0], rate)
+        state = motion.state(torch.zeros(count, dtype=torch.long), times)
         root, rotations = state.root_position, state.rotations
         if takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
@@ -173,9 +179,13 @@ def body_meshes(path: str) -> Meshes:
 
 
 def colour_of(index: int, body: str, touching: bool) -> Tuple[int, int, int]:
-    """Red on the ground; else the character's colour, darker for left limbs."""
-    shade = 0.72 if body.startswith("left") else 1.0
-    return RED if touching else tuple(int(shade * c) for c in COLOURS[index % len(COLOURS)])
+    """Red on the ground; else the character's colour, darker for right limbs and lighter for left ones."""
+    colour = COLOURS[index % len(COLOURS)]
+    if body.startswith("right"):
+        colour = tuple(int(0.58 * c) for c in colour)
+    if body.startswith("left"):
+        colour = tuple(int(255 - 0.55 * (255 - c)) for c in colour)
+    return RED if touching else colour
 
 
 def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], layout: str) -> Scene:
@@ -190,7 +200,7 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     paths = []
     for i, take in enumerate(takes):
         folder = f"/world/{i} {take.name.replace('/', ' ')}"
-        ghost = 0.45 if i and layout != "side" else None
+        ghost = 0.45 if i and layout in ("overlay", "pinned") else None
         names = []
         nodes = []
         for j, (name, parent) in enumerate(zip(character.body_names, character.parents)):
@@ -199,6 +209,9 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
             vertices, faces = meshes[j]
             offset = character.offsets[j].numpy()
             nodes.append(scene.add_mesh_simple(names[j], vertices, faces, color=colour, opacity=ghost, position=offset))
+        head = names[character.body_names.index("head")] if "head" in character.body_names else names[0]
+        over = (0.0, 0.0, 0.38 + (0.16 * i if ghost else 0.0))  # in the head's frame [m]
+        scene.add_label(f"{head}/label", take.name, position=over, anchor="bottom-center")
         line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
         line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
@@ -206,11 +219,12 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         paths.append(scene.add_line_segments(f"{folder} path", line, colour, thickness=3, thickness_units="screen"))
         bodies.append(nodes)
     focus = centre_of(takes, 0)
-    size = 3.2 + 0.8 * SPACING * (len(takes) - 1 if layout == "side" else 0)  # distance of the camera [m]
+    apart = layout in ("side", "beside")
+    size = 3.2 + 0.8 * SPACING * (len(takes) - 1 if apart else 0)  # distance of the camera [m]
     server.initial_camera.fov = math.radians(40)
     server.initial_camera.look_at = focus + [0, 0, 0.75]
     # from the front right, or from the right
-    view = torch.tensor([0.85, -0.5, 0.0] if layout == "side" else [0.4, -0.9, 0.0])
+    view = torch.tensor([0.85, -0.5, 0.0] if apart else [0.4, -0.9, 0.0])
     view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
     server.initial_camera.position = focus + size * view + [0, 0, 0.75 + 0.2 * size]
     return Scene(world, centre, bodies, paths)
@@ -262,13 +276,14 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
-    return page.replace("</head>", head_of(takes) + "</head>", 1)
+    return page.replace("</head>", head_of(takes, rate) + "</head>", 1)
 
 
-def head_of(takes: List[Take]) -> str:
-    """view_head.html with the legend as a text of its script: JSON, in which nothing ends the script."""
+def head_of(takes: List[Take], rate: float) -> str:
+    """view_head.html with the rate, and the legend as a text of its script: JSON, in which nothing ends the script."""
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
-        return file.read().replace("LEGEND", json.dumps(legend_of(takes)).replace("<", "\\u003c"))
+        head = file.read().replace("FRAMES_A_SECOND", repr(rate))
+    return head.replace("LEGEND", json.dumps(legend_of(takes)).replace("<", "\\u003c"))
 
 
 def check_writable(path: str) -> None:
@@ -303,57 +318,95 @@ def start_server(host: str, port: int) -> Any:
         return viser.ViserServer(host=host, port=port, verbose=False)
 
 
+class Controls:
+    """What stands beside the picture, and what the keys do: the time that is shown, and whether it goes on."""
+
+    def __init__(self, server: Any, scene: Scene, takes: List[Take], rate: float) -> None:
+        gui = server.gui
+        self.takes = takes
+        self.rate = rate
+        self.length = (len(takes[0].root) - 1) / rate
+        self.time = 0.0
+        self.playing = True
+        gui.configure_theme(show_logo=False, show_share_button=False)
+        gui.add_html(f'<div style="padding:0 1em 0.5em">{legend_of(takes)}</div>')
+        self.button = gui.add_button("Pause")
+        self.clock = gui.add_slider("Time [s]", 0.0, self.length, 0.01, 0.0)
+        self.speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
+        self.follow, self.contacts, path = (gui.add_checkbox(x, True) for x in ("Follow", "Contacts", "Path"))
+        gui.add_markdown("Space plays and pauses; N and B go a frame on and back; V looks from the right.")
+        keys = {"space": ("Play or pause", lambda _: self.play(not self.playing))}
+        keys["N"] = ("A frame on", lambda _: self.step(STEP))
+        keys["B"] = ("A frame back", lambda _: self.step(-STEP))
+        keys["V"] = ("From the right", lambda event: self.from_the_right(event.client))
+        for key, (label, job) in keys.items():
+            gui.add_command(label, hotkey=key).on_trigger(job)
+        self.button.on_click(lambda _: self.play(not self.playing))
+
+        @self.clock.on_update
+        def _(event: Any) -> None:
+            if event.client is not None:  # dragged by hand, not moved by us
+                self.time = self.clock.value
+
+        @path.on_update
+        def _(_: Any) -> None:
+            for line in scene.paths:
+                line.visible = path.value
+
+    def frame(self) -> int:
+        """Which frame is shown."""
+        return min(round(self.time * self.rate), len(self.takes[0].root) - 1)
+
+    def play(self, playing: bool) -> None:
+        """Let time go on, or stand still."""
+        self.playing = playing
+        self.button.label = "Pause" if playing else "Play"
+
+    def step(self, seconds: float) -> None:
+        """Let time stand still, so much later."""
+        self.play(False)
+        self.go(seconds)
+
+    def go(self, seconds: float) -> None:
+        """Show what is so much later; the end leads over to the start."""
+        self.time = (self.time + seconds) % self.length
+        self.clock.value = self.time
+
+    def from_the_right(self, client: Any) -> None:
+        """Put the camera of a browser to the right of the first character."""
+        frame = self.frame()
+        turn = ml.quat_from_yaw(ml.heading(self.takes[0].rotations[frame, 0]))
+        middle = centre_of(self.takes, 0 if self.follow.value else frame) + [0, 0, 0.85]
+        client.camera.position = middle + 4.0 * ml.quat_rotate(turn, torch.tensor([0.0, -1.0, 0.0])).numpy()
+        client.camera.look_at = middle
+
+
 def serve(
     server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event
 ) -> None:
     """Move the scene on the server's page, with controls, until `stop` is set."""
-    gui = server.gui
-    length = (len(takes[0].root) - 1) / rate
-    gui.configure_theme(show_logo=False, show_share_button=False)
-    gui.add_html(f'<div style="padding:0 1em 0.5em">{legend_of(takes)}</div>')
-    button = gui.add_button("Pause")
-    clock = gui.add_slider("Time [s]", 0.0, length, 0.01, 0.0)
-    speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
-    follow, contacts, path = (gui.add_checkbox(label, True) for label in ("Follow", "Contacts", "Path"))
-    state = dict(time=0.0, playing=True)
-
-    @button.on_click
-    def _(_: Any) -> None:
-        state["playing"] = not state["playing"]
-        button.label = "Pause" if state["playing"] else "Play"
-
-    @clock.on_update
-    def _(event: Any) -> None:
-        if event.client is not None:  # dragged by hand, not moved by us
-            state["time"] = clock.value
-
-    @path.on_update
-    def _(_: Any) -> None:
-        for line in scene.paths:
-            line.visible = path.value
-
+    controls = Controls(server, scene, takes, rate)
     start = centre_of(takes, 0)
     last = time.perf_counter()
     while not stop.wait(1 / 60):
         now = time.perf_counter()
-        if state["playing"]:
-            state["time"] = (state["time"] + (now - last) * speed.value) % length
-            clock.value = state["time"]
+        if controls.playing:
+            controls.go((now - last) * controls.speed.value)
         last = now
-        frame = min(round(state["time"] * rate), len(takes[0].root) - 1)
         with server.atomic():
-            show(scene, character, takes, frame, contacts.value)
-            if follow.value:  # the world moves, and the camera stays in the user's hands
-                scene.world.position = start - centre_of(takes, frame)
+            show(scene, character, takes, controls.frame(), controls.contacts.value)
+            if controls.follow.value:  # the world moves, and the camera stays in the user's hands
+                scene.world.position = start - centre_of(takes, controls.frame())
 
 
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="clip (roll-outs are clips), folder of clips, or dataset file")
+    files = "clip (roll-outs are clips), folder of clips, or dataset file; none: the trained walk beside its clip"
+    add("files", nargs="*", metavar="FILE", help=files)
     layouts = "; ".join(f"{name}: {meaning}" for name, meaning in LAYOUTS.items())
-    add("--layout", choices=LAYOUTS, default="side", help=layouts)
+    add("--layout", choices=LAYOUTS, help=f"{layouts} (default: side; beside without FILE)")
     length = "how long (default: the longest clip that ends; 10 s if all loop)"
     add("--seconds", type=float, default=0.0, help=length)
     add("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
@@ -361,7 +414,10 @@ def parse() -> argparse.Namespace:
     add("--port", type=int, default=8080, help="its port (default 8080)")
     add("--no-browser", action="store_true", help="only print the page's address")
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.layout = args.layout or ("side" if args.files else "beside")
+    args.files = args.files or SHOWN
+    return args
 
 
 def main() -> None:

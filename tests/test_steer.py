@@ -21,6 +21,7 @@ pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
 from test_view import browser, tab, wait_for  # noqa: F401  (two are fixtures)
 
 from deploy import export, steer
+from evaluation import reference_poses
 from motions import view
 
 PELVIS = "/world/0 policy/pelvis"
@@ -110,7 +111,7 @@ def test_the_nearest_clip(loaded):
     nearest = steer.Nearest(motions, 30.0)
     for clip in (0, 5, 8):
         for _ in range(60):
-            pose = view.reference_poses(motions, torch.tensor([clip]), torch.tensor([0.4]))[0]
+            pose = reference_poses(motions, torch.tensor([clip]), torch.tensor([0.4]))[0]
             found, moment, distance = nearest(pose)
         assert found == clip and abs(moment - 0.4) < 0.02 and distance < 0.02
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 import motion_lib as ml
-from evaluation import reference_poses
 
 pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
 pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
@@ -76,10 +75,12 @@ def test_pinned_stays_at_the_same_place_and_heading():
     assert torch.allclose(rotations, torch.tensor([[UP], [yawed(90)]]), atol=1e-6)
 
 
-def test_best_start_finds_the_phase(walk):
-    time = torch.tensor([0.4])
-    pose = reference_poses(walk, torch.zeros(1, dtype=torch.long), time)[0]
-    assert abs(view.best_start(walk, pose) - 0.4) < 0.004  # 1/399 of 1.27 s
+def test_beside_is_pinned_a_step_to_the_left():
+    (root, rotations), first = ways()
+    first[1][1, 0] = torch.tensor(yawed(90))
+    root, rotations = view.place(root, rotations, *first, "beside", 2)
+    assert torch.allclose(root, torch.tensor([[5.0, 8.0, 0.7], [3.0, 5.0, 0.6]]), atol=1e-6)
+    assert torch.allclose(rotations, torch.tensor([[UP], [yawed(90)]]), atol=1e-6)
 
 
 def test_clock(write_clip, character):
@@ -136,6 +137,31 @@ def test_overlay_of_a_loop_starts_in_phase(character, root, tmp_path):
     assert (takes[0].root - takes[1].root).norm(dim=-1).max() < 0.01
 
 
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("layout", ["pinned", "overlay"])
+def test_what_walks_faster_than_its_clip_stays_in_phase(character, root, tmp_path, walk, layout, live):
+    """A roll-out at 1.2 times the clip's pace: pinned, no pose differs; overlaid, it has gone as far, too."""
+    state = walk.state(torch.zeros(90, dtype=torch.long), 0.5 + 1.2 * torch.arange(90) / 30.0)
+    rollout = str(tmp_path / "rollout.npz")
+    clip = ml.Clip(30.0, "clamp", state.root_position.numpy(), state.rotations.numpy())
+    ml.save_clip(rollout, clip, character.body_names, "a test", "none")
+    _, takes = view.load_takes(character, [rollout, str(root / "motions/walk.npz")], layout, live=live)
+    assert len(takes[0].root) == (357 if live else 90)
+    one, other = (ml.forward_kinematics(character, take.root, take.rotations)[0] for take in takes)
+    apart = (one - other).norm(dim=-1)
+    assert apart.mean() < (0.01 if layout == "pinned" else 0.03) and apart.max() < 0.1
+
+
+def test_without_files_it_shows_what_is_committed(character, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["view.py"])
+    args = view.parse()
+    _, takes = view.load_takes(character, args.files, args.layout)
+    assert [take.name for take in takes] == ["rollouts/walk", "motions/walk"] and args.layout == "beside"
+    assert len(takes[0].root) == 301 and (takes[0].root - takes[1].root)[:, :2].norm(dim=-1).max() < 1.51
+    monkeypatch.setattr(sys, "argv", ["view.py", "clip.npz"])
+    assert view.parse().layout == "side" and view.parse().files == ["clip.npz"]
+
+
 # ---- The scene ----
 
 
@@ -157,8 +183,9 @@ def test_body_meshes_are_the_files_geoms(character):
 
 
 def test_colours():
-    assert view.colour_of(0, "right_foot", False) == view.COLOURS[0]
-    assert view.colour_of(1, "left_foot", False) == (166, 108, 44)  # 231 150 62, times 0.72
+    assert view.colour_of(0, "pelvis", False) == view.COLOURS[0]
+    assert view.colour_of(1, "right_foot", False) == (133, 87, 35)  # 231 150 62, times .58
+    assert view.colour_of(1, "left_foot", False) == (241, 197, 148)  # 24 105 193 darker than white, times .55
     assert view.colour_of(1, "left_foot", True) == view.RED
     assert view.colour_of(len(view.COLOURS), "head", False) == view.COLOURS[0]
 
@@ -257,6 +284,12 @@ def test_the_file_loads_nothing_and_is_small(page):
     assert page[1].startswith("<!doctype html>") and page[1].rstrip().endswith("</html>")
     assert 'id="follow"' in page[1] and "motions/kick" in page[1]
     assert len(page[1]) < 1.2e6  # 0.82 MB of it are viser's client
+
+
+def test_names_are_over_the_heads(page):
+    labels = {message["name"]: message for _, message in recording_of(page[1])[0] if "text" in message.get("props", {})}
+    ((name, message),) = labels.items()
+    assert name == "/world/0 motions kick/pelvis/torso/head/label" and message["props"]["text"] == "motions/kick"
 
 
 def test_names_cannot_break_the_page(write_clip, character):
@@ -465,6 +498,47 @@ def test_the_file_plays_in_a_browser(tab, root, character, tmp_path, run_script)
     assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
+def test_the_committed_page_plays_and_has_keys(tab, root, character):
+    """docs/walk.html: small, loads nothing, steps by frames, looks from the right."""
+    page = root / "docs/walk.html"
+    assert page.stat().st_size < 1.5e6
+    tab.context.set_offline(True)
+    tab.goto(page.as_uri())
+    pelvis = "/world/0 rollouts walk/pelvis"
+    wait_for(tab, f"{pelvis}/torso/head")
+    wait_for(tab, "/world/1 motions walk/pelvis/torso/head")
+    moves(tab, pelvis)
+    _, takes = view.load_takes(character, view.SHOWN, "beside")
+
+    def shows(frame):
+        """Whether it is where it is at this frame, relative to the other one, which the camera does not move."""
+        apart = (takes[0].root[frame] - takes[1].root[frame]).norm().item()
+        height = abs(place_of(tab, pelvis)[1] - takes[0].root[frame, 2].item())
+        other = place_of(tab, "/world/1 motions walk/pelvis")
+        return height < 2e-4 and abs(np.linalg.norm(place_of(tab, pelvis) - other) - apart) < 1e-3
+
+    scrub(tab, "2.01")  # frame 60 of 30 a second
+    assert until(tab, lambda: shows(60))
+    tab.locator("input[type=text]").first.blur()
+    for key, frame in (("n", 61), ("n", 62), ("b", 61)):
+        tab.keyboard.press(key)
+        assert until(tab, lambda frame=frame: shows(frame)), frame
+    tab.keyboard.press("v")
+    code = """() => {
+        const m = __viserMutable, target = m.cameraControl.getTarget(m.camera.position.clone());
+        return m.camera.position.clone().sub(target).toArray()}"""
+    left = (place_of(tab, "/world/1 motions walk/pelvis") - place_of(tab, pelvis))[[0, 2]]  # there the other one is
+
+    def from_the_right():
+        x, y, z = tab.evaluate(code)  # three.js' Y is up
+        return abs(y) < 0.01 and np.dot([x, z], left) < -0.98 * np.hypot(x, z) * np.hypot(*left)
+
+    assert until(tab, from_the_right)
+    tab.keyboard.press("Space")
+    moves(tab, pelvis)
+    assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
 def test_the_page_plays_in_a_browser(tab, character, root):
     with served(character, [str(root / "motions/walk.npz"), str(root / "motions/run.npz")]) as (address, _, scene):
         tab.goto(address)
@@ -491,5 +565,14 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         assert stays(tab, foot)
         tab.get_by_role("button", name="Play").click()
         moves(tab, foot)
+        tab.mouse.click(5, 390)  # from the button to the picture
+        tab.keyboard.press("Space")
+        tab.get_by_role("button", name="Play").wait_for()
+        assert stays(tab, foot)
+        before = place_of(tab, foot)
+        tab.keyboard.press("n")
+        assert until(tab, lambda: not np.allclose(place_of(tab, foot), before, atol=1e-4))
+        tab.keyboard.press("b")
+        assert until(tab, lambda: np.allclose(place_of(tab, foot), before, atol=1e-4))
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Make the pictures in docs/ anew, from pretrained/walk.pt and pretrained/heading.pt:
+#
+#     sh docs/pictures.sh              # PYTHON=... names another Python
+#
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/walk.gif, docs/walk.html and, with playwright and
+# Chromium, docs/view.png. It needs requirements.txt, requirements-motions.txt, imageio[ffmpeg] and an OpenGL (motions/README.md). The evaluations
+# are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Two to three minutes on two CPU cores.
+set -e
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cp pretrained/walk.pt pretrained/heading.pt "$scratch"
+
+"$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/walk.pt"
+"$python" amp_ppo_heading.py --evaluate --checkpoint "$scratch/heading.pt" --eval-commands motions/figure_eight.csv
+mkdir -p docs/rollouts
+for name in walk heading; do
+    "$python" motions/convert.py "$scratch/${name}_rollouts/000.npz" "docs/rollouts/$name.npz" --end 10 \
+        --source "roll-out of $name.pt" --license "as the clips it imitates"
+done
+
+"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --start 2
+# three cycles of 1.27 s: the last picture leads over to the first
+"$python" motions/render.py docs/rollouts/walk.npz docs/walk.gif --compare motions/walk.npz --start 2 --seconds 3.74 --size 640 360
+"$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html
+
+"$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0
+"$python" - <<'END'
+import os
+
+from playwright.sync_api import sync_playwright
+
+FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+    tab = browser.new_page(viewport={"width": 1100, "height": 640})
+    tab.goto("file://" + os.path.abspath("docs/walk.html") + "?fixedDpr=1")
+    tab.wait_for_function("window.__viserMutable && __viserMutable.nodeRefFromName['/world/centre']")
+    tab.keyboard.press("Space")  # it stands still
+    tab.wait_for_timeout(2000)
+    tab.locator("input[type=text]").first.fill("3.2")  # seconds
+    tab.add_style_tag(content=".mantine-Notifications-root {display: none}")  # that there is no graphics card
+    tab.wait_for_timeout(8000)
+    tab.screenshot(path="docs/view.png")
+    browser.close()
+END

@@ -38,9 +38,8 @@ with sync_playwright() as playwright:
     tab = browser.new_page(viewport={"width": 1100, "height": 640})
     tab.goto("file://" + os.path.abspath("docs/walk.html") + "?fixedDpr=1")
     tab.wait_for_function("window.__viserMutable && __viserMutable.nodeRefFromName['/world/centre']")
-    tab.keyboard.press("Space")  # it stands still
-    tab.wait_for_timeout(2000)
-    tab.locator("input[type=text]").first.fill("3.2")  # seconds
+    tab.wait_for_timeout(1000)
+    tab.locator("input[type=text]").first.fill("3.2")  # seconds; this pauses, too
     tab.add_style_tag(content=".mantine-Notifications-root {display: none}")  # that there is no graphics card
     tab.wait_for_timeout(8000)
     tab.screenshot(path="docs/view.png")

@@ -29,12 +29,13 @@ done
 "$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0
 "$python" - <<'END'
 import os
+import shutil
 
 from playwright.sync_api import sync_playwright
 
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
     tab = browser.new_page(viewport={"width": 1100, "height": 640})
     tab.goto("file://" + os.path.abspath("docs/walk.html") + "?fixedDpr=1")
     tab.wait_for_function("window.__viserMutable && __viserMutable.nodeRefFromName['/world/centre']")

@@ -267,9 +267,11 @@ def mjcf_of(loaded: Loaded) -> str:
     model = loaded.env.sim.shared.compiled
     tree = with_drives(loaded.env.motions.character.path, model)
     tree.extend(ET.fromstring(LOOK))
+    right, left, trunk = COLOURS["one"]
     for body in tree.iter("body"):
+        side = body.get("name").split("_")[0]
         for geom in body.findall("geom"):
-            geom.attrib.setdefault("rgba", COLOURS.get(body.get("name").split("_")[0], COLOURS[""]))
+            geom.attrib.setdefault("rgba", {"right": right, "left": left}.get(side, trunk))
     keys = ET.SubElement(tree, "keyframe")
     control = numbers(loaded.policy.offset.double().numpy())
     for i, (qpos, qvel) in enumerate(zip(*starts(loaded.env))):

@@ -22,7 +22,7 @@ import training_run
 
 SCRIPT, HEADING = "amp_ppo_isaacgym.py", "amp_ppo_heading.py"
 TINY = "--num-envs 4 --num-steps 4 --num-minibatches 2 --total-timesteps 32 --hidden 8 8 --disc-batch 8 --no-cuda"
-TINY += " --replay-size 32 --replay-keep 8 --eval-episodes 1 --eval-seconds 0.2 --save-interval 1"
+TINY += " --clone-updates 2 --replay-size 32 --replay-keep 8 --eval-episodes 1 --eval-seconds 0.2 --save-interval 1"
 TINY = TINY.split()
 QUICK = ("--no-cuda", "--eval-episodes", 1, "--eval-seconds", 0.2)
 

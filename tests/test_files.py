@@ -54,7 +54,8 @@ def test_what_a_training_prints_of_names_is_escaped(run_script, tmp_path, root):
     name = "\x1b[31mred\x9b.npz"
     (tmp_path / name).write_bytes((root / "motions/walk.npz").read_bytes())
     flags = "--num-envs 2 --num-steps 4 --num-minibatches 2 --total-timesteps 8 --hidden 8 8 --disc-batch 8".split()
-    flags += "--replay-size 8 --eval-episodes 1 --eval-seconds 0.1 --fall-bodies none --no-cuda".split()
+    flags += "--clone-updates 2 --replay-size 8 --eval-episodes 1 --eval-seconds 0.1".split()
+    flags += "--fall-bodies none --no-cuda".split()
     result = run_script("amp_ppo_isaacgym.py", *flags, "--motion-file", name)
     assert result.code == 0, result.err
     assert "nothing counts as a fall in" in result.out
@@ -240,7 +241,7 @@ def test_names_go_into_the_page_as_json(root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "motions"))
     view = pytest.importorskip("view")
     take = view.Take(EVIL, torch.zeros(1, 3), torch.zeros(1, 15, 4), torch.zeros(1, 15, dtype=torch.bool))
-    head = view.head_of([take])
+    head = view.head_of([take], 30.0)
     (line,) = (x for x in head.splitlines() if "3cscript" in x)
     text = line[line.index(" + ") + 3 : line.rindex(" + ")]
     assert text == json.dumps(json.loads(text)).replace("<", "\\u003c")  # one text of JSON, that ends nothing

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import amp_ppo_isaacgym as amp
 import motion_lib as ml
 
-pytest.importorskip("mujoco")  # the physics of the double
+mujoco = pytest.importorskip("mujoco")  # the physics of the double
 CPU = torch.device("cpu")
 SCRIPT = "amp_ppo_isaacgym.py"
 
@@ -43,6 +43,10 @@ def test_both_simulators_give_the_same_episodes(make_sim, walk, character, gpu):
     """Same seed and actions, resets by falls and time-outs on the way: the same observations and rewards."""
     envs = [env_on(make_sim(24, gpu), walk, 24, 22)]
     envs.append(env_on(simulators.make("mujoco", character, 24, 30, 4, CPU, 2), walk, 24, 22))
+    option = envs[1].sim.model.opt  # the double solves as MuJoCo does by itself
+    option.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    option.tolerance = 1e-8
+    option.disableflags = 0
     start = [env.reset(5)[0] for env in envs]
     torch.testing.assert_close(*start, atol=1e-4, rtol=0)
     generator, ended, fell = torch.Generator().manual_seed(2), 0, 0
@@ -231,6 +235,7 @@ def test_the_self_check_refuses_joints_of_another_convention(make_sim, monkeypat
 
 SMALL = ["--num-envs", "8", "--num-steps", "8", "--num-minibatches", "2", "--hidden", "16", "16", "--disc-batch", "32"]
 SMALL += ["--total-timesteps", "192", "--eval-interval", "2", "--eval-episodes", "3", "--eval-seconds", "1"]
+SMALL += ["--clone-updates", "2"]
 
 
 def run(root, folder, *arguments, program=None, double=True):

@@ -35,6 +35,7 @@ def options(root, **changes):
         disc_batch=64,
         replay_size=256,
         replay_keep=16,
+        clone_updates=2,
         eval_interval=4,
         eval_episodes=2,
         eval_seconds=1,

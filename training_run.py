@@ -302,8 +302,7 @@ class Run:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
-        minutes = (time.time() - self.started) / 60
-        print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {folder}/latest.pt")
+        print(f"{(time.time() - self.started) / 60:.1f} minutes; python {script} --evaluate --checkpoint {folder}/latest.pt")
         print(json.dumps(self.progress["metrics"]))
 
 

@@ -302,7 +302,8 @@ class Run:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
-        print(f"{(time.time() - self.started) / 60:.1f} minutes; python {script} --evaluate --checkpoint {folder}/latest.pt")
+        minutes = (time.time() - self.started) / 60
+        print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {folder}/latest.pt")
         print(json.dumps(self.progress["metrics"]))
 
 
@@ -312,9 +313,8 @@ def _groups(objects: Dict[str, Any]) -> List[Dict]:
 
 
 def _note_signals() -> List[int]:
-    """From now on signals that end a process are noted in this list, for the run to stop in good order, unless they are
-    ignored (nohup); a second one ends it. Under torchrun it does not: torchrun passes on what a process may have got
-    already, and kills after 30 seconds."""
+    """From now on signals that end a process are noted in this list, unless they are ignored (nohup); a second one ends
+    the process, but not under torchrun, which passes on what a process may have got already."""
     caught: List[int] = []
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # of users and of schedulers
     kinds = [kind for kind in signal.Signals if kind.name in names and signal.getsignal(kind) != signal.SIG_IGN]

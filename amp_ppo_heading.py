@@ -115,7 +115,7 @@ class Training:
     anneal: float = 0.5
     """last share of the training, over which action noise or, for the heading, target_kl falls"""
     critic_learning_rate: float = 5e-4
-    """the critic's"""
+    """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
     max_grad_norm: float = 1.0
@@ -137,7 +137,7 @@ class Discriminator:
     disc_steps: int = 2
     """successive states that the discriminator sees (the paper: 2, MimicKit: 10)"""
     disc_learning_rate: float = 2e-4
-    """the discriminator's"""
+    """Adam's learning rate for the discriminator"""
     disc_noise: float = 1.0
     """noise on what it learns from, in standard deviations; it hides the action noise"""
     disc_updates: by_device(int, 2, 6) = None
@@ -278,7 +278,7 @@ class AMPEnv:
         self.generator = torch.Generator(device)
         self.goals = Goals(args, num_envs, self.generator)
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
-        # Zero action is the clips' mean pose; with a mid-range pose it learns more slowly.
+        # Zero action is the clips' mean pose.
         self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in

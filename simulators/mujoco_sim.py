@@ -24,7 +24,7 @@ class MujocoSim(Sim):
         self.device = device
         self.shared = MujocoModel(character, timestep, device)
         self.model = self.shared.compiled
-        self.model.opt.solver = mujoco.mjtSolver.mjSOL_PGS  # as Newton's, the default, in .8 of the time (docs/log.md)
+        self.model.opt.solver = mujoco.mjtSolver.mjSOL_PGS  # as Newton's, in .8 to .9 of the time (docs/log.md)
         self.model.opt.tolerance = 1e-6
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
         threads = min(threads, num_envs)

@@ -35,36 +35,6 @@ def angle(a, b):
     return ml.rotvec_from_quat(ml.quat_multiply(ml.quat_conjugate(a), b)).norm(dim=-1).numpy()
 
 
-@pytest.fixture
-def load(root, character):
-    return lambda name: ml.load_clip(str(root / f"motions/{name}.npz"), character.body_names)
-
-
-@pytest.fixture
-def convert(run_script, tmp_path, character):
-    """convert(path, *options) -> (clip, what was printed)."""
-
-    def run(path, *options):
-        result = run_script(CONVERT, path, tmp_path / "out.npz", *options)
-        assert (result.code, result.err) == (0, "")
-        return ml.load_clip(str(tmp_path / "out.npz"), character.body_names), result.out
-
-    return run
-
-
-@pytest.fixture
-def refuse(run_script, tmp_path):
-    """refuse(path, *options) -> the one line that convert.py ends with."""
-
-    def run(path, *options):
-        result = run_script(CONVERT, path, tmp_path / "never.npz", *options)
-        assert result.code == 2 and result.out == "" and not (tmp_path / "never.npz").exists()
-        assert result.err.count("\n") == 1
-        return result.err
-
-    return run
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Files written by hand, not by the exporters
 # ----------------------------------------------------------------------------------------------------------------------

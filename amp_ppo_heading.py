@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import evaluation
 import motion_lib as ml
+import report
 from checkpoints import fit_checkpoint, get_state, set_state
 from command_line import by_device, check_numbers, launch, merge_options
 from falls import FallDetector
@@ -570,7 +571,7 @@ def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, picture: str) -> None:
     env.goals.commands = (0 * turns[:1], turns.repeat(rows)[None], speeds.repeat_interleave(len(turns))[None])
     table = (evaluate(agent, env, args)[-1]["task_reward"] / env.episode_steps).view(rows, -1).tolist()
     names = [f"{x:.1f}" for x in speeds], [f"{x:.0f}" for x in torch.rad2deg(turns)]
-    evaluation.plot_table(picture, table, *names, "speed [m/s]", "turn [degrees]", "task return (1 is the best)")
+    report.plot_table(picture, table, *names, "speed [m/s]", "turn [degrees]", "task return (1 is the best)")
 
 
 # ---- 7. Main loop ----
@@ -601,7 +602,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         fit_checkpoint(checkpoint, character, policy)
         if rank == 0:
             eval_env.goals.commands = evaluation.load_commands(args.eval_commands, args.eval_episodes, str(device))
-            evaluation.write(args, character, *evaluate(agent, eval_env, args)[:3])
+            report.write(args, character, *evaluate(agent, eval_env, args)[:3])
             evaluate_grid(agent, eval_env, args, f"{args.checkpoint[:-3]}_grid.png")
         return
 
@@ -729,7 +730,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             scalars.update(log.keep("eval", metrics))
             run.keep_best(metrics["task_return"], metrics, policy)
             if args.capture_video:
-                run.attempt(evaluation.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)
+                run.attempt(report.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

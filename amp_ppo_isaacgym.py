@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import evaluation
 import motion_lib as ml
+import report
 from checkpoints import fit_checkpoint, get_state, set_state
 from command_line import by_device, check_numbers, launch, merge_options
 from falls import FallDetector
@@ -541,7 +542,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     if args.evaluate:
         fit_checkpoint(checkpoint, character, policy)
         if rank == 0:
-            evaluation.write(args, character, *evaluate(agent, eval_env, args)[:3])
+            report.write(args, character, *evaluate(agent, eval_env, args)[:3])
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)
@@ -669,7 +670,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             scalars.update(log.keep("eval", metrics))
             run.keep_best(-metrics["pose_error_m"], metrics, policy)  # another task: its own score
             if args.capture_video:
-                run.attempt(evaluation.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)
+                run.attempt(report.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

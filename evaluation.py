@@ -1,19 +1,13 @@
-"""How good a motion is, and what an evaluation writes: pose errors, commands to follow, roll-outs, pictures, films.
+"""How good a motion is: pose errors, nearest clips, commands to follow, averages over episodes, a training's health.
 
 It is given motions and tensors; it knows no networks and no simulators. Units and frames are those of motion_lib.
 Dimension key: E episodes, T control steps of the simulation, R frames of the reference, J bodies, C commands.
 """
 
-import contextlib
-import io
-import json
 import math
 import os
-import re
-import subprocess
-import sys
 import warnings
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -21,11 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import motion_lib as ml
-from files import optional, read_file
 
-RENDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "motions", "render.py")  # draws films, see film()
 REFERENCE_SECONDS, REFERENCE_CLIPS = 200.0, 100  # to which an episode's windows are compared, at most [s], [clips]
-FILM_SECONDS = 600.0  # a film that takes longer has hung [s]
 
 
 # ---- 1. Pose error ---------------------------------------------------------------------------------------------------
@@ -177,7 +168,7 @@ def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Op
     return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
 
-# ---- 2. Commands, and what an evaluation writes ----------------------------------------------------------------------
+# ---- 2. Episodes -----------------------------------------------------------------------------------------------------
 
 
 def episode_limit(motions: ml.MotionLib, clip: Tensor, start: Tensor, dt: float, longest: int) -> Tensor:
@@ -200,92 +191,6 @@ def episodes(states: List[ml.MotionState], steps: Tensor, fps: float) -> List[ml
     rotations = torch.stack([state.rotations for state in states], 1).cpu().numpy()
     lived = (steps + 1).clamp_min(2).tolist()  # the start and every step lived; at least one step, be it a fall
     return [ml.Clip(fps, "clamp", root[:n], q[:n]) for root, q, n in zip(roots, rotations, lived)]
-
-
-def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str) -> None:
-    """Write roll-outs as clips 000.npz, 001.npz, ... in place of an earlier evaluation's. Raises OSError."""
-    os.makedirs(folder, exist_ok=True)
-    for file in list(os.scandir(folder)):
-        if re.fullmatch(r"[0-9]{3,}\.npz", file.name):
-            with contextlib.suppress(FileNotFoundError):  # another evaluation may remove it, too
-                if not file.is_symlink() and b"roll-out of" not in read_file(file.path).replace(b"\0", b""):
-                    raise OSError(f"{file.path}: no roll-out, so it stays, and none are written")
-                os.remove(file.path)
-    for n, clip in enumerate(clips):
-        ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, source, "as the clips it imitates")
-
-
-def _write_figure(path: str, figure: Any) -> None:
-    """Write a figure of matplotlib as PNG. Raises OSError."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    ml.write_file(path, buffer.getvalue())
-
-
-def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> None:
-    """Draw the pose error of each body (T, J-1) [m] over time, a row a body, with its mean in the label.
-
-    names: of the J-1 bodies; dt: of a control step [s]. Raises OSError."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots(subplot_kw=dict(xlabel="time [s]"))
-    labels = [f"{name} {mean:.3f}" for name, mean in zip(names, errors.nanmean(0).tolist())]
-    axes.set_yticks(range(len(names)), labels)
-    extent = (0.0, len(errors) * dt, len(names) - 0.5, -0.5)
-    image = axes.imshow(errors.T.cpu().numpy(), vmin=0, aspect="auto", extent=extent, interpolation="nearest")
-    figure.colorbar(image, label="pose error [m]")
-    _write_figure(path, figure)
-
-
-@optional()
-def plot_table(
-    path: str, table: List[list], rows: List[str], columns: List[str], row_label: str, column_label: str, label: str
-) -> None:
-    """Draw numbers table[row][column] from 0 (bad) to 1 (good), with the number in each cell. Raises OSError.
-
-    rows, columns: what stands beside and below; the labels say what rows, columns and numbers are."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    axes = figure.subplots(subplot_kw=dict(xlabel=column_label, ylabel=row_label))
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    image = axes.imshow(table, vmin=0, vmax=1, aspect="auto")
-    figure.colorbar(image, label=label)
-    for i, row in enumerate(table):
-        for j, value in enumerate(row):
-            colour = "white" if value <= 0.5 else "black"  # on blue, on yellow or, for NaN, on white
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
-    _write_figure(path, figure)
-
-
-def write(args: Any, character: ml.Character, metrics: Dict, clips: List[ml.Clip], errors: Tensor) -> None:
-    """Print the figures of an evaluation of args.checkpoint; write beside it roll-outs, the bodies' errors (T, J-1) [m]
-    as a picture, and, with args.capture_video, a film, as far as that is possible."""
-    print(json.dumps(metrics), flush=True)
-    stem = os.path.splitext(args.checkpoint)[0]
-    with optional():
-        plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
-    with optional():
-        write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(stem)}.pt")
-    with optional():
-        if args.capture_video:
-            film(f"{stem}_episode.mp4", clips[0], character)
-
-
-def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
-    """Film a roll-out, .mp4 or .gif, in a process that OpenGL may end; write it beside as a clip. Raises OSError."""
-    rollout = os.path.splitext(out)[0] + ".npz"
-    ml.save_clip(rollout, clip, character.body_names, "a roll-out", "as the clips it imitates")
-    command = [sys.executable, RENDER, rollout, out, "--character-file", character.path]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FILM_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"{out}: no film in {FILM_SECONDS:.0f} s") from error
-    if done.returncode != 0:
-        complaint = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OSError(f"{out}: no film: {complaint[-1]}")
 
 
 def training_health(log: Dict[str, float], clip_speed: float) -> str:

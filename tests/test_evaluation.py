@@ -1,11 +1,6 @@
 """evaluation: pose errors by hand and against all warping paths, nearest clips, commands, roll-outs, pictures, film."""
 
-import json
 import math
-import os
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,52 +256,7 @@ def test_commands_that_cannot_be_read(tmp_path):
             evaluation.load_commands(str(tmp_path / name), 1)
 
 
-# ---- What an evaluation writes ---------------------------------------------------------------------------------------
-
-
-def clips_of(motions, *lengths):
-    """Clips of that many frames, from the start of the first clip on."""
-    first = motions.clips[0]
-    return [ml.Clip(30.0, "clamp", first.root_position[:n], first.rotations[:n]) for n in lengths]
-
-
-def test_roll_outs(tmp_path, walk):
-    folder = tmp_path / "new/latest_rollouts"
-    clips = clips_of(walk, 5, 9)
-    evaluation.write_rollouts(str(folder), clips, walk.character.body_names, "roll-out of latest.pt")
-    assert sorted(os.listdir(folder)) == ["000.npz", "001.npz"]
-    for n, clip in enumerate(clips):
-        back = ml.load_clip(str(folder / f"00{n}.npz"), walk.character.body_names)
-        assert (back.fps, back.loop, len(back.rotations)) == (30.0, "clamp", len(clip.rotations))
-        np.testing.assert_allclose(back.root_position, clip.root_position, atol=1e-6)
-    with np.load(folder / "000.npz", allow_pickle=False) as file:
-        assert str(file["source"]) == "roll-out of latest.pt" and str(file["license"]) == "as the clips it imitates"
-
-
-def test_roll_outs_replace_only_roll_outs(tmp_path, walk):
-    others = ["my.npz", "00.npz", "000.npz.bak", "a000.npz", "000.json", "٣٣٣.npz", "episode.mp4"]
-    for name in others:
-        (tmp_path / name).write_bytes(b"old")
-    bodies = walk.character.body_names
-    for name in ["000.npz", "001.npz", "012.npz", "1000.npz"]:
-        ml.save_clip(str(tmp_path / name), clips_of(walk, 3)[0], bodies, "roll-out of a test", "")
-    os.symlink("my.npz", tmp_path / "002.npz")
-    evaluation.write_rollouts(str(tmp_path), clips_of(walk, 5), bodies, "roll-out of a test")
-    assert sorted(os.listdir(tmp_path)) == sorted([*others, "000.npz"])
-    assert all((tmp_path / name).read_bytes() == b"old" for name in others)
-    assert len(ml.load_clip(str(tmp_path / "000.npz"), bodies).rotations) == 5
-    for kept in (b"not ours", (tmp_path / "000.npz").read_bytes().replace(b"r\0\0\0o\0\0\0l", b"R\0\0\0o\0\0\0l")):
-        (tmp_path / "123.npz").write_bytes(kept)
-        with pytest.raises(OSError, match=r"123\.npz: no roll-out, so it stays"):
-            evaluation.write_rollouts(str(tmp_path), clips_of(walk, 5), bodies, "roll-out of a test")
-        assert (tmp_path / "123.npz").read_bytes() == kept
-
-
-def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):
-    names = []
-    monkeypatch.setattr(ml, "save_clip", lambda path, *_: names.append(os.path.basename(path)))
-    evaluation.write_rollouts(str(tmp_path), clips_of(walk, *[2] * 1001), walk.character.body_names, "a test")
-    assert names[:2] == ["000.npz", "001.npz"] and names[999:] == ["999.npz", "1000.npz"]
+# ---- Episodes --------------------------------------------------------------------------------------------------------
 
 
 def test_how_long_an_episode_may_last(write_clip, character, tmp_path):
@@ -328,23 +278,6 @@ def test_averages_of_episodes():
     assert found == {"episodes": 2, "mean_episode_s": 1.0, "fall_rate": 0.5, "task_reward": pytest.approx(8 / 5)}
 
 
-@pytest.mark.parametrize("filmed", [True, False])
-def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, filmed):
-    films = []
-    monkeypatch.setattr(evaluation, "film", lambda *arguments: films.append(arguments))
-    clips = clips_of(walk, 5, 9)
-    path = tmp_path / "latest.pt"
-    args = SimpleNamespace(checkpoint=str(path), capture_video=filmed)
-    evaluation.write(args, walk.character, {"episodes": 2}, clips, torch.rand(8, 14))
-    assert sorted(os.listdir(tmp_path)) == ["latest_pose_error.png", "latest_rollouts"]
-    assert sorted(os.listdir(tmp_path / "latest_rollouts")) == ["000.npz", "001.npz"]
-    with np.load(tmp_path / "latest_rollouts/001.npz", allow_pickle=False) as file:
-        assert str(file["source"]) == "roll-out of latest.pt" and len(file["rotations"]) == 9
-    assert capsys.readouterr().out == '{"episodes": 2}\n'
-    expected = [(str(tmp_path / "latest_episode.mp4"), clips[0], walk.character)]
-    assert films == (expected if filmed else [])
-
-
 def test_episodes_end_with_the_last_step_lived(walk):
     states = [walk.state(torch.zeros(3, dtype=torch.long), torch.full((3,), t / 30)) for t in range(6)]
     clips = evaluation.episodes(states, torch.tensor([5, 2, 0]), 30.0)
@@ -352,153 +285,6 @@ def test_episodes_end_with_the_last_step_lived(walk):
     assert [(clip.fps, clip.loop, clip.rotations.shape[1:]) for clip in clips] == [(30.0, "clamp", (15, 4))] * 3
     np.testing.assert_array_equal(clips[1].root_position[2], states[2].root_position[1].numpy())
     np.testing.assert_array_equal(clips[0].rotations[5], states[5].rotations[0].numpy())
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures drawn, which are written all the same."""
-    drawn = []
-    write = evaluation._write_figure
-
-    def keep(path, figure):
-        drawn.append(figure)
-        write(path, figure)
-
-    monkeypatch.setattr(evaluation, "_write_figure", keep)
-    return drawn
-
-
-def check_png(path):
-    from matplotlib.image import imread
-
-    image = imread(str(path))
-    assert image.shape[0] > 300 and image.shape[1] > 400 and image.std() > 0.05
-    assert os.listdir(path.parent) == [path.name]
-
-
-def test_picture_of_the_bodies_errors(tmp_path, figures):
-    errors = torch.tensor([[0.1, 0.2], [0.3, math.nan], [0.2, 0.4]])  # (T, J-1)
-    evaluation.plot_body_errors(str(tmp_path / "a.png"), errors, ["head", "hand"], 0.5)
-    axes, scale = figures[0].axes
-    np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), errors.T.numpy())
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["head 0.200", "hand 0.300"]
-    assert axes.images[0].get_extent() == [0.0, 1.5, 1.5, -0.5]
-    assert axes.get_xlabel() == "time [s]" and scale.get_ylabel() == "pose error [m]"
-    check_png(tmp_path / "a.png")
-
-
-def test_picture_of_a_table(tmp_path, figures):
-    table = [[0.0, 0.256, 1.0], [0.5, 0.75, math.nan]]
-    evaluation.plot_table(
-        str(tmp_path / "a.png"), table, ["1.0", "2.0"], ["-90", "0", "90"], "speed [m/s]", "turn [degrees]", "return"
-    )
-    axes, scale = figures[0].axes
-    cells = {text.get_position(): text.get_text() for text in axes.texts}
-    assert cells == {(0, 0): "0.00", (1, 0): "0.26", (2, 0): "1.00", (0, 1): "0.50", (1, 1): "0.75", (2, 1): "nan"}
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["-90", "0", "90"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["1.0", "2.0"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("turn [degrees]", "speed [m/s]")
-    assert scale.get_ylabel() == "return" and axes.images[0].get_clim() == (0, 1)
-    for text in axes.texts:  # it can be read: bright on dark, dark on bright
-        x, y = text.get_position()
-        red, green, blue, opacity = axes.images[0].to_rgba(np.array([table[y][x]]))[0]
-        bright = opacity == 0 or red + green + blue > 1.5
-        assert text.get_color() == ("black" if bright else "white")
-    check_png(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("draw", ["plot_body_errors", "plot_table"])
-def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, capsys, draw):
-    """And an OSError, such as that of a full disk, reaches the caller, or is said."""
-    arguments = {
-        "plot_body_errors": (torch.ones(2, 1), ["head"], 0.1),
-        "plot_table": ([[0.5]], ["a"], ["b"], "c", "d", "e"),
-    }[draw]
-    written = {}
-    monkeypatch.setattr(ml, "write_file", written.__setitem__)
-    getattr(evaluation, draw)("a.png", *arguments)
-    assert written["a.png"].startswith(b"\x89PNG") and written["a.png"].endswith(b"IEND\xaeB`\x82")
-    monkeypatch.undo()
-    if draw == "plot_table":
-        evaluation.plot_table(str(tmp_path / "none/a.png"), *arguments)
-        assert "the figures stand, but not all could be written" in capsys.readouterr().err
-    else:
-        with pytest.raises(OSError):
-            evaluation.plot_body_errors(str(tmp_path / "none/a.png"), *arguments)
-
-
-# ---- Films -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def film(tmp_path, monkeypatch, walk):
-    """film(text) films a clip of five frames as "a b.mp4", with a program of this text in the place of the tool."""
-
-    def run(text):
-        (tmp_path / "tool.py").write_text(text)
-        monkeypatch.setattr(evaluation, "RENDER", str(tmp_path / "tool.py"))
-        evaluation.film(str(tmp_path / "a b.mp4"), clips_of(walk, 5)[0], walk.character)
-
-    return run
-
-
-@pytest.fixture
-def typed():
-    """Something waits on this process' standard input."""
-    before = os.dup(0)
-    read, write = os.pipe()
-    os.write(write, b"typed")
-    os.close(write)
-    os.dup2(read, 0)
-    yield
-    os.dup2(before, 0)
-    os.close(before)
-    os.close(read)
-
-
-def test_film_asks_the_tool(film, tmp_path, capfd, typed, walk):
-    """By this Python, with the arguments in its order; it reads nothing of ours, and what it prints goes nowhere."""
-    film(
-        "import json, sys\nprint('chatter')\nprint('warning', file=sys.stderr)\n"
-        "open(sys.argv[2], 'w').write(json.dumps([sys.executable, sys.stdin.read(), *sys.argv[1:]]))"
-    )
-    rollout, out = [str(tmp_path / f"a b.{ending}") for ending in ("npz", "mp4")]
-    expected = [sys.executable, "", rollout, out, "--character-file", walk.character.path]
-    assert json.loads(Path(out).read_text()) == expected
-    assert len(ml.load_clip(rollout, walk.character.body_names).rotations) == 5
-    assert capfd.readouterr() == ("", "")
-
-
-TROUBLE = {  # what the tool does, complaint
-    "says it": (
-        "import sys; print('hm\\nerror: no OpenGL', file=sys.stderr); sys.exit(2)",
-        ".mp4: .*error: no OpenGL$",
-    ),
-    "traceback": ("raise MemoryError('all of it')", "MemoryError: all of it$"),
-    "killed": ("import os; os.abort()", "exit code -6$"),
-    "no text": ("import sys; sys.stderr.buffer.write(b'error: \\xff\\n'); sys.exit(2)", "error: \ufffd$"),
-    "silent": ("import sys; sys.exit(3)", "exit code 3$"),
-}
-
-
-@pytest.mark.parametrize("text, complaint", TROUBLE.values(), ids=TROUBLE.keys())
-def test_a_film_that_fails_is_an_oserror(film, text, complaint):
-    with pytest.raises(OSError, match=complaint) as error:
-        film(text)
-    assert "\n" not in str(error.value)
-
-
-def test_a_film_that_never_ends_is_given_up(film, tmp_path, monkeypatch):
-    assert evaluation.FILM_SECONDS == 600.0
-    monkeypatch.setattr(evaluation, "FILM_SECONDS", 2.0)
-    with pytest.raises(OSError, match=r"a b\.mp4: no film in 2 s"):
-        film(f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
-def test_the_tool_is_there(root):
-    assert Path(evaluation.RENDER) == root / "motions/render.py" and Path(evaluation.RENDER).is_file()
 
 
 # ---- What is said of a training --------------------------------------------------------------------------------------

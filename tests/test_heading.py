@@ -15,8 +15,8 @@ import torch
 
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
-import evaluation
 import motion_lib as ml
+import report
 
 BASE, SCRIPT, CPU = "amp_ppo_isaacgym.py", "amp_ppo_heading.py", torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -294,7 +294,7 @@ def test_the_grid_of_task_returns(env, tmp_path, monkeypatch, rows):
         return None, None, None, {"task_reward": env.episode_steps * command}
 
     monkeypatch.setattr(heading, "evaluate", evaluate)
-    monkeypatch.setattr(evaluation, "plot_table", lambda path, table, *labels: drawn.append((path, table, labels)))
+    monkeypatch.setattr(report, "plot_table", lambda path, table, *labels: drawn.append((path, table, labels)))
     heading.evaluate_grid(None, env, env.args, "grid.png")
     ((path, table, (row_names, column_names, *_)),) = drawn
     assert path == "grid.png" and len(table) == len(row_names) == rows
@@ -311,7 +311,7 @@ def test_an_evaluation_can_be_repeated(agent, env, monkeypatch):
     env.episode_steps = 3
     first = heading.evaluate(agent, env, env.args)[0]
     assert heading.evaluate(agent, env, env.args)[0] == first
-    monkeypatch.setattr(evaluation, "plot_table", lambda *arguments: None)
+    monkeypatch.setattr(report, "plot_table", lambda *arguments: None)
     heading.evaluate_grid(agent, env, env.args, "grid.png")
     assert heading.evaluate(agent, env, env.args)[0] != first
     env.goals.commands = None

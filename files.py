@@ -30,6 +30,8 @@ class InputError(ValueError):
 def reading(path: str, kind: str) -> Iterator[None]:
     """Turn whatever goes wrong while a file is read that should be of some kind into one line. Raises InputError."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
+            raise InputError(f"{path}: a folder, a pipe or a device; expected a file")
         yield
     except InputError:
         raise
@@ -66,10 +68,8 @@ def check_archive(path: str, names: Tuple[str, ...]) -> None:
 
 
 def read_file(path: str) -> bytes:
-    """All that a file holds. Raises OSError."""
-    if not os.path.isfile(path):  # a pipe would never end
-        raise OSError(errno.EINVAL, "not a file", path)
-    with open(path, "rb") as file:
+    """All that a file holds. Raises InputError."""
+    with reading(path, "a file"), open(path, "rb") as file:
         return file.read()
 
 

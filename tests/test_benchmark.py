@@ -1,12 +1,17 @@
-"""benchmark/time_to_walk.py, as a whole: a walk that is reached at once, and one that is not."""
+"""benchmark/time_to_walk.py and benchmark/table.py, as a whole, with tiny trainings."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mujoco")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
+from table import Row, check_options, minutes
 
 TINY = "--num-envs 4 --num-steps 4 --num-minibatches 2 --total-timesteps 320 --hidden 8 8 --disc-batch 8 --no-cuda"
 
@@ -30,3 +35,77 @@ def test_time_to_walk(root, tmp_path, error, reached):
         assert record["seconds"] is None and record["samples"] is None
         assert all(row.count("not reached") >= 2 for row in rows)
     assert not (tmp_path / "runs").exists()  # trained elsewhere
+
+
+# ---- table.py ----
+
+
+def table(root, tmp_path, *options, wait=True):
+    own = ["--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.jsonl"), "--seeds", "3"]
+    command = [sys.executable, str(root / "benchmark/table.py"), *own, *options]
+    child = subprocess.Popen(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return child.communicate(timeout=120) if wait else child
+
+
+def records_of(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+def test_table(root, tmp_path):
+    """Two clips at a time; what is done is not run again; the policy that is judged is the best of the training."""
+    options = ["--clips", "walk", "spin", *TINY.split(), "--eval-seconds", "0.1", "--eval-interval", "10"]
+    said, errors = table(root, tmp_path, *options)
+    assert errors == ""
+    records = records_of(tmp_path)
+    assert {record["clip"] for record in records} == {"walk", "spin"}
+    for record in records:
+        assert f"--motion-file motions/{record['clip']}.npz" in record["command"] and "--task none" in record["command"]
+        assert record["evaluation"].endswith("best.pt --seed 1003") and record["seed"] == 3
+        assert record["samples"] == 320 and record["curves"]["samples"] == [160, 320] and record["minutes"] > 0
+        assert len(record["curves"]["pose_error_m"]) == 2 and record["metrics"]["episodes"] == 32
+        assert (root / record["run"] / "best.pt").exists()
+    assert said.count("\n+ ") + said.startswith("+ ") == 2
+    rows = [line for line in said.splitlines() if line.startswith(("| walk", "| spin"))]
+    assert [row.split()[1] for row in rows] == ["walk", "spin"] and rows[0].endswith("| 0.030 | 0.028 |")
+    again, errors = table(root, tmp_path, *options)
+    assert errors == "" and "+ " not in again and again.splitlines() == said.splitlines()[-len(again.splitlines()) :]
+    assert table(root, tmp_path, "--table")[0] == again
+
+
+def test_an_interrupted_table_goes_on(root, tmp_path):
+    """After SIGTERM the training has saved; the same command resumes it, and its minutes are those of both parts."""
+    tiny = TINY.replace("--total-timesteps 320", "--total-timesteps 1600 --replay-size 99").split()
+    options = ["--clips", "walk", *tiny, "--eval-seconds", "0.1", "--eval-interval", "50", "--save-interval", "5"]
+    child = table(root, tmp_path, *options, wait=False)
+    deadline = time.time() + 60
+    while not list(tmp_path.glob("runs/*/runs/*/latest.pt")) and time.time() < deadline:
+        time.sleep(0.05)
+    child.terminate()
+    child.communicate(timeout=60)
+    assert child.returncode == 130 and not (tmp_path / "out.jsonl").exists()
+    _, errors = table(root, tmp_path, *options)
+    (record,) = records_of(tmp_path)
+    assert errors == "" and record["curves"]["samples"] == [800, 1600]
+    (run,) = tmp_path.glob("runs/*/runs/*")
+    assert len(list(run.glob("args_resumed_*.json"))) == 1
+    assert record["curves"]["minutes"] == sorted(record["curves"]["minutes"])
+
+
+def test_a_folder_of_other_options_is_refused(tmp_path):
+    row = Row("walk", 3, ["--gamma", "0.9"])
+    run = tmp_path / "runs/NAME"
+    run.mkdir(parents=True)
+    check_options(row, str(tmp_path))  # nothing is saved there yet
+    (run / "latest.pt").touch()
+    (run / "args.json").write_text(json.dumps({"command": ["script.py", *row.options()]}))
+    check_options(row, str(tmp_path))
+    with pytest.raises(SystemExit, match="NAME was begun with other options"):
+        check_options(row._replace(extra=[]), str(tmp_path))
+
+
+def test_minutes_without_the_interruption(tmp_path):
+    """Begun at 100 s, two events, a pause, gone on at 1000 s."""
+    for name, moment in (("args.json", 100), ("args_resumed_1.json", 1000)):
+        (tmp_path / name).write_text("{}")
+        os.utime(str(tmp_path / name), (moment, moment))
+    assert minutes(str(tmp_path), [130.0, 160.0, 1030.0, 1060.0]) == pytest.approx([0.5, 1.0, 1.5, 2.0])

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
+import course
 import evaluation
 import motion_lib as ml
 import report
@@ -75,6 +76,10 @@ class Task:
 
     mirror: bool = True
     """add the left-right reflection of every clip"""
+    task_reward: Literal["velocity", "projection"] = "velocity"
+    """what counts: the velocity as a whole, or, as in the paper, its part along the target heading"""
+    task_scale: float = 1.0
+    """c in the reward of the velocity, exp(-c |v* d* - v|^2) [s^2/m^2]"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
     """target speeds, drawn evenly [m/s]; the clips walk at 1 and run at 3.5, the paper asks for 1 to 5"""
     turn_std: float = 0.15
@@ -214,10 +219,15 @@ def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, gen
     return observe(state, body_position, motions.character).flatten(1)
 
 
-def task_reward(speed: Tensor, target_speed: Tensor) -> Tensor:
-    """Reward for velocities along the target direction (...) [m/s] under target speeds (...) [m/s]. (...)."""
-    # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away or fallen; v: the root's, in DeepMimic the centre of mass's
-    return torch.exp(-0.25 * (target_speed - speed) ** 2) * (speed > 0)
+def task_reward(v: Tensor, target_speed: Tensor, scale: float, task: str) -> Tensor:
+    """Reward for root velocities (..., 3) [m/s], X along the target direction d*. (...). ValueError: unknown task."""
+    if task == "velocity":
+        # r_task = exp(-c |v* d* - v|^2), on the ground
+        return torch.exp(-scale * ((target_speed - v[..., 0]) ** 2 + v[..., 1] ** 2))
+    if task == "projection":
+        # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
+        return torch.exp(-0.25 * (target_speed - v[..., 0]) ** 2) * ((v[..., 0] > 0) | (target_speed == 0))
+    raise ValueError(f"no reward for the task {task}")
 
 
 # ---- 3. Environment ----
@@ -306,7 +316,6 @@ class AMPEnv:
         self.next.zero_()
         info = {"state": MotionState(*self.pool[2:7])}
         self._reset(torch.ones_like(self.clip, dtype=torch.bool))
-        self.goals.update(self.steps)
         return self.obs(), info
 
     def obs(self) -> Tensor:
@@ -344,6 +353,7 @@ class AMPEnv:
         self.time = torch.where(done, start, self.time)
         self.steps = self.steps * ~done
         self.history = torch.where(done[:, None, None], history, self.history)
+        self.goals.update(self.steps)
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict]:
         """One control step under actions (N, A) -> obs (N, D), reward (N,), terminated (N,), truncated (N,), info."""
@@ -360,18 +370,17 @@ class AMPEnv:
         lowest = ml.lowest_points(character, body_position, body_rotation)  # (N, J) [m]
         terminated = self.fallen(self.clip, self.time + self.steps * self.dt, lowest) | diverged
         truncated = (self.steps >= self.episode_steps) & ~terminated
-        off = torch.atan2(state.root_velocity[:, 1], state.root_velocity[:, 0]) - self.goals.heading  # of course [rad]
-        speed = state.root_velocity[:, :2].norm(dim=-1) * torch.cos(off)  # (N,) d* . v [m/s]
-        reward = task_reward(speed, self.goals.speed) * ~terminated
-        scores = dict(speed_error_m_s=(self.goals.speed - speed).abs(), heading_error_deg=off.cos().acos().rad2deg())
-        scores.update(speed_m_s=ml.forward_speed(state), task_reward=reward)
+        speed = ml.forward_speed(state)
+        velocity = ml.quat_rotate(ml.quat_from_yaw(-self.goals.heading), state.root_velocity)  # (N, 3) d* is X [m/s]
+        reward = task_reward(velocity, self.goals.speed, self.args.task_scale, self.args.task_reward) * ~terminated
+        scores = {"speed_m_s": speed, "task_reward": reward}
+        scores["task_return"] = task_reward(velocity, self.goals.speed, 0.0, "projection") * ~terminated
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
         self.pool_age += 1
         if self.pool_age % POOL_STEPS == 0:
             self.pool = self._new_pool()
         self._reset(terminated | truncated)
-        self.goals.update(self.steps)
         return self.obs(), reward, terminated, truncated, info
 
 
@@ -542,8 +551,10 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     steps = torch.zeros_like(limit)
     sums = defaultdict(float)
     poses = []
+    goals = []
     states = [info["state"]]
     for _ in range(env.episode_steps):
+        goals.append((env.goals.heading, env.goals.speed))
         obs, _, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
         info["scores"]["style_reward"] = style_reward(agent.logit(info["disc_obs"]), args.disc_loss)
         for name, x in info["scores"].items():
@@ -559,19 +570,11 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     metrics["fall_bodies"] = env.fallen.bodies
     errors = evaluation.nearest_clips(env.motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
     metrics.update(errors[0])
-    metrics["task_return"] = float((sums["task_reward"] / env.episode_steps).mean())  # 1 is the best
+    followed = course.figures(states, goals, steps, env.dt)
+    followed["task_return"] = sums["task_return"] / env.episode_steps  # 1 is the best
+    metrics.update(course.averages(followed))
+    sums.update(followed)
     return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
-
-
-def evaluate_grid(agent: Agent, env: AMPEnv, args: Args, picture: str) -> None:
-    """Draw the task return under constant speeds (rows) and after turns from the start's heading (columns)."""
-    rows = 4 if env.num_envs % 4 == 0 else 1
-    speeds = torch.linspace(*args.speed_range, rows, device=env.steps.device)
-    turns = torch.linspace(-math.pi, math.pi, env.num_envs // rows + 1, device=env.steps.device)[1:]
-    env.goals.commands = (0 * turns[:1], turns.repeat(rows)[None], speeds.repeat_interleave(len(turns))[None])
-    table = (evaluate(agent, env, args)[-1]["task_reward"] / env.episode_steps).view(rows, -1).tolist()
-    names = [f"{x:.1f}" for x in speeds], [f"{x:.0f}" for x in torch.rad2deg(turns)]
-    report.plot_table(picture, table, *names, "speed [m/s]", "turn [degrees]", "task return (1 is the best)")
 
 
 # ---- 7. Main loop ----
@@ -603,7 +606,10 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         if rank == 0:
             eval_env.goals.commands = evaluation.load_commands(args.eval_commands, args.eval_episodes, str(device))
             report.write(args, character, *evaluate(agent, eval_env, args)[:3])
-            evaluate_grid(agent, eval_env, args, f"{args.checkpoint[:-3]}_grid.png")
+            eval_env.goals.commands, *names = evaluation.grid_commands(
+                args.speed_range, args.eval_episodes, str(device)
+            )
+            report.plot_grid(args.checkpoint, evaluate(agent, eval_env, args)[-1], *names)
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)

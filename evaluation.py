@@ -168,6 +168,17 @@ def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Op
     return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
 
+def grid_commands(speed_range: Tuple[float, float], num_envs: int, device: str = "cpu") -> Tuple:
+    """Constant speeds [m/s], the rows of a grid, after turns from the start's heading [degrees], its columns.
+
+    -> commands as those of load_commands, a cell for each environment in turn; names of rows, and of columns"""
+    rows = 4 if num_envs % 4 == 0 else 1
+    speeds = torch.linspace(*speed_range, rows, device=device)
+    turns = torch.linspace(-math.pi, math.pi, num_envs // rows + 1, device=device)[1:]
+    commands = (0 * turns[:1], turns.repeat(rows)[None], speeds.repeat_interleave(len(turns))[None])
+    return commands, [f"{x:.1f}" for x in speeds], [f"{x:.0f}" for x in torch.rad2deg(turns)]
+
+
 # ---- 2. Episodes -----------------------------------------------------------------------------------------------------
 
 

@@ -60,9 +60,16 @@ def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> 
 
 @optional()
 def plot_table(
-    path: str, table: List[list], rows: List[str], columns: List[str], row_label: str, column_label: str, label: str
+    path: str,
+    table: List[list],
+    rows: List[str],
+    columns: List[str],
+    row_label: str,
+    column_label: str,
+    label: str,
+    top: float = 1.0,
 ) -> None:
-    """Draw numbers table[row][column] from 0 (bad) to 1 (good), with the number in each cell. Raises OSError.
+    """Draw numbers table[row][column] from 0 to `top`, with the number in each cell. Raises OSError.
 
     rows, columns: what stands beside and below; the labels say what rows, columns and numbers are."""
     from matplotlib.figure import Figure
@@ -71,13 +78,25 @@ def plot_table(
     axes = figure.subplots(subplot_kw=dict(xlabel=column_label, ylabel=row_label))
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    image = axes.imshow(table, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(table, vmin=0, vmax=top, aspect="auto")
     figure.colorbar(image, label=label)
     for i, row in enumerate(table):
         for j, value in enumerate(row):
-            colour = "white" if value <= 0.5 else "black"  # on blue, on yellow or, for NaN, on white
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
+            colour = "white" if value <= 0.5 * top else "black"  # on blue, on yellow or, for NaN, on white
+            axes.text(j, i, f"{value:.2f}" if top == 1 else f"{value:.0f}", ha="center", va="center", color=colour)
     _write_figure(path, figure)
+
+
+def plot_grid(checkpoint: str, episodes: Dict[str, Tensor], rows: List[str], columns: List[str]) -> None:
+    """Draw beside a checkpoint task return and course error of episodes (E,), a cell each, row by row.
+
+    rows, columns: the speeds [m/s] and turns [degrees] that were commanded. Raises OSError."""
+    stem = os.path.splitext(checkpoint)[0]
+    pictures = {"task_return": ("grid", "task return (1 is the best)", 1.0)}
+    pictures["course_error_deg"] = ("grid_course", "course error [degrees]", 90.0)
+    for name, (file, label, top) in pictures.items():
+        table = episodes[name].view(len(rows), len(columns)).tolist()
+        plot_table(f"{stem}_{file}.png", table, rows, columns, "speed [m/s]", "turn [degrees]", label, top=top)
 
 
 def write(args: Any, character: ml.Character, metrics: Dict, clips: List[ml.Clip], errors: Tensor) -> None:

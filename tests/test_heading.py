@@ -15,6 +15,7 @@ import torch
 
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
+import evaluation
 import motion_lib as ml
 import report
 
@@ -77,17 +78,24 @@ def definitions(name):
 def test_definitions_of_the_same_name_are_the_same():
     one = definitions(BASE)
     two = definitions(SCRIPT)
-    assert len(one) > 20 and set(two) - set(one) == {"Goals", "evaluate_grid"} and set(one) <= set(two)
+    assert len(one) > 20 and set(two) - set(one) == {"Goals"} and set(one) <= set(two)
     assert {name for name in one if one[name] != two[name]} == set(DIFFERENT)
 
 
 # ---- Task ------------------------------------------------------------------------------------------------------------
 
 
-def test_task_reward():
-    progress = torch.tensor([1.0, 3.0, 0.0, -0.5])
-    reward = heading.task_reward(progress, torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    torch.testing.assert_close(reward, torch.tensor([1.0, math.exp(-1.0), 0.0, 0.0]))
+def test_task_rewards():
+    """The paper's takes no notice of what goes across; at a target speed of 0 it does not punish moving away."""
+    velocity = torch.tensor([[1.0, 0, 0], [3.0, 0, 5], [1.0, 2, 0], [0.0, 0, 0], [-0.5, 0, 0], [-2.0, 0, 0]])
+    target = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    paper = heading.task_reward(velocity, target, 9.0, "projection")
+    torch.testing.assert_close(paper, torch.tensor([1.0, math.exp(-1.0), 1.0, 0.0, 0.0, math.exp(-1.0)]))
+    whole = heading.task_reward(velocity, target, 0.5, "velocity")
+    expected = [1.0, math.exp(-2), math.exp(-2), math.exp(-0.5), math.exp(-1.125), math.exp(-2)]
+    torch.testing.assert_close(whole, torch.tensor(expected))
+    with pytest.raises(ValueError, match="none"):
+        heading.task_reward(velocity, target, 1.0, "none")
 
 
 def make_goals(num_envs=400, **options):
@@ -226,13 +234,13 @@ def test_steps_hang_together(env):
         assert info["disc_obs"][:, :105].equal(before[:, :105])
         assert info["disc_obs"][:, 105:].equal(info["final_obs"][:, :105])
         velocity = info["state"].root_velocity[:, :2]
-        progress = velocity[:, 0] * torch.cos(target) + velocity[:, 1] * torch.sin(target)
-        expected = torch.exp(-0.25 * (speed - progress) ** 2) * (progress > 0) * ~terminated
+        way = torch.stack((torch.cos(target), torch.sin(target)), -1)
+        progress = (velocity * way).sum(-1)
+        paper = torch.exp(-0.25 * (speed - progress) ** 2) * (progress > 0) * ~terminated
+        torch.testing.assert_close(info["scores"]["task_return"], paper, atol=1e-5, rtol=1e-5)
+        expected = torch.exp(-(velocity - speed[:, None] * way).square().sum(-1)) * ~terminated
         torch.testing.assert_close(reward, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(info["scores"]["speed_error_m_s"], (speed - progress).abs(), atol=1e-4, rtol=0)
-        off = torch.deg2rad(info["scores"]["heading_error_deg"])  # between the way it goes and the way it should
-        torch.testing.assert_close(torch.cos(off), progress / velocity.norm(dim=-1), atol=1e-4, rtol=0)
-        assert 0 <= off.min() and off.max() <= math.pi + 1e-5
+        assert info["scores"]["task_reward"] is reward
         done = terminated | truncated
         assert obs[~done, :105].equal(info["final_obs"][~done, :105])
         assert obs[:, 107].equal(env.goals.speed) and info["final_obs"][:, 107].equal(speed)
@@ -260,13 +268,17 @@ def agent(env):
 
 
 def test_figures_of_an_evaluation(agent, env):
-    """Within four steps nobody falls, and the task return is the mean of the task reward; a fall earns nothing more."""
+    """Within four steps nobody falls, and the return is the mean of the paper's reward; a fall earns nothing more."""
+    env.args.task_reward = "projection"
     env.episode_steps = 4
     figures, clips, bodies, sums = heading.evaluate(agent, env, env.args)
     assert METRICS <= set(figures) and figures["fall_rate"] == 0
     assert figures["task_return"] == pytest.approx(figures["task_reward"], abs=1e-6)
     assert sums["task_reward"].shape == (64,) and 0 < figures["task_return"] < 1
-    assert figures["task_return"] == pytest.approx(float(sums["task_reward"].mean()) / 4)
+    assert sums["task_return"].equal(sums["task_reward"] / 4)
+    env.args.task_reward = "velocity"
+    other = heading.evaluate(agent, env, env.args)[0]
+    assert other["task_return"] == figures["task_return"] and other["task_reward"] < 0.9 * figures["task_reward"]
     assert len(clips) == 64 and bodies.shape == (4, 14) and figures["style_reward"] == pytest.approx(math.log(2))
     assert 0 < figures["pose_error_m"] < 0.06
     # a visit to a clip and to its mirror image are told apart
@@ -274,45 +286,38 @@ def test_figures_of_an_evaluation(agent, env):
     assert len(visits) == 12 and sum(visits) == pytest.approx(1)
     env.episode_steps = 60
     figures = heading.evaluate(agent, env, env.args)[0]
-    assert figures["fall_rate"] > 0.5 and figures["task_return"] < 0.7 * figures["task_reward"]
+    assert figures["fall_rate"] > 0.5 and figures["task_return"] < 0.7 * other["task_return"]
     assert figures["pose_error_m"] > 0.1
 
 
-@pytest.mark.parametrize("rows", [4, 1])
-def test_the_grid_of_task_returns(env, tmp_path, monkeypatch, rows):
-    """A row is a speed, a column a turn: in place of its return each cell says which command its episode was under."""
-    if rows == 1:  # four speeds do not divide the episodes
-        env.num_envs = 6
-    drawn = []
-    seen = []
-
-    def evaluate(agent, env, args):
-        times, turns, speeds = env.goals.commands
-        assert times.tolist() == [0.0] and turns.shape == speeds.shape == (1, env.num_envs)
-        seen.append((turns[0], speeds[0]))
-        command = 1000 * speeds[0] + torch.rad2deg(turns[0]).round()
-        return None, None, None, {"task_reward": env.episode_steps * command}
-
-    monkeypatch.setattr(heading, "evaluate", evaluate)
-    monkeypatch.setattr(report, "plot_table", lambda path, table, *labels: drawn.append((path, table, labels)))
-    heading.evaluate_grid(None, env, env.args, "grid.png")
-    ((path, table, (row_names, column_names, *_)),) = drawn
-    assert path == "grid.png" and len(table) == len(row_names) == rows
+@pytest.mark.parametrize("episodes, rows", [(64, 4), (6, 1)])
+def test_the_grid(tmp_path, monkeypatch, episodes, rows):
+    """A row is a speed, a column a turn: in place of its figures each cell says which command its episode was under."""
+    (times, turns, speeds), row_names, column_names = evaluation.grid_commands((1.0, 3.5), episodes)
+    assert times.tolist() == [0.0] and turns.shape == speeds.shape == (1, episodes)
     assert row_names == (["1.0", "1.8", "2.7", "3.5"] if rows == 4 else ["1.0"])
-    assert [float(x) for x in column_names][-1] == 180.0 and len(column_names) == env.num_envs // rows
+    assert [float(x) for x in column_names][-1] == 180.0 and len(column_names) == episodes // rows
     assert np.diff([float(x) for x in column_names]).min() > 0  # from just above -180 on
-    for speed, row in zip(np.linspace(1.0, 3.5, rows if rows > 1 else 2), table):
-        for turn, cell in zip(column_names, row):
-            assert cell == pytest.approx(1000 * speed + float(turn), abs=1.1)
+    drawn = {}
+    monkeypatch.setattr(
+        report, "plot_table", lambda path, table, *names, top: drawn.update({path: (table, names, top)})
+    )
+    figures = {"task_return": speeds[0], "course_error_deg": torch.rad2deg(turns[0]), "others": None}
+    report.plot_grid("runs/a.b/best.pt", figures, row_names, column_names)
+    for (path, (table, names, top)), cell in zip(drawn.items(), (lambda v, a: v, lambda v, a: a)):
+        assert path == f"runs/a.b/best_grid{'_course' if top == 90 else ''}.png" and len(table) == rows
+        assert names[:2] == (row_names, column_names) and ("return" in names[-1]) == (top == 1)
+        for speed, row in zip(np.linspace(1.0, 3.5, rows if rows > 1 else 2), table):
+            assert row == pytest.approx([cell(speed, float(a)) for a in column_names], abs=0.51)
+    assert len(drawn) == 2
 
 
-def test_an_evaluation_can_be_repeated(agent, env, monkeypatch):
-    """Without commands exactly, also after the grid, which is drawn last since its commands stay."""
+def test_an_evaluation_can_be_repeated(agent, env):
+    """Without commands exactly, also after those of the grid, which is drawn last since they stay."""
     env.episode_steps = 3
     first = heading.evaluate(agent, env, env.args)[0]
     assert heading.evaluate(agent, env, env.args)[0] == first
-    monkeypatch.setattr(report, "plot_table", lambda *arguments: None)
-    heading.evaluate_grid(agent, env, env.args, "grid.png")
+    env.goals.commands = evaluation.grid_commands(env.args.speed_range, 64)[0]
     assert heading.evaluate(agent, env, env.args)[0] != first
     env.goals.commands = None
     assert heading.evaluate(agent, env, env.args)[0] == first
@@ -321,7 +326,7 @@ def test_an_evaluation_can_be_repeated(agent, env, monkeypatch):
 # ---- Whole runs ------------------------------------------------------------------------------------------------------
 
 METRICS = set("episodes mean_episode_s fall_rate speed_m_s style_reward pose_error_m".split())
-METRICS |= {"task_return", "task_reward", "heading_error_deg", "speed_error_m_s"}
+METRICS |= {"task_return", "task_reward", "path_speed_m_s", "commanded_speed_m_s", "path_error_m"}
 
 
 def options(root, **changes):
@@ -354,9 +359,9 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     again = run_script(*judge, "--eval-commands", tmp_path / "steer.csv")
     assert again.code == 0, again.err
     steered = json.loads(again.out.splitlines()[-1])
-    assert METRICS <= set(steered) and steered["heading_error_deg"] != trained["heading_error_deg"]
+    assert METRICS <= set(steered) and steered["commanded_speed_m_s"] != trained["commanded_speed_m_s"]
     assert len(list((run / "latest_rollouts").glob("*.npz"))) == 8
-    assert all((run / f"latest_{name}.png").stat().st_size > 1000 for name in ("grid", "pose_error"))
+    assert all((run / f"latest_{name}.png").stat().st_size > 1000 for name in ("grid", "grid_course", "pose_error"))
     same = run_script(*judge)
     assert json.loads(same.out.splitlines()[-1]) == trained  # the evaluation of the training, again
     other = run_script(BASE, "--evaluate", "--checkpoint", run / "latest.pt")

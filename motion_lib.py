@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from files import InputError, find, reading, write_file
+from files import InputError, find, read_file, reading, write_file
 
 # ---- 1. Quaternions (xyzw) -------------------------------------------------------------------------------------------
 
@@ -171,8 +171,8 @@ def _read_character(path: str, device: str) -> Character:
     hinge_dofs = [d for d, j in enumerate(dof_body) if dof_body.count(j) == 1]
     gear = {motor.get("joint"): float(motor.get("gear")) for motor in mjcf.iter("motor")}
     hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
-    if not dofs or not hull:
-        raise InputError(f"{path}: a character needs joints and geoms")
+    if not dofs or not hull or len({body.get("name") for body in bodies}) < len(bodies):
+        raise InputError(f"{path}: a character needs joints, geoms, and another name for each body")
     return Character(
         path=str(path),
         body_names=[body.get("name") for body in bodies],
@@ -274,6 +274,8 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
             data = {key: file[key] for key in file.files}
         missing = [key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in data]
         check(not missing, f"not a motion clip, it lacks {', '.join(missing)} (format: motions/README.md)")
+        real = [data[key].dtype.kind in "fiu" for key in ("fps", "root_position", "rotations")]
+        check(all(real), "fps, root_position and rotations have to be real numbers")
         fps = float(data["fps"].reshape(()))
         loop = str(data["loop"].reshape(()))
         names = [str(name) for name in data["body_names"]]
@@ -299,9 +301,8 @@ def save_clip(path: str, clip: Clip, body_names: List[str], source: str, license
     """Write a clip (see write_file). Raises OSError."""
     buffer = io.BytesIO()
     about = dict(fps=float(clip.fps), loop=clip.loop, body_names=body_names, source=source, license=license)
-    root_position = np.asarray(clip.root_position, np.float32)
-    rotations = np.asarray(clip.rotations, np.float32)
-    np.savez(buffer, **about, root_position=root_position, rotations=rotations)
+    frames = {key: np.asarray(getattr(clip, key), np.float32) for key in ("root_position", "rotations")}
+    np.savez(buffer, **about, **frames)
     write_file(path, buffer.getvalue())
 
 
@@ -319,8 +320,7 @@ def find_clips(path: str) -> Tuple[List[str], List[float]]:
     if not str(path).endswith(".json"):
         return [path], [1.0]
     with reading(path, 'a dataset file {"clips": [{"file": ..., "weight": ...}]}'):
-        with open(path, encoding="utf-8-sig") as file:
-            entries = json.load(file)["clips"]
+        entries = json.loads(read_file(path))["clips"]
         files = [os.path.join(os.path.dirname(path), entry["file"]) for entry in entries]
         weights = [float(entry.get("weight", 1.0)) for entry in entries]
         unknown = set().union(*entries) - {"file", "weight"}
@@ -364,10 +364,9 @@ def _frame_velocities(clip: Clip, character: Character, turn: Tensor) -> Tuple[T
 
     turn (4,): the rotation from a cycle to the next, across whose seam a loop's differences are taken
     -> root (F, 3) world [m/s], root (F, 3) world [rad/s], dofs (F, D) [rad/s]"""
-    root = torch.as_tensor(clip.root_position)
     rotations = torch.as_tensor(clip.rotations)
     inverse = quat_conjugate(rotations[:-1])
-    linear = (root[1:] - root[:-1]) * clip.fps  # (F-1, 3) world
+    linear = torch.as_tensor(np.diff(clip.root_position, axis=0)) * clip.fps  # (F-1, 3) world
     angular = rotvec_from_quat(quat_multiply(rotations[1:, 0], inverse[:, 0])) * clip.fps  # (F-1, 3) world
     local = rotvec_from_quat(quat_multiply(inverse, rotations[1:])) * clip.fps  # (F-1, J, 3) child frame
     dof = (local[:, character.dof_body.cpu()] * character.dof_axis.cpu()).sum(-1)  # (F-1, D)
@@ -397,16 +396,14 @@ def check_joints(path: str, clip: Clip, character: Character) -> None:
 
 def mirror_clip(clip: Clip, character: Character) -> Clip:
     """The clip reflected in the X-Z plane, left and right swapped. Raises InputError if the skeleton is asymmetric."""
-    names = character.body_names
-    other = [name.replace("left", "#").replace("right", "left").replace("#", "right") for name in names]
-    order = [names.index(name) if name in names else -1 for name in other]
-    flip = torch.tensor([1.0, -1.0, 1.0])
+    place = {name: j for j, name in enumerate(character.body_names)}
+    order = [place.get(x.replace("left", "#").replace("right", "left").replace("#", "right"), -1) for x in place]
+    flip = [1.0, -1.0, 1.0]
     offsets = character.offsets.cpu()
-    if -1 in order or not torch.allclose(offsets[order] * flip, offsets, atol=1e-4):
+    if -1 in order or not torch.allclose(offsets[order] * torch.tensor(flip), offsets, atol=1e-4):
         raise InputError(f"{character.path}: its left and right are no mirror images; --no-mirror is there")
     # a reflection turns the axis of a rotation like a vector, and its sense around
-    rotations = clip.rotations[:, order] * np.array([-1, 1, -1, 1.0])
-    return clip._replace(root_position=clip.root_position * flip.numpy(), rotations=rotations)
+    return clip._replace(root_position=clip.root_position * flip, rotations=clip.rotations[:, order] * [-1, 1, -1, 1])
 
 
 class MotionLib:
@@ -435,12 +432,15 @@ class MotionLib:
         self.loop = put([clip.loop == "wrap" for clip in self.clips], dtype=torch.bool)  # (C,)
         self.root_position = put(np.concatenate([clip.root_position for clip in self.clips]))  # (F, 3)
         self.rotations = put(np.concatenate([clip.rotations for clip in self.clips]))  # (F, J, 4)
+        for file, *frames in zip(self.files, self.root_position.split(count), self.rotations.split(count)):
+            low = lowest_points(character, *forward_kinematics(character, *frames)).amin(-1)  # (frames,) [m]
+            if low.min() > 1.0 or low.max() < -1.0:
+                raise InputError(f"{file}: never within 1 m of the ground (z = 0); motions/convert.py --lift helps")
         ends = torch.as_tensor(np.stack([clip.rotations[[0, -1], 0] for clip in self.clips]))  # (C, 2, 4)
         turn = heading(ends[:, 1]) - heading(ends[:, 0])
         self.turn = put((turn + math.pi) % (2 * math.pi) - math.pi)  # (C,) yaw gained in a cycle [rad]
         self.start = self.root_position[self.first]  # (C, 3) where the root is at time 0 [m]
-        way = self.root_position[self.first + self.last] - self.start
-        self.way = way * put([1.0, 1.0, 0.0])  # (C, 3) of the root on the ground in the first cycle [m]
+        self.way = (self.root_position[self.first + self.last] - self.start) * put([1.0, 1.0, 0.0])  # (C, 3) a cycle's
         turns = quat_from_yaw(self.turn.cpu().double())  # (C, 4)
         velocities = zip(*[_frame_velocities(clip, character, q) for clip, q in zip(self.clips, turns)])
         self.root_velocity, self.root_angular_velocity, self.dof_velocity = [put(torch.cat(v)) for v in velocities]

@@ -267,7 +267,8 @@ BAD_CHARACTERS = {  # what is done to the humanoid's file (a regular expression 
     "an empty size": (r' size="0.09"', ' size=""', "not a character file"),
     "no number": (r'pos="0 0 0.223894"', 'pos="0 0 high"', "high"),
     "no joints": (r"<joint.*|<motor.*", "", "needs joints"),
-    "no geoms": (r"<geom.*", "", "needs joints and geoms"),
+    "no geoms": (r"<geom.*", "", "needs joints, geoms"),
+    "a name twice": (r"body name=\"left_", 'body name="right_', "another name for each body"),
 }
 
 
@@ -283,8 +284,8 @@ def test_bad_character_files(tmp_path, character, pattern, replacement, complain
 
 
 def test_missing_character_file(tmp_path):
-    for path in (tmp_path / "none.xml", tmp_path):
-        with pytest.raises(ml.InputError, match="cannot read"):
+    for path, complaint in ((tmp_path / "none.xml", "cannot read"), (tmp_path, "expected a file")):
+        with pytest.raises(ml.InputError, match=complaint):
             ml.load_character(str(path))
 
 
@@ -382,7 +383,7 @@ def steady_pose(character, rate, velocity, time):
     for body in range(1, 15):
         dofs = character.dof_body.tolist().count(body)
         rate[body] *= {3: t64(1, 1, 1), 1: t64(0, 1, 0), 0: t64(0, 0, 0)}[dofs]
-    return t64(0, 0, 3) + velocity * time, ml.quat_from_rotvec(rate * time)
+    return t64(0, 0, 1) + velocity * time, ml.quat_from_rotvec(rate * time)
 
 
 def test_body_velocities_against_mujoco(character, write_clip):
@@ -531,9 +532,16 @@ BAD_ARRAYS = {  # arrays, complaint
     "fps 0": (dict(fps=0.0), r"fps is 0\.0;"),
     "fps NaN": (dict(fps=np.nan), "fps is nan;"),
     "two fps": (dict(fps=np.array([30.0, 30.0])), "not a motion clip"),
-    "fps text": (dict(fps=np.array("fast")), "not a motion clip"),
+    "fps text": (dict(fps=np.array("30")), "real numbers"),
+    "complex positions": (dict(root_position=np.full((5, 3), 0.9 + 0j)), "real numbers"),
+    "complex rotations": (dict(rotations=IDENTITY.astype(complex)), "real numbers"),
+    "dates": (dict(root_position=np.zeros((5, 3), "datetime64[s]")), "real numbers"),
+    "spans of time": (dict(fps=np.timedelta64(30, "s")), "real numbers"),
+    "true and false": (dict(rotations=IDENTITY.astype(bool)), "real numbers"),
+    "objects": (dict(root_position=np.zeros((5, 3), object)), "allow_pickle"),
+    "records": (dict(root_position=np.zeros((5, 3), "f4,f4")), "real numbers"),
     "loop mode": (dict(loop=np.array("bounce")), "'bounce'"),
-    "text positions": (dict(root_position=np.full((5, 3), "x")), "not a motion clip"),
+    "text positions": (dict(root_position=np.full((5, 3), "1.0")), "real numbers"),
 }
 
 
@@ -887,6 +895,25 @@ def test_joints_that_no_simulator_could_follow(write_clip, character):
         else:
             with pytest.raises(ml.InputError, match=fault):
                 ml.MotionLib(path, character)
+
+
+@pytest.mark.parametrize("height, fault", [(100.9, True), (-99.0, True), (2.1, True), (1.5, False), (0.0, False)])
+def test_a_clip_that_is_nowhere_near_the_ground(write_clip, character, height, fault):
+    """Up there every episode would end in its first step, down there all heights be other ones. Soles: .9 m lower."""
+    position = np.tile([0.0, 0.0, height], (5, 1))
+    position[0, 2] += 0.05
+    path = write_clip(root_position=position)
+    if not fault:
+        ml.MotionLib(path, character)
+    else:
+        with pytest.raises(ml.InputError, match=r"clip.npz: never within 1 m of the ground .* --lift"):
+            ml.MotionLib(path, character)
+
+
+def test_a_flight_that_begins_on_the_ground(write_clip, character):
+    position = np.tile([0.0, 0.0, 30.0], (5, 1))
+    position[2, 2] = 0.9
+    ml.MotionLib(write_clip(root_position=position), character)
 
 
 # ---- Writing files ---------------------------------------------------------------------------------------------------

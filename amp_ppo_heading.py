@@ -81,7 +81,7 @@ class Task:
     task_scale: float = 1.0
     """c in the reward of the velocity, exp(-c |v* d* - v|^2) [s^2/m^2]"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
-    """target speeds, drawn evenly [m/s]; the clips walk at 1 and run at 3.5, the paper asks for 1 to 5"""
+    """target speeds, drawn evenly [m/s], below 0.3 standing; the clips walk at 1 and run at 3.5; the paper: 1 to 5"""
     turn_std: float = 0.15
     """standard deviation of a small change of the target heading [rad] (DeepMimic)"""
     sharp_turn_share: float = 0.01
@@ -242,9 +242,8 @@ class Goals:
         self.args = args
         self.generator = generator
         self.commands = None  # or times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]
-        self.heading = torch.zeros(num_envs, device=generator.device)
-        self.speed = torch.zeros_like(self.heading)
-        self.timer = torch.zeros_like(self.heading)  # until the next change [s]
+        # timer: until the next change [s]
+        self.heading, self.speed, self.timer = torch.zeros(3, num_envs, device=generator.device)
 
     state_dict = get_state
     load_state_dict = set_state
@@ -260,7 +259,8 @@ class Goals:
         turn = torch.where(self.uniform(0, 1) < self.args.sharp_turn_share, self.uniform(-math.pi, math.pi), turn)
         self.heading = torch.where(new, 0.0, self.heading + due * turn)
         changed = new | (due & (self.uniform(0, 1) < self.args.speed_change_share))
-        self.speed = torch.where(changed, self.uniform(*self.args.speed_range), self.speed)
+        speed = F.threshold(self.uniform(*self.args.speed_range), course.STANDING, 0.0)  # or it would creep
+        self.speed = torch.where(changed, speed, self.speed)
         self.timer = torch.where(due, self.uniform(*self.args.change_seconds), self.timer) - 1.0 / self.args.control_hz
         if self.commands is not None:
             row = (torch.searchsorted(self.commands[0], steps / self.args.control_hz + 1e-4) - 1)[None]  # (1, N)

@@ -115,6 +115,14 @@ def test_goals_begin_anew_with_the_episode():
     assert (goals.speed[200:] != first[200:]).all()
 
 
+def test_slow_speeds_are_standing():
+    """Of speeds from 0 to 2 m/s those up to 0.3, 15 %."""
+    goals = make_goals(4000, speed_range=(0.0, 2.0))
+    goals.update(torch.zeros(4000, dtype=torch.long))
+    assert goals.speed.eq(0).float().mean() == pytest.approx(0.15, abs=0.02)
+    assert goals.speed[goals.speed > 0].min() > 0.3 and goals.speed.max() <= 2
+
+
 def test_goals_change_as_often_as_they_should():
     """Every 6 steps, as 0.2 s are, with a quarter of speeds drawn anew; turns of the standard deviation asked for."""
     goals = make_goals(4000, change_seconds=(0.2, 0.2), turn_std=0.1, sharp_turn_share=0.0, speed_change_share=0.25)

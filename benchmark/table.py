@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from train import ENVIRONMENT, ROOT, SCRIPT, curves, stamp
 
@@ -65,10 +65,10 @@ def read_records(path: str) -> List[Dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def start(options: List[str], home: str, core: int, name: str) -> subprocess.Popen:
-    """Run the script on one core, in the folder of its run; what it says is added to NAME.out and NAME.err there."""
+def start(script: str, options: List[str], home: str, core: int, name: str) -> subprocess.Popen:
+    """Run a script on one core, in the folder of its run; what it says is added to NAME.out and NAME.err there."""
     env = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, os.path.join(ROOT, SCRIPT), *options]
+    command = [sys.executable, os.path.join(ROOT, script), *options]
     with open(os.path.join(home, f"{name}.out"), "a") as out, open(os.path.join(home, f"{name}.err"), "a") as err:
         # Ctrl-C is passed on by us, once: a second signal would end a training without a save
         child = subprocess.Popen(command, cwd=home, env=env, stdout=out, stderr=err, start_new_session=True)
@@ -83,7 +83,7 @@ def saved_run(home: str) -> Optional[str]:
     return os.path.dirname(saved[-1]) if saved else None
 
 
-def check_options(row: Row, home: str) -> None:
+def check_options(row: Any, home: str) -> None:
     """Exit if the run that lies where that of the row would go on was begun with other options."""
     folder = saved_run(home)
     if folder:
@@ -126,45 +126,67 @@ def evaluations(folder: str) -> Dict[str, List[float]]:
     return {"samples": steps, "minutes": [round(clock[step], 2) for step in steps], **figures}
 
 
+def train(script: str, row: Any, home: str, core: int) -> Iterator[subprocess.Popen]:
+    """Train, or go on, in the folder of a run; yields the process, if there is one, that is to be waited for."""
+    os.makedirs(home, exist_ok=True)
+    folder = saved_run(home)
+    if not folder:
+        with open(os.path.join(home, "stamp.json"), "w") as file:  # of the start
+            json.dump(stamp(), file)
+    if not is_trained(home):
+        options = ["--resume", os.path.relpath(folder, home)] if folder else row.options()
+        yield start(script, options, home, core, "train")
+
+
+def last_figures(home: str, name: str) -> Dict[str, Any]:
+    """What an evaluation that start() has named has printed last."""
+    with open(os.path.join(home, f"{name}.out")) as file:
+        return json.loads(file.read().splitlines()[-1])
+
+
+def record_of(row: Any, home: str) -> Dict[str, Any]:
+    """Of a run that is trained: what was typed, on which machine, how long it took, the curves of its evaluations."""
+    with open(os.path.join(home, "stamp.json")) as file:
+        stamps = json.load(file)
+    folder = saved_run(home)
+    curve = evaluations(folder)
+    record = {"seed": row.seed, "options": row.extra, "command": row.command(), **stamps}
+    record.update(run=os.path.relpath(folder, ROOT), samples=curve["samples"][-1], minutes=curve["minutes"][-1])
+    return {**record, "curves": curve}
+
+
 def measure(row: Row, own: argparse.Namespace, core: int) -> Iterator[subprocess.Popen]:
     """Train, or go on, and evaluate; yields each process that is to be waited for. Adds the record to own.out."""
     home = os.path.abspath(row.home(own.folder))
-    os.makedirs(home, exist_ok=True)
-    stamped = os.path.join(home, "stamp.json")  # of the start
-    folder = saved_run(home)
-    if not folder:
-        with open(stamped, "w") as file:
-            json.dump(stamp(), file)
-    if not is_trained(home):
-        yield start(["--resume", os.path.relpath(folder, home)] if folder else row.options(), home, core, "train")
-    folder = saved_run(home)
-    best = os.path.join(os.path.relpath(folder, home), "best.pt")
+    yield from train(SCRIPT, row, home, core)
+    best = os.path.join(os.path.relpath(saved_run(home), home), "best.pt")
     evaluate = ["--evaluate", "--checkpoint", best, "--seed", str(row.seed + OTHER_EPISODES)]
-    yield start(evaluate, home, core, "evaluate")
-    with open(os.path.join(home, "evaluate.out")) as file:
-        metrics = json.loads(file.read().splitlines()[-1])
-    with open(stamped) as file:
-        stamps = json.load(file)
-    curve = evaluations(folder)
-    record = {"clip": row.clip, "seed": row.seed, "options": row.extra, "command": row.command(), **stamps}
-    record.update(run=os.path.relpath(folder, ROOT), samples=curve["samples"][-1], minutes=curve["minutes"][-1])
-    record.update(evaluation=" ".join(["python", SCRIPT, *evaluate]), metrics=metrics, curves=curve)
+    yield start(SCRIPT, evaluate, home, core, "evaluate")
+    metrics = last_figures(home, "evaluate")
+    record = {"clip": row.clip, **record_of(row, home), "evaluation": " ".join(["python", SCRIPT, *evaluate])}
     with open(own.out, "a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps({**record, "metrics": metrics}) + "\n")
     print(f"- {row.clip} {row.seed}: {json.dumps(metrics)}", flush=True)
 
 
 class Job(NamedTuple):
     """A row that is being run."""
 
-    row: Row
+    row: Any
     core: int
-    steps: Iterator[subprocess.Popen]  # measure()
+    steps: Iterator[subprocess.Popen]  # of measure(row, own, core)
     child: subprocess.Popen
 
 
-def run_all(rows: List[Row], own: argparse.Namespace) -> int:
-    """All rows, some at a time, each on a core of its own -> exit code. A signal lets the trainings save first."""
+def run_all(rows: List[Any], own: argparse.Namespace, measure: Callable) -> int:
+    """All rows that are not yet in own.out, own.at_a_time of them at a time, each on a core of its own -> exit code.
+
+    measure(row, own, core): see that of a clip above. A signal lets the trainings save first. Exits if a run that would
+    go on was begun with other options."""
+    done = {record["command"] for record in read_records(own.out)}
+    rows = [row for row in rows if row.command() not in done]
+    for row in rows:
+        check_options(row, row.home(own.folder))
     caught: List[int] = []
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda number, frame: caught.append(number))
@@ -243,12 +265,7 @@ def main() -> None:
     add("--table", action="store_true", help="print the table of what is in the file, and run nothing")
     own, extra = parser.parse_known_args()
     if not own.table:
-        done = {record["command"] for record in read_records(own.out)}
-        rows = [Row(clip, seed, extra) for seed in own.seeds for clip in own.clips]
-        rows = [row for row in rows if row.command() not in done]
-        for row in rows:
-            check_options(row, row.home(own.folder))
-        code = run_all(rows, own)
+        code = run_all([Row(clip, seed, extra) for seed in own.seeds for clip in own.clips], own, measure)
         if code:
             sys.exit(code)
     print_table(read_records(own.out))

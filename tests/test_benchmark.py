@@ -1,4 +1,4 @@
-"""benchmark/time_to_walk.py and benchmark/table.py, as a whole, with tiny trainings."""
+"""benchmark/time_to_walk.py, table.py and heading.py, as a whole, with tiny trainings."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("mujoco")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
+import heading
 from table import Row, check_options, minutes
 
 TINY = "--num-envs 4 --num-steps 4 --num-minibatches 2 --total-timesteps 320 --hidden 8 8 --disc-batch 8 --no-cuda"
@@ -40,9 +41,9 @@ def test_time_to_walk(root, tmp_path, error, reached):
 # ---- table.py ----
 
 
-def table(root, tmp_path, *options, wait=True):
+def table(root, tmp_path, *options, wait=True, script="table.py"):
     own = ["--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.jsonl"), "--seeds", "3"]
-    command = [sys.executable, str(root / "benchmark/table.py"), *own, *options]
+    command = [sys.executable, str(root / "benchmark" / script), *own, *options]
     child = subprocess.Popen(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return child.communicate(timeout=120) if wait else child
 
@@ -109,3 +110,38 @@ def test_minutes_without_the_interruption(tmp_path):
         (tmp_path / name).write_text("{}")
         os.utime(str(tmp_path / name), (moment, moment))
     assert minutes(str(tmp_path), [130.0, 160.0, 1030.0, 1060.0]) == pytest.approx([0.5, 1.0, 1.5, 2.0])
+
+
+# ---- heading.py ----
+
+
+def test_a_style_weight(root, tmp_path):
+    """One, evaluated twice; what is done is not run again."""
+    tiny = TINY.split() + ["--clone-updates", "0", "--motion-file", "motions/walk.npz"]
+    options = ["--style-weights", "0.25", *tiny, "--eval-seconds", "1", "--eval-episodes", "2"]
+    said, errors = table(root, tmp_path, *options, script="heading.py")
+    assert errors == ""
+    (record,) = records_of(tmp_path)
+    assert record["options"] == ["--style-weight", "0.25", *options[2:]] and record["samples"] == 320
+    assert record["evaluation"].endswith("latest.pt --seed 1003") and "--style-weight 0.25 " in record["command"]
+    assert record["metrics"]["episodes"] == record["figure_eight"]["episodes"] == 2
+    assert record["figure_eight"]["commanded_speed_m_s"] == pytest.approx(1.2, abs=0.02)
+    assert record["metrics"]["commanded_speed_m_s"] != record["figure_eight"]["commanded_speed_m_s"]
+    again, errors = table(root, tmp_path, *options, script="heading.py")
+    assert errors == "" and "+ " not in again and said.endswith(again) and again.count("--style-weight 0.25") == 1
+
+
+def test_the_table_of_headings(capsys):
+    """A row for each set of options; the later run of a seed counts; a figure that an evaluation lacks is left out."""
+    figures = dict(fall_rate=0.25, episodes=32, task_return=0.9, course_error_deg=8.0, pose_error_m=0.04)
+    one = dict(options=[], seed=2, samples=2e6, minutes=10.0, metrics=figures, figure_eight=figures)
+    one.update(commit="a", machine="m")
+    other = {**one, "seed": 1, "metrics": {**figures, "task_return": 0.7, "fall_rate": 0.0}}
+    third = {**one, "options": ["--style-weight", "4"], "commit": "b"}
+    heading.print_table([one, {**other, "metrics": {}}, third, other])
+    head, _, first, second, *rest = capsys.readouterr().out.splitlines()
+    cells = dict(zip([x.strip() for x in head.split("|")], [x.strip() for x in first.split("|")]))
+    assert cells["seeds"] == "1, 2" and cells["falls"] == "0, 8 of 32" and cells["samples"] == "2.0 M"
+    assert cells["return"] == "0.800 ± 0.141" and cells["8: course error"] == "8.0 ± 0.0" and cells["lag [s]"] == ""
+    assert second.startswith("| --style-weight 4 | 2 |") and "| 0.900 |" in second
+    assert rest == ["", "commit: a, b", "", "machine: m"]

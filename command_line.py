@@ -237,7 +237,7 @@ def _explain(error: BaseException, resumed: str = "") -> Tuple[str, int]:
 def _first_to_say() -> bool:
     """Whether no other process has said what is wrong."""
     if not in_group():  # a plain run, or join_processes has refused
-        return not (dist.is_available() and dist.is_torchelastic_launched()) or os.environ["RANK"] == "0"
+        return not {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"} <= os.environ.keys() or os.environ["RANK"] == "0"
     try:
         return dist.distributed_c10d._get_default_store().add("said", 1) == 1
     except RuntimeError:  # gone with the process that kept it

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from files import InputError, plain
+from files import InputError, plain, reading
 
 
 class Processes(NamedTuple):
@@ -56,18 +56,19 @@ def join_processes() -> Optional[str]:
         return None
     env = os.environ
     store = None
-    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it still holds what an attempt before a restart has written
-        if int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:  # counts would differ
-            needed = "--rdzv-backend=c10d and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (an environment variable)"
-            raise InputError(f"restarts on several machines need {needed}")
-        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
-        store = dist.PrefixStore(env["TORCHELASTIC_RESTART_COUNT"], store)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    patience = datetime.timedelta(hours=1)  # process 0 evaluates while the others wait
-    world = int(env["WORLD_SIZE"])
-    dist.init_process_group(backend, timeout=patience, store=store, rank=int(env["RANK"]), world_size=world)
+    with reading("the environment", "that of a process of torchrun (for a plain run unset TORCHELASTIC_RUN_ID)"):
+        if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it still holds what an attempt before a restart wrote
+            if int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:  # counts would differ
+                needed = "--rdzv-backend=c10d and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (an environment variable)"
+                raise InputError(f"restarts on several machines need {needed}")
+            store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+            store = dist.PrefixStore(env["TORCHELASTIC_RESTART_COUNT"], store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        patience = datetime.timedelta(hours=1)  # process 0 evaluates while the others wait
+        rank, world, *_ = [int(env[x]) for x in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+        dist.init_process_group(backend, timeout=patience, store=store, rank=rank, world_size=world)
     launch = plain(env["TORCHELASTIC_RUN_ID"]).replace(os.sep, "_")  # as in the folder's name
-    if launch == "none" and env["TORCHELASTIC_RESTART_COUNT"] != "0":
+    if launch == "none" and env.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         raise InputError("torchrun restarts only runs with a name: --standalone or --rdzv-id; or go on with --resume")
     found = sorted(glob.glob(os.path.join("runs", f"*__{glob.escape(launch)}", "latest.pt")))
     folders = [""] * world
@@ -82,8 +83,7 @@ def average(*tensors: Tensor) -> None:
     if world_size() > 1:
         message = torch.cat([x.flatten() for x in tensors])
         dist.all_reduce(message)
-        message /= world_size()
-        for x, mean in zip(tensors, message.split([x.numel() for x in tensors])):
+        for x, mean in zip(tensors, (message / world_size()).split([x.numel() for x in tensors])):
             x.copy_(mean.view_as(x))
 
 

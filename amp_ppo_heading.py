@@ -602,7 +602,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     torch.manual_seed(seed)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
     if args.evaluate:
-        fit_checkpoint(checkpoint, character, policy)
+        fit_checkpoint(checkpoint, motions, policy)
         if rank == 0:
             eval_env.goals.commands = evaluation.load_commands(args.eval_commands, args.eval_episodes, str(device))
             report.write(args, character, *evaluate(agent, eval_env, args)[:3])

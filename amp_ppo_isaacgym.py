@@ -540,7 +540,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     torch.manual_seed(seed)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
     if args.evaluate:
-        fit_checkpoint(checkpoint, character, policy)
+        fit_checkpoint(checkpoint, motions, policy)
         if rank == 0:
             report.write(args, character, *evaluate(agent, eval_env, args)[:3])
         return

@@ -3,16 +3,18 @@
 A script uses get_state, set_state and fit_checkpoint. Nothing here knows what is trained, or how.
 """
 
+import hashlib
 import math
 import os
+import sys
 import warnings
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, Optional, Set
 
 import torch
 from torch import Tensor
 
-from files import InputError, check_archive, reading
-from motion_lib import Character
+from files import InputError, check_archive, find, read_file, reading
+from motion_lib import MotionLib
 
 
 def get_state(x: Any) -> Any:
@@ -37,27 +39,21 @@ def _has_state(x: Any) -> bool:
 
 
 def set_state(x: Any, state: Any) -> None:
-    """Put get_state's copy back, in place. Raises ValueError, KeyError, RuntimeError or the like if it does not fit."""
+    """Put get_state's copy back, in place; whether it fits put_back has looked at."""
     if isinstance(x, Tensor):
-        if x.shape != state.shape:
-            raise ValueError(f"a tensor of shape {tuple(state.shape)} there is {tuple(x.shape)} here")
         x.copy_(state)
     elif isinstance(x, torch.Generator):
         x.set_state(state)
-    elif isinstance(x, (list, tuple, dict)):
-        for key in range(len(x)) if not isinstance(x, dict) else state:
-            if _has_state(x[key]):
-                set_state(x[key], state[key])
     elif isinstance(x, torch.optim.Optimizer):  # what it does is the script's, but for the rate that it has come to
         groups = zip(x.state_dict()["param_groups"], state["param_groups"])
         x.load_state_dict({**state, "param_groups": [{**mine, "lr": theirs["lr"]} for mine, theirs in groups]})
-    elif type(x).state_dict is not get_state:
+    elif getattr(type(x), "state_dict", get_state) is not get_state:
         x.load_state_dict(state)
     else:
-        if state.keys() != get_state(x).keys():
-            raise KeyError(", ".join(sorted(state.keys() ^ get_state(x).keys())))
-        for name, part in state.items():
-            set_state(getattr(x, name), part)
+        parts = vars(x) if hasattr(x, "state_dict") else x
+        for key in state if isinstance(state, dict) else range(len(state)):
+            if _has_state(parts[key]):
+                set_state(parts[key], state[key])
 
 
 class Unsound(RuntimeError):
@@ -91,16 +87,12 @@ def check_kind(name: str, own: Any, state: Any, inside: bool = True) -> None:
     if isinstance(own, Tensor) and (own.dtype != state.dtype or own.shape != state.shape):
         there, here = ((x.dtype, tuple(x.shape)) for x in (state, own))
         raise ValueError(f"{name} is {there[0]} {there[1]} there and {here[0]} {here[1]} here")
+    own, state = (dict(enumerate(x)) if isinstance(x, (list, tuple)) else x for x in (own, state))
     if isinstance(own, dict) and inside:
         if own.keys() != state.keys():
             raise ValueError(f"{name}: {', '.join(map(str, own.keys() ^ state.keys()))} on one side only")
         for key in own:
             check_kind(f"{name}.{key}", own[key], state[key])
-    if isinstance(own, (list, tuple)):
-        if len(own) != len(state):
-            raise ValueError(f"{name} has {len(state)} parts there and {len(own)} here")
-        for key, (x, y) in enumerate(zip(own, state)):
-            check_kind(f"{name}.{key}", x, y)
 
 
 def _check_optimizer(name: str, x: torch.optim.Optimizer, state: Any) -> None:
@@ -128,8 +120,7 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what it refuses
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            kinds = {"kind": "", "character": {}, "args": {}, "samples": 0, "metrics": {}, "shared": {}}
-            for key, kind in kinds.items():
+            for key, kind in dict(kind="", character={}, args={}, samples=0, metrics={}, shared={}).items():
                 check_kind(key, kind, checkpoint[key], inside=False)
         fault = unsound({key: checkpoint.get(key) for key in ("shared", "processes", "progress", "rates")})
     if checkpoint["kind"] != name:
@@ -139,20 +130,28 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
     return {**checkpoint, "written": written}
 
 
-def fit_checkpoint(checkpoint: Dict[str, Any], character: Character, objects: Dict[str, Any]) -> None:
-    """Put what all processes share into objects, by name. Raises InputError if it is of another character or size."""
-    for key, mine in names_of(character).items():
+def fit_checkpoint(checkpoint: Dict[str, Any], motions: MotionLib, objects: Dict[str, Any]) -> None:
+    """Put what all processes share into objects, by name; say which data is another. Raises InputError if none fits."""
+    mine = identity(motions)
+    for key, names in mine["character"].items():
         theirs = checkpoint["character"].get(key)
-        if theirs != mine:
-            theirs = [x for x in theirs if isinstance(x, str)] if isinstance(theirs, list) else []
-            odd = ", ".join(sorted(set(theirs) ^ set(mine))[:5]) or "their order"
-            raise InputError(f"the checkpoint is of another character than {character.path}; {key} differ: {odd}")
+        if theirs != names:
+            odd = sorted({str(x) for x in theirs} ^ set(names)) if isinstance(theirs, list) else names
+            fault = f"{key} differ: {', '.join(odd[:5]) or 'their order'}"
+            raise InputError(f"the checkpoint is of another character than {motions.character.path}; {fault}")
+    for key, x in mine["data"].items():
+        if isinstance(checkpoint.get("data"), dict) and checkpoint["data"].get(key, x) != x:
+            print(f"the {key} data is not what the checkpoint was trained on", file=sys.stderr)
     put_back(objects, checkpoint["shared"])
 
 
-def names_of(character: Character) -> Dict[str, List[str]]:
-    """What has to be the same in a checkpoint."""
-    return {"bodies": character.body_names, "dofs": character.dof_names}
+def identity(motions: MotionLib) -> Dict[str, Dict]:
+    """What a checkpoint is of: names of bodies and dofs, which have to stay, and hashes of clips and character file."""
+    character = motions.character
+    clips = (motions.root_position, motions.rotations, motions.weight, motions.fps, motions.loop)
+    held = {"motion": b"".join(x.cpu().numpy().tobytes() for x in clips), "character": read_file(find(character.path))}
+    data = {key: hashlib.sha256(x).hexdigest() for key, x in held.items()}
+    return {"character": {"bodies": character.body_names, "dofs": character.dof_names}, "data": data}
 
 
 def put_back(objects: Dict[str, Any], states: Dict[str, Any]) -> None:

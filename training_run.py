@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, names_of, put_back, unsound
+from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, identity, put_back, unsound
 from files import HERE, InputError, find, lock, plain, read_file, reading, typed, write_file
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
@@ -78,8 +78,9 @@ class Run:
         shared, own: name -> what has a state that all processes share, or each has for itself. Raises InputError."""
         self.args = args
         self.motions = motions
-        self.content = {"kind": kind, "character": names_of(motions.character), "args": dict(vars(args), resume=None)}
-        self.content["data"] = _hashes(motions)
+        self.content = {"kind": kind, **identity(motions), "args": dict(vars(args), resume=None)}
+        script = read_file(sys.argv[0]) if os.path.isfile(sys.argv[0]) else b""
+        self.content["data"]["script"] = hashlib.sha256(script).hexdigest()
         self.batch = batch
         self.shared = shared
         self.rank, self.world, self.device, _ = processes(args.cuda)
@@ -121,7 +122,7 @@ class Run:
         for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
             if checkpoint["data"][key] != self.content["data"][key] and not typed(option):
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
-        fit_checkpoint(checkpoint, self.motions.character, self.shared)
+        fit_checkpoint(checkpoint, self.motions, self.shared)
         same = checkpoint["data"]["motion"] == self.content["data"]["motion"]
         put_back(self.own if same else self.random, parts[self.rank])
         if not same:
@@ -330,13 +331,3 @@ def _note_signals() -> List[int]:
     for kind in kinds:
         signal.signal(kind, note)
     return caught
-
-
-def _hashes(motions: MotionLib) -> Dict[str, str]:
-    """What the clips, the character's file and the script hold, wherever they lie."""
-    clips = (motions.root_position, motions.rotations, motions.weight, motions.fps, motions.loop)
-    hashes = {"motion": hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in clips)).hexdigest()}
-    for key, path in (("character", motions.character.path), ("script", sys.argv[0])):
-        with contextlib.suppress(OSError):
-            hashes[key] = hashlib.sha256(read_file(path)).hexdigest()
-    return {"script": "", **hashes}

@@ -155,7 +155,7 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     env = module.AMPEnv(args, motions, sim, STARTS, max(round(args.eval_seconds * args.control_hz), 1))
     named = list(inspect.signature(module.Agent).parameters)[1:]  # after env: options, by their names
     agent = module.Agent(env, *[getattr(args, name) for name in named])
-    fit_checkpoint(content, character, {"agent": agent, "action_offset": env.action_offset})
+    fit_checkpoint(content, motions, {"agent": agent, "action_offset": env.action_offset})
     policy = Policy(module, env, agent).requires_grad_(False)
     try:
         policy(*map(torch.from_numpy, random_states(policy, 1).values()))

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import os
 import re
 import warnings
 import zipfile
@@ -16,6 +17,7 @@ import amp_ppo_isaacgym as amp
 import checkpoints
 import command_line
 import files
+import motion_lib as ml
 
 SCRIPT, HEADING = "amp_ppo_isaacgym.py", "amp_ppo_heading.py"
 TINY = "--num-envs 4 --num-steps 4 --num-minibatches 2 --total-timesteps 32 --hidden 8 8 --disc-batch 8 --no-cuda"
@@ -233,7 +235,8 @@ def evaluation_of(run_script, folder, root):
 def read(path, character, objects):
     """What a script does with a checkpoint to be evaluated."""
     checkpoint = checkpoints.load_checkpoint(str(path), amp.KIND)
-    checkpoints.fit_checkpoint(checkpoint, character, objects)
+    clip = os.path.join(os.path.dirname(amp.__file__), "motions/walk.npz")
+    checkpoints.fit_checkpoint(checkpoint, ml.MotionLib(clip, character), objects)
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,25 @@ def test_another_content_under_the_same_name(run_script, root, tmp_path, begun):
     assert saved(tmp_path)[0]["samples"] == 96
 
 
+def test_an_evaluation_says_that_the_clip_is_another_one(run_script, root, tmp_path, begun):
+    """Under the same name, or one that is typed; what has only moved is the same."""
+    shutil.copy(str(tmp_path / "clip.npz"), str(tmp_path / "moved.npz"))
+    shutil.copy(str(root / "motions/run.npz"), str(tmp_path / "clip.npz"))
+    shutil.copy(str(root / "motions/humanoid.xml"), str(tmp_path / "heavier.xml"))
+    with open(str(tmp_path / "heavier.xml"), "a") as file:
+        file.write("<!-- another -->")
+    flags = (*QUICK, "--evaluate", "--checkpoint", begun)
+    for typed, said in (
+        ((), "motion"),
+        (("--motion-file", "moved.npz"), ""),
+        (("--motion-file", "moved.npz", "--character-file", "heavier.xml"), "character"),
+    ):
+        result = run_script(SCRIPT, *flags, *typed)
+        assert result.code == 0 and "pose_error_m" in result.out, result.err
+        lines = [line for line in result.err.splitlines() if "is not what the checkpoint was trained on" in line]
+        assert lines == [f"the {said} data is not what the checkpoint was trained on"] * bool(said)
+
+
 def test_a_clip_that_has_moved_and_a_resume_of_the_checkpoint_itself(run_script, tmp_path, begun):
     (tmp_path / "clip.npz").rename(tmp_path / "moved.npz")
     more = ("--no-cuda", "--resume", begun / "latest.pt", "--total-timesteps", 64)  # a file: its run is meant
@@ -161,8 +180,7 @@ def test_a_clip_that_has_moved_and_a_resume_of_the_checkpoint_itself(run_script,
 
 def test_a_script_that_has_changed_is_said_and_kept(run_script, root, tmp_path, begun, monkeypatch):
     first = (begun / SCRIPT).read_bytes()
-    hashes = training_run._hashes
-    monkeypatch.setattr(training_run, "_hashes", lambda motions: {**hashes(motions), "script": "another"})
+    monkeypatch.setattr(training_run, "read_file", lambda path: b"another")
     result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
     assert result.code == 0 and result.err.count("the script has changed since the run began") == 1
     assert (begun / SCRIPT).read_bytes() == first and list(begun.glob(f"resumed_*_{SCRIPT}"))

@@ -32,15 +32,17 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
+import console
 import evaluation
 import motion_lib as ml
 import report
 from checkpoints import fit_checkpoint, get_state, set_state
 from command_line import by_device, check_numbers, launch, merge_options
+from curves import Log
 from falls import FallDetector
 from motion_lib import Character, InputError, MotionLib, MotionState
 from processes import average, moments, processes
-from training_run import Log, Run
+from training_run import Run
 
 KIND = "amp_ppo_isaacgym"  # of checkpoints
 
@@ -542,7 +544,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     if args.evaluate:
         fit_checkpoint(checkpoint, motions, policy)
         if rank == 0:
-            report.write(args, character, *evaluate(agent, eval_env, args)[:3])
+            found = evaluate(agent, eval_env, args)
+            folder = report.write(args, motions, found, args.checkpoint)
+            console.tell(args, motions, found[0], folder)
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)
@@ -571,7 +575,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
     run = Run(args, KIND, motions, B * world, shared, own, checkpoint)  # --resume puts all states back
-    print(env.fallen.report)
+    run.begin(env.fallen.report)
     obs = env.obs()
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
@@ -666,11 +670,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         run.count(iteration, scalars, evaluation.training_health(log.smooth, env.clip_speed))
         scalars["policy/learning_rate"] = actor_group["lr"]
         if rank == 0 and run.due(args.eval_interval):
-            metrics, clips, *_ = evaluate(agent, eval_env, args)
-            scalars.update(log.keep("eval", metrics))
-            run.keep_best(-metrics["pose_error_m"], metrics, policy)  # another task: its own score
-            if args.capture_video:
-                run.attempt(report.film, f"{run.folder}/episode_{iteration}.mp4", clips[0], character)
+            found = evaluate(agent, eval_env, args)
+            scalars.update(log.keep("eval", found[0]))
+            run.keep_best(-found[0]["pose_error_m"], found, policy)  # another task: its own score
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

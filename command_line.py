@@ -41,7 +41,7 @@ class General:
     """What is run, on what, and what is kept of it."""
 
     exp_name: Optional[str] = None
-    """first part of the run's name, under runs/; None: the script's name"""
+    """first part of the run's name, under runs/; None: none"""
     seed: int = 1
     """seed of everything random; the same seed on the same CPU, with as many processes, gives the same numbers"""
     cuda: bool = torch.cuda.is_available()
@@ -61,9 +61,11 @@ class Evaluation:
     """How the policy is judged, without noise."""
 
     evaluate: bool = False
-    """no training: evaluate --checkpoint, print one JSON object and write the roll-outs as clips beside it"""
+    """no training: evaluate --checkpoint, print one JSON object, write roll-outs, pictures and a page to look at"""
     checkpoint: Optional[str] = None
     """checkpoint to evaluate"""
+    out: Optional[str] = None
+    """folder to be made by --evaluate; None: beside the checkpoint, with its name and the time"""
     eval_interval: by_device(int, 100, 250) = None
     """evaluate every so many iterations, and at the end (0: only at the end)"""
     eval_episodes: int = 32
@@ -114,9 +116,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
-    if type(value) is int and abs(value) >= 2**63:
-        return False
-    return type(value) is kind or (kind is float and type(value) is int)
+    alike = type(value) is kind or (kind is float and type(value) is int)
+    return alike and (type(value) is not int or abs(value) < 2**63)
 
 
 def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]], evaluate: bool) -> Dict[str, Any]:
@@ -130,7 +131,7 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
         if evaluate and option in ("--motion-file", "--character-file") and not typed(option, argv):
             if os.path.isabs(value) or os.pardir in value.replace(os.sep, "/").split("/"):  # a stranger's, perhaps
                 raise InputError(f"the checkpoint names {value}; if that is meant, type {option}")
-    not_taken = ("evaluate", "checkpoint", "resume")
+    not_taken = ("evaluate", "checkpoint", "resume", "out")
     not_taken += ("cuda", "sim", "track", "capture_video", "eval_commands") if evaluate else ()
     return {name: value for name, value in checkpoint["args"].items() if name not in not_taken}
 
@@ -138,15 +139,14 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
 def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple:
     """Args of the command line, and the checkpoint that --evaluate or --resume names, or None.
 
-    The checkpoint's options are the defaults. name: kind of checkpoint that fits; restarted: a run that torchrun has
-    started anew. Raises InputError."""
+    The checkpoint's options are the defaults. name: its kind; restarted: a run of torchrun. Raises InputError."""
     args = _command_line(kind, argv, {})
     resume = None if args.evaluate else restarted if args.resume is None else args.resume
     checkpoint = None
     if args.evaluate != (args.checkpoint is not None) or (args.evaluate and args.resume is not None):
         raise InputError("--evaluate and --checkpoint FILE go together, and without --resume")
-    if getattr(args, "eval_commands", None) is not None and not args.evaluate:
-        raise InputError("--eval-commands needs --evaluate")
+    if not args.evaluate and (args.out or getattr(args, "eval_commands", None)) is not None:
+        raise InputError("--out and --eval-commands need --evaluate")
     if args.evaluate or resume is not None:
         if resume is not None and os.path.isfile(resume):
             resume = os.path.dirname(resume) or "."

@@ -8,7 +8,6 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-from files import plain
 from motion_lib import InputError, MotionLib, forward_kinematics, lowest_points
 
 NEAR = 1.0  # what a clip that does not loop has on the ground may be there so much earlier or later [s]
@@ -20,8 +19,7 @@ class FallDetector:
     """Tells which characters have fallen, by what the clip that they started in has on the ground near that time."""
 
     def __init__(self, motions: MotionLib, names: Tuple[str, ...], feet: Tuple[str, ...]) -> None:
-        """names: ("auto",) for all bodies but the feet and what a clip has on the ground; ("none",); or bodies, always.
-
+        """names: ("auto",), all bodies but the feet and what a clip has on the ground; ("none",); or bodies, always.
         Raises InputError for other names."""
         bodies = motions.character.body_names
         self.motions = motions
@@ -38,10 +36,12 @@ class FallDetector:
             self.watched = chosen.expand(len(motions.root_position), -1)
         always = [name for name, x in zip(bodies, self.watched.all(0).tolist()) if x]
         self.bodies = int(self.watched.any(0).sum())  # how many count at one time or another
+        others = [name for name in bodies if name not in always]
+        what = ", ".join(always) if len(always) < len(others) else f"all bodies but {', '.join(others) or 'none'}"
         more = f", and {self.bodies - len(always)} more where a clip has them in the air" * (self.bodies > len(always))
         never = [file for file, x in zip(motions.files, self.watched.split(count)) if not x.any()]
         more += f"; nothing counts as a fall in {', '.join(never)[:300]}" * bool(never)
-        self.report = plain(f"a fall is ground contact of {', '.join(always) or 'no body always'}{more}")
+        self.report = f"a fall is ground contact of {what or 'no body always'}{more}"
 
     def __call__(self, clip: Tensor, time: Tensor, lowest: Tensor) -> Tensor:
         """clips (N,) long that episodes started in, times in them (N,) [s], lowest points (N, J) [m] -> (N,) bool."""

@@ -1,38 +1,33 @@
-"""What an evaluation writes: its figures, roll-outs as clips, pictures, films.
+"""What an evaluation writes: its figures, roll-outs as clips, pictures, a page, films.
 
 It is given clips, tensors and numbers; it knows no networks and no simulators. Units and frames: motion_lib.
 Dimension key: T control steps, J bodies.
 """
 
-import contextlib
+import importlib.util
 import io
 import json
+import math
 import os
-import re
 import subprocess
 import sys
-from typing import Any, Dict, List
+import time
+from typing import Any, Dict, List, Optional, Tuple
 
 from torch import Tensor
 
 import motion_lib as ml
-from files import optional, read_file
+from console import short
+from files import optional
 
-RENDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "motions", "render.py")  # draws films, see film()
-FILM_SECONDS = 600.0  # a film that takes longer has hung [s]
+HERE = os.path.dirname(os.path.abspath(__file__))
+RENDER = os.path.join(HERE, "motions", "render.py")  # draws films
+VIEW = os.path.join(HERE, "motions", "view.py")  # makes pages
+SECTIONS = 8  # of the time, whose means stand in the picture of errors
+TOOL_SECONDS = 600.0  # a film or a page that takes longer has hung [s]
 
 
-def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str) -> None:
-    """Write roll-outs as clips 000.npz, 001.npz, ... in place of an earlier evaluation's. Raises OSError."""
-    os.makedirs(folder, exist_ok=True)
-    for file in list(os.scandir(folder)):
-        if re.fullmatch(r"[0-9]{3,}\.npz", file.name):
-            with contextlib.suppress(FileNotFoundError):  # another evaluation may remove it, too
-                if not file.is_symlink() and b"roll-out of" not in read_file(file.path).replace(b"\0", b""):
-                    raise OSError(f"{file.path}: no roll-out, so it stays, and none are written")
-                os.remove(file.path)
-    for n, clip in enumerate(clips):
-        ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, source, "as the clips it imitates")
+# ---- 1. Pictures -----------------------------------------------------------------------------------------------------
 
 
 def _write_figure(path: str, figure: Any) -> None:
@@ -42,19 +37,25 @@ def _write_figure(path: str, figure: Any) -> None:
     ml.write_file(path, buffer.getvalue())
 
 
-def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float) -> None:
+def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float, title: str = "") -> None:
     """Draw the pose error of each body (T, J-1) [m] over time, a row a body, with its mean in the label.
 
     names: of the J-1 bodies; dt: of a control step [s]. Raises OSError."""
     from matplotlib.figure import Figure
 
+    parts = errors.tensor_split(min(SECTIONS, len(errors)))
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots(subplot_kw=dict(xlabel="time [s]"))
+    axes = figure.subplots(subplot_kw=dict(xlabel="time [s]", title=title))
     labels = [f"{name} {mean:.3f}" for name, mean in zip(names, errors.nanmean(0).tolist())]
     axes.set_yticks(range(len(names)), labels)
     extent = (0.0, len(errors) * dt, len(names) - 0.5, -0.5)
     image = axes.imshow(errors.T.cpu().numpy(), vmin=0, aspect="auto", extent=extent, interpolation="nearest")
     figure.colorbar(image, label="pose error [m]")
+    for n, part in enumerate(parts):  # their means stand in the picture
+        middle = (n + 0.5) * len(errors) * dt / len(parts)
+        for j, mean in enumerate(part.nanmean(0).tolist()):
+            colour = "black" if mean > 0.6 * image.get_clim()[1] or math.isnan(mean) else "white"
+            axes.text(middle, j, short(mean, 3), ha="center", va="center", color=colour, fontsize="small")
     _write_figure(path, figure)
 
 
@@ -75,7 +76,7 @@ def plot_table(
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
-    axes = figure.subplots(subplot_kw=dict(xlabel=column_label, ylabel=row_label))
+    axes = figure.subplots(subplot_kw=dict(xlabel=column_label, ylabel=row_label, title=label))
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     image = axes.imshow(table, vmin=0, vmax=top, aspect="auto")
@@ -83,45 +84,104 @@ def plot_table(
     for i, row in enumerate(table):
         for j, value in enumerate(row):
             colour = "white" if value <= 0.5 * top else "black"  # on blue, on yellow or, for NaN, on white
-            axes.text(j, i, f"{value:.2f}" if top == 1 else f"{value:.0f}", ha="center", va="center", color=colour)
+            axes.text(j, i, short(value, 2 if top == 1 else 0), ha="center", va="center", color=colour)
     _write_figure(path, figure)
 
 
-def plot_grid(checkpoint: str, episodes: Dict[str, Tensor], rows: List[str], columns: List[str]) -> None:
-    """Draw beside a checkpoint task return and course error of episodes (E,), a cell each, row by row.
+def plot_grid(folder: str, episodes: Dict[str, Tensor], rows: List[str], columns: List[str]) -> None:
+    """Draw into a folder task return and course error of episodes (E,), a cell each, row by row, as far as possible.
 
-    rows, columns: the speeds [m/s] and turns [degrees] that were commanded. Raises OSError."""
-    stem = os.path.splitext(checkpoint)[0]
+    rows, columns: the speeds [m/s] and turns [degrees] that were commanded."""
     pictures = {"task_return": ("grid", "task return (1 is the best)", 1.0)}
     pictures["course_error_deg"] = ("grid_course", "course error [degrees]", 90.0)
     for name, (file, label, top) in pictures.items():
         table = episodes[name].view(len(rows), len(columns)).tolist()
-        plot_table(f"{stem}_{file}.png", table, rows, columns, "speed [m/s]", "turn [degrees]", label, top=top)
+        path = os.path.join(folder, f"{file}.png")
+        plot_table(path, table, rows, columns, "speed [m/s]", "turn [degrees]", label, top=top)
 
 
-def write(args: Any, character: ml.Character, metrics: Dict, clips: List[ml.Clip], errors: Tensor) -> None:
-    """Print the figures of an evaluation of args.checkpoint; write beside it roll-outs, the bodies' errors (T, J-1) [m]
-    as a picture, and, with args.capture_video, a film, as far as that is possible."""
-    print(json.dumps(metrics), flush=True)
-    stem = os.path.splitext(args.checkpoint)[0]
+# ---- 2. What an evaluation writes ------------------------------------------------------------------------------------
+
+
+def new_folder(path: str) -> str:
+    """Make a folder, PATH-2 or so if there is one already -> its path. Raises OSError."""
+    number = 1
+    while True:
+        folder = path if number == 1 else f"{path}-{number}"
+        try:
+            os.makedirs(folder)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str) -> None:
+    """Write roll-outs as clips 000.npz, 001.npz, ... into a new folder. Raises OSError."""
+    os.makedirs(folder)
+    for n, clip in enumerate(clips):
+        ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, source, "as the clips it imitates")
+
+
+def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> str:
+    """Write an evaluation of a checkpoint, as far as that is possible, into a new folder -> its path.
+
+    found: figures, roll-outs, the bodies' errors (T, J-1) [m]. The folder is args.out, or beside the checkpoint."""
+    metrics, clips, errors = found[:3]
+    stem = os.path.splitext(checkpoint)[0]
+    folder = args.out or f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
+    names = motions.character.body_names
+    name = os.path.basename(stem) + ".pt"
+    clip = os.path.basename(os.path.normpath(args.motion_file))
     with optional():
-        plot_body_errors(f"{stem}_pose_error.png", errors, character.body_names[1:], 1.0 / clips[0].fps)
+        folder = new_folder(folder)
+        about = {"checkpoint": checkpoint, "command": sys.argv, "figures": metrics}
+        ml.write_file(os.path.join(folder, "figures.json"), json.dumps(about, indent=1).encode())
     with optional():
-        write_rollouts(f"{stem}_rollouts", clips, character.body_names, f"roll-out of {os.path.basename(stem)}.pt")
+        title = f"{name} on {clip}: pose error of each body [m]"
+        plot_body_errors(os.path.join(folder, "pose_error.png"), errors, names[1:], 1.0 / clips[0].fps, title)
     with optional():
-        if args.capture_video:
-            film(f"{stem}_episode.mp4", clips[0], character)
+        write_rollouts(os.path.join(folder, "rollouts"), clips, names, f"roll-out of {name}")
+        first = os.path.join(folder, "rollouts", "000.npz")
+        page(os.path.join(folder, "index.html"), first, motions)
+        if args.capture_video and args.evaluate:
+            film(os.path.join(folder, "film.mp4"), first, motions, getattr(args, "eval_commands", None))
+    return folder
 
 
-def film(out: str, clip: ml.Clip, character: ml.Character) -> None:
-    """Film a roll-out, .mp4 or .gif, in a process that OpenGL may end; write it beside as a clip. Raises OSError."""
+def page(out: str, rollout: str, motions: ml.MotionLib) -> None:
+    """Write a page that shows a roll-out, over its clip if there is but one. Raises OSError."""
+    if os.environ.get("AMP_PAGE") == "no":  # for many evaluations in a row
+        return
+    if importlib.util.find_spec("viser") is None:
+        raise OSError("no page to look at the motion; pip install -r requirements-motions.txt")
+    clips = motions.files if len(motions.files) == 1 else []
+    more = ["--layout", "pinned", "--html", out, "--seconds", "10"]
+    _ask(out, [VIEW, rollout, *clips, *more, "--character-file", motions.character.path])
+
+
+def film_episode(out: str, clip: ml.Clip, motions: ml.MotionLib) -> None:
+    """Write a roll-out, and its film OUT, .mp4 or .gif, beside it. Raises OSError."""
     rollout = os.path.splitext(out)[0] + ".npz"
-    ml.save_clip(rollout, clip, character.body_names, "a roll-out", "as the clips it imitates")
-    command = [sys.executable, RENDER, rollout, out, "--character-file", character.path]
+    ml.save_clip(rollout, clip, motions.character.body_names, "a roll-out", "as the clips it imitates")
+    film(out, rollout, motions)
+
+
+def film(out: str, rollout: str, motions: ml.MotionLib, commands: Optional[str] = None) -> None:
+    """Film a roll-out, .mp4 or .gif, with its clip as a ghost if there is but one; commands: file of what it was told.
+
+    Raises OSError."""
+    more = ["--ghost", motions.files[0]] if len(motions.files) == 1 else []
+    more += ["--commands", commands] if commands else []
+    _ask(out, [RENDER, rollout, out, *more, "--character-file", motions.character.path])
+
+
+def _ask(out: str, command: List[str]) -> None:
+    """Run a tool that writes a file, in a process that OpenGL may end. Raises OSError."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FILM_SECONDS)
+        command = [sys.executable, *command]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TOOL_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"{out}: no film in {FILM_SECONDS:.0f} s") from error
+        raise OSError(f"{out}: not written in {TOOL_SECONDS:.0f} s") from error
     if done.returncode != 0:
         complaint = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OSError(f"{out}: no film: {complaint[-1]}")
+        raise OSError(f"{out}: not written: {complaint[-1]}")

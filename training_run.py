@@ -1,6 +1,6 @@
-"""What a training keeps besides its algorithm: means for the log, the folder with curves and checkpoints, signals.
+"""What a training keeps besides its algorithm: the folder with curves and checkpoints, signals.
 
-A script uses Log and Run. Nothing here knows what is trained, or how.
+A script uses Run. Nothing here knows what is trained, or how.
 """
 
 import contextlib
@@ -15,54 +15,18 @@ import shlex
 import signal
 import sys
 import time
-from collections import defaultdict
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+import console
+import report
 from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, identity, put_back, unsound
+from curves import curve_name
 from files import HERE, InputError, find, lock, plain, read_file, reading, typed, write_file
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
-
-# ---- 1. The log ----------
-
-
-class Log:
-    """Means over the entries of all tensors that were added under a name since the last means(), NaN left out."""
-
-    def __init__(self) -> None:
-        self.parts: Dict[str, List[Tensor]] = defaultdict(list)
-        self.smooth: Dict[str, float] = {}  # averages of the means over some 200 calls
-
-    def add(self, group: str, **values: Tensor) -> None:
-        """Note tensors, of one shape for each name, as group/name."""
-        for name, x in values.items():
-            self.parts[f"{group}/{name}"].append(x.detach())
-
-    def keep(self, group: str, figures: Dict[str, float]) -> Dict[str, float]:
-        """Figures of now and then as group/name; they stay among the averages until the next come."""
-        named = {f"{group}/{name}": x for name, x in figures.items()}
-        self.smooth.update(named)
-        return named
-
-    def means(self) -> Dict[str, float]:
-        """The mean of each name over entries and processes, or NaN: the one transfer from the device."""
-        columns = [torch.stack(parts).float() for parts in self.parts.values()]
-        table = torch.stack([torch.stack((x.nansum(), (~x.isnan()).sum().float())) for x in columns])  # (names, 2)
-        average(table)
-        means = {name: total / n if n else math.nan for name, (total, n) in zip(self.parts, table.tolist())}
-        self.parts.clear()
-        for name, x in means.items():
-            if not math.isnan(x):
-                before = self.smooth.get(name, x)
-                self.smooth[name] = before + (x - before) / 200
-        return means
-
-
-# ---- 2. The run ----------
 
 
 class Run:
@@ -100,12 +64,12 @@ class Run:
             raise InputError(f"the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
         self.caught = _note_signals()
         self.stopped = False
-        self.started = time.time()
+        self.started = self.counted = time.time()
+        self.rate = math.nan  # samples a second
         self.fault = ""
         self.writer: Any = None
+        self.shown = ""  # folder of the last evaluation
         self.folder = self._start() if self.rank == 0 else ""
-        style = dict(unit=" samples", unit_scale=True, dynamic_ncols=True, disable=self.rank > 0)
-        self.bar = tqdm(total=self.iterations * batch, initial=self.progress["samples"], **style)
 
     def _restore(self, checkpoint: Dict[str, Any]) -> None:
         """Put a checkpoint back: what all processes share, what is this one's own. Raises InputError."""
@@ -118,7 +82,7 @@ class Run:
                 check_kind(key, mine, checkpoint[key])
             check_kind("progress", {**self.progress, "metrics": {}}, {**checkpoint["progress"], "metrics": {}})
             for name, x in checkpoint["progress"]["metrics"].items():
-                check_kind(str(name)[:50], 0.0, x)
+                check_kind(str(name)[:50], "" if isinstance(x, str) else 0.0, 0.0 if isinstance(x, list) else x)
         for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
             if checkpoint["data"][key] != self.content["data"][key] and not typed(option):
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
@@ -144,11 +108,9 @@ class Run:
         args = self.args
         now = time.strftime("%Y%m%d-%H%M%S")
         script = os.path.abspath(sys.argv[0])
-        first = args.exp_name or os.path.splitext(os.path.basename(script))[0]
-        clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
         launch = os.environ["TORCHELASTIC_RUN_ID"] if in_group() else "none"
         last = f"{now}-{os.getpid()}" if launch == "none" else launch  # by which a restart finds the run
-        name = plain(f"{first}__{clip}__{args.sim}__{args.seed}__{last}").replace(os.sep, "_")
+        name = console.run_name(args, os.path.splitext(os.path.basename(script))[0], last)
         folder = args.resume or os.path.join("runs", name)
         os.makedirs(folder, exist_ok=bool(args.resume) or launch != "none")
         self.lock = lock(os.path.join(folder, "lock"))
@@ -164,7 +126,10 @@ class Run:
         told = {"args": vars(args), "processes": self.world, "versions": versions, "command": sys.argv}
         note = f"args_resumed_{now}.json" if args.resume else "args.json"
         write_file(os.path.join(folder, note), json.dumps(told, indent=1).encode())
-        mine = [os.path.join(glob.escape(HERE), x) for x in ("*.py", "simulators/*.py", "motions/render.py")]
+        mine = [
+            os.path.join(glob.escape(HERE), x)
+            for x in ("*.py", "simulators/*.py", "motions/render.py", "motions/view*")
+        ]
         sources = [path for pattern in mine for path in glob.glob(pattern)]
         data = [find(path) for path in (args.motion_file, self.motions.character.path, *self.motions.files)]
         for source in () if args.resume else (*sources, *data):
@@ -175,10 +140,19 @@ class Run:
         if os.path.isfile(script):  # it may lie elsewhere, or have changed
             copy = f"resumed_{now}_" * bool(args.resume) + os.path.basename(script)
             write_file(os.path.join(folder, copy), read_file(script))
-        group = f"{self.world} process{'es' * (self.world > 1)}"
-        options = ", ".join(f"{name} {value}" for name, value in vars(args).items())
-        print(plain(f"{folder}: simulator {args.sim}, learning on {self.device}, {group}; options: {options}", 4000))
+        self.options = json.dumps(told, indent=1)  # for the log
         return folder
+
+    def begin(self, falls: str) -> None:
+        """Say what is to come, in five lines, and start the progress bar; falls: what counts as one."""
+        samples = (self.progress["samples"], self.iterations * self.batch)
+        where = f"learning on {self.device}" + f", {self.world} processes" * (self.world > 1)
+        print(
+            *console.start_lines(self.args, self.motions, falls, samples, where, self.folder), sep="\n", file=sys.stderr
+        )
+        form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left, {rate_noinv_fmt}{postfix}"
+        style = dict(unit="", unit_scale=True, dynamic_ncols=True, bar_format=form)
+        self.bar = tqdm(total=samples[1], initial=samples[0], disable=None, **style)  # None: where there is a terminal
 
     def _track(self, folder: str) -> None:
         """Log to Weights & Biases as well; whatever it raises costs only that."""
@@ -223,10 +197,10 @@ class Run:
             self._give_up(f"no update of {lost[0].split('/')[0]} in an iteration was finite; lower its learning rate")
         self.progress["iteration"] = iteration
         self.progress["samples"] += self.batch
-        shown = {name: scalars[name] for name in ("episode/length", "reward/total")}
-        shown["pose_error_m"] = self.progress["metrics"].get("pose_error_m", math.nan)
-        text = [f"{name} {'-' if math.isnan(x) else f'{x:.3g}'}" for name, x in shown.items()]
-        self.bar.set_postfix_str(", ".join(text), refresh=False)
+        now = time.time()
+        self.rate = self.batch / max(now - self.counted, 1e-9)
+        self.counted = now
+        self.bar.set_postfix_str(console.progress(scalars, self.progress["metrics"]), refresh=False)
         self.bar.update(self.batch)
         if iteration >= 400:
             self._say(warning)
@@ -249,16 +223,27 @@ class Run:
         samples = self.progress["samples"]
         if self.writer is None:  # what is there of later samples is void
             self.writer = SummaryWriter(self.folder, purge_step=samples)
-        for name, x in {**scalars, "samples_per_s": self.bar.format_dict["rate"] or math.nan}.items():
+            self.writer.add_text("options", f"```\n{self.options}\n```", samples)
+        for name, x in {**scalars, "samples_per_s": self.rate}.items():
             if not math.isnan(x):
-                self.writer.add_scalar(name, x, samples)
+                self.writer.add_scalar(curve_name(name), x, samples)
 
-    def keep_best(self, score: float, metrics: Dict[str, float], policy: Dict[str, Any]) -> None:
-        """Note an evaluation, and save its policy as best.pt if the score is the best so far."""
-        self.progress["metrics"] = metrics
+    def keep_best(self, score: float, found: Tuple, policy: Dict[str, Any]) -> None:
+        """Note an evaluation, found = (metrics, roll-outs, errors), and save its policy as best.pt if the score is the
+        best so far; film it if that is asked for, and write the last one as a whole."""
+        metrics, clips, *_ = found
+        numbers = {name: x for name, x in metrics.items() if not isinstance(x, float) or math.isfinite(x)}
+        self.progress["metrics"] = numbers  # a figure that has none is no reason to stop
         if score > self.progress["best"]:
             self.progress["best"] = score
             self.attempt(self._write, "best.pt", policy, {})
+        iteration = self.progress["iteration"]
+        if self.bar.disable:
+            print(console.evaluation_line(self.progress["samples"], metrics, self.rate), file=sys.stderr, flush=True)
+        if self.args.capture_video:
+            self.attempt(report.film_episode, f"{self.folder}/episode_{iteration}.mp4", clips[0], self.motions)
+        if iteration == self.iterations:
+            self.shown = report.write(self.args, self.motions, found, os.path.join(self.folder, "latest.pt"))
 
     def save_when_due(self) -> bool:
         """Save all as latest.pt if it is time, or a signal has come -> whether to stop. Every process calls it."""
@@ -304,8 +289,8 @@ class Run:
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
         minutes = (time.time() - self.started) / 60
-        print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {folder}/latest.pt")
-        print(json.dumps(self.progress["metrics"]))
+        print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {folder}/best.pt", flush=True)
+        console.tell(self.args, self.motions, self.progress["metrics"], self.shown)
 
 
 def _groups(objects: Dict[str, Any]) -> List[Dict]:

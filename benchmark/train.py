@@ -102,7 +102,8 @@ def curves(folder: str) -> Dict[str, List[Any]]:
 
     events = EventAccumulator(folder, size_guidance={"scalars": 0})
     events.Reload()
-    return {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    names = events.Tags()["scalars"]  # 1_eval/x: the number is the group's place in TensorBoard
+    return {re.sub("^[1-5]_", "", name): events.Scalars(name) for name in names}
 
 
 def the_run(home: str) -> str:
@@ -186,7 +187,7 @@ def train(experiment: str, seed: int, extra: List[str]) -> Dict[str, Any]:
     print(f"+ {command}", flush=True)
     record = {"seed": seed, "command": command, **stamp()}
     training = run_script([os.path.join(ROOT, name), *options], processes=processes)
-    found = re.search(r"--checkpoint (\S+)[/\\]latest\.pt", training.out)
+    found = re.search(r"--checkpoint (\S+)[/\\]best\.pt", training.out)
     if not found:
         sys.exit("error: the training did not say where its checkpoint is")
     run = found.group(1)

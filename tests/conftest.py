@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 
 import motion_lib as ml
 
+os.environ.setdefault("AMP_PAGE", "no")  # no page for every evaluation of a test; those of the page unset it
+
 ROOT = Path(__file__).resolve().parent.parent
 # the same examples every time, and nothing that depends on how fast the machine is
 settings.register_profile(

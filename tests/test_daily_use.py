@@ -18,6 +18,7 @@ import amp_ppo_isaacgym as amp
 import command_line
 import evaluation
 import motion_lib as ml
+import report
 import training_run
 
 SCRIPT, HEADING = "amp_ppo_isaacgym.py", "amp_ppo_heading.py"
@@ -304,10 +305,10 @@ def test_an_evaluation_prints_before_it_writes(run_script, policy, monkeypatch, 
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(ml, "write_file", full)
-    monkeypatch.setattr(evaluation, "_write_figure", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(report, "_write_figure", lambda *arguments: 1 / 0)
     result = run_script(SCRIPT, "--evaluate", "--checkpoint", policy, *QUICK)
     assert result.code == 0 and json.loads(result.out.splitlines()[-1])["episodes"] == 1
-    assert result.err.count("the figures stand, but not all could be written") == 2
+    assert result.err.count("the figures stand, but not all could be written") == 3
 
 
 def test_the_heading_evaluation_without_pictures(run_script, root, tmp_path, monkeypatch):
@@ -319,24 +320,24 @@ def test_the_heading_evaluation_without_pictures(run_script, root, tmp_path, mon
 
 
 def test_evaluations_of_one_checkpoint_at_once_into_a_pipe(root, tmp_path, policy):
-    (tmp_path / "policy_rollouts").mkdir()
-    (tmp_path / "policy_rollouts/notes.txt").write_text("mine")
     read = "python -c 'import json, sys; print(json.load(sys.stdin)[\"episodes\"])'"
     flags = ("--evaluate", "--checkpoint", policy, *QUICK)
     processes = [start(root, tmp_path, *flags, shell=f"set -o pipefail; SCRIPT | {read}") for _ in range(2)]
     for process in processes:
         out, err = process.communicate()
         assert process.returncode == 0 and out == "1\n" and "Traceback" not in err, err
-    assert sorted(os.listdir(tmp_path / "policy_rollouts")) == ["000.npz", "notes.txt"]
+    written = sorted(policy.parent.glob("policy_2*"))
+    assert len(written) == 2  # a folder each
+    assert [sorted(os.listdir(x)) for x in written] == [["figures.json", "pose_error.png", "rollouts"]] * 2
 
 
 def test_a_folder_stands_for_its_last_checkpoint(run_script, begun):
     result = run_script(SCRIPT, "--evaluate", "--checkpoint", begun, *QUICK)
-    assert result.code == 0 and (begun / "latest_pose_error.png").exists(), result.err
+    assert result.code == 0 and list(begun.glob("latest_2*/pose_error.png")), result.err
 
 
 def test_a_ctrl_c_during_an_evaluation_is_one_line(run_script, policy, monkeypatch):
-    monkeypatch.setattr(evaluation, "write", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(report, "write", lambda *arguments: signal.raise_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     result = run_script(SCRIPT, "--evaluate", "--checkpoint", policy, *QUICK)
     assert result.code == 130 and result.err == "error: stopped by Ctrl-C; nothing is lost that was saved\n"
@@ -352,7 +353,7 @@ def test_films_and_trackers_that_fail(run_script, root, tmp_path, monkeypatch):
     spec = command_line.importlib.util.find_spec
     monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: spec("os" if name in GIVEN else name))
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=fail))
-    monkeypatch.setattr(evaluation, "film", fail)
+    monkeypatch.setattr(report, "film_episode", fail)
     result = run_script(SCRIPT, *TINY, "--track", "--capture-video", "--eval-interval", 1)
     assert result.code == 0 and [x["samples"] for x in saved(tmp_path)] == [32], result.err
     assert result.err.count("Weights & Biases: no such host") == 1 and "\x1b[31m" not in result.err
@@ -443,7 +444,7 @@ def test_nothing_of_a_bar_after_the_error_and_no_nan(run_script, tmp_path, monke
     monkeypatch.setattr(command_line, "_explain", lambda error, resumed: (f"error: {type(error).__name__}", 2))
     result = run_script(SCRIPT, *TINY)
     assert result.err.endswith("\nerror: ZeroDivisionError\n") and "nan" not in result.err + result.out
-    assert "pose_error_m -" in result.err  # no evaluation yet
+    assert "Ctrl-C saves and stops" in result.err
 
 
 # ---- Long data sets ----

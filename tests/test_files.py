@@ -59,8 +59,9 @@ def test_what_a_training_prints_of_names_is_escaped(run_script, tmp_path, root):
     flags += "--fall-bodies none --no-cuda".split()
     result = run_script("amp_ppo_isaacgym.py", *flags, "--motion-file", name)
     assert result.code == 0, result.err
-    assert "nothing counts as a fall in" in result.out
-    assert "\x1b" not in result.out and "\x9b" not in result.out and "\\x1b[31mred" in result.out
+    said = result.out + result.err
+    assert "nothing counts as a fall" in said
+    assert "\x1b" not in said and "\x9b" not in said and "\\x1b[31mred" in said
 
 
 # ---- The terminal ----
@@ -228,19 +229,15 @@ def test_all_files_are_written_by_one_function(root):
     assert set(found) - allowed == set()
 
 
-def test_links_beside_a_checkpoint_are_not_followed(run_script, tmp_path, root):
-    """What an evaluation writes, where a stranger has put links."""
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"precious")
-    (tmp_path / "policy.pt").write_bytes((root / "pretrained/walk.pt").read_bytes())
-    os.mkdir(tmp_path / "policy_rollouts")
-    for name in ("policy_pose_error.png", "policy_rollouts/000.npz", "policy_episode.mp4", "policy_episode.npz"):
-        os.symlink(victim, tmp_path / name)
-    flags = ("--no-cuda", "--eval-episodes", 1, "--eval-seconds", 0.2)
-    result = run_script("amp_ppo_isaacgym.py", "--evaluate", "--checkpoint", "policy.pt", *flags)
+def test_links_where_an_evaluation_is_to_write_are_not_followed(run_script, tmp_path, root):
+    """It makes a folder of its own."""
+    (tmp_path / "precious").mkdir()
+    os.symlink(tmp_path / "precious", tmp_path / "mine")
+    flags = ("--checkpoint", root / "pretrained/walk.pt", "--no-cuda", "--eval-episodes", 1, "--eval-seconds", 0.2)
+    result = run_script("amp_ppo_isaacgym.py", "--evaluate", *flags, "--out", "mine")
     assert result.code == 0 and json.loads(result.out.splitlines()[-1])["episodes"] == 1
-    assert victim.read_bytes() == b"precious"
-    assert (tmp_path / "policy_pose_error.png").read_bytes()[:4] == b"\x89PNG"
+    assert os.listdir(tmp_path / "precious") == [] and (tmp_path / "mine").is_symlink()
+    assert sorted(os.listdir(tmp_path / "mine-2")) == ["figures.json", "pose_error.png", "rollouts"]
 
 
 # ---- The page of view.py ----

@@ -252,7 +252,7 @@ def test_a_run_on_the_cpu_pipeline(root, tmp_path):
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("amp_ppo_isaacgym__walk__isaacgym__1__")
-    assert "simulator isaacgym" in done.stdout and "self-check" in done.stdout
+    assert "simulator isaacgym" in done.stderr and "self-check" in done.stdout
     assert json.loads((folder / "args.json").read_text())["args"]["sim"] == "isaacgym"
     trained = json.loads(done.stdout.splitlines()[-1])
     assert trained["episodes"] == 3

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,47 +37,96 @@ def test_roll_outs(tmp_path, walk):
         assert str(file["source"]) == "roll-out of latest.pt" and str(file["license"]) == "as the clips it imitates"
 
 
-def test_roll_outs_replace_only_roll_outs(tmp_path, walk):
-    others = ["my.npz", "00.npz", "000.npz.bak", "a000.npz", "000.json", "٣٣٣.npz", "episode.mp4"]
-    for name in others:
-        (tmp_path / name).write_bytes(b"old")
-    bodies = walk.character.body_names
-    for name in ["000.npz", "001.npz", "012.npz", "1000.npz"]:
-        ml.save_clip(str(tmp_path / name), clips_of(walk, 3)[0], bodies, "roll-out of a test", "")
-    os.symlink("my.npz", tmp_path / "002.npz")
-    report.write_rollouts(str(tmp_path), clips_of(walk, 5), bodies, "roll-out of a test")
-    assert sorted(os.listdir(tmp_path)) == sorted([*others, "000.npz"])
-    assert all((tmp_path / name).read_bytes() == b"old" for name in others)
-    assert len(ml.load_clip(str(tmp_path / "000.npz"), bodies).rotations) == 5
-    for kept in (b"not ours", (tmp_path / "000.npz").read_bytes().replace(b"r\0\0\0o\0\0\0l", b"R\0\0\0o\0\0\0l")):
-        (tmp_path / "123.npz").write_bytes(kept)
-        with pytest.raises(OSError, match=r"123\.npz: no roll-out, so it stays"):
-            report.write_rollouts(str(tmp_path), clips_of(walk, 5), bodies, "roll-out of a test")
-        assert (tmp_path / "123.npz").read_bytes() == kept
+def test_nothing_that_is_there_is_touched(tmp_path, walk):
+    """Roll-outs go into a folder that is made for them, and an evaluation's folder gets a name of its own."""
+    (tmp_path / "000.npz").write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        report.write_rollouts(str(tmp_path), clips_of(walk, 5), walk.character.body_names, "a test")
+    assert (tmp_path / "000.npz").read_bytes() == b"old" and os.listdir(tmp_path) == ["000.npz"]
+    names = [report.new_folder(str(tmp_path / "a/b")) for _ in range(3)]
+    assert [os.path.relpath(name, tmp_path) for name in names] == ["a/b", "a/b-2", "a/b-3"]
+    os.symlink("nowhere", tmp_path / "link")
+    assert report.new_folder(str(tmp_path / "link")) == str(tmp_path / "link-2")
 
 
 def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):
     names = []
     monkeypatch.setattr(ml, "save_clip", lambda path, *_: names.append(os.path.basename(path)))
-    report.write_rollouts(str(tmp_path), clips_of(walk, *[2] * 1001), walk.character.body_names, "a test")
+    report.write_rollouts(str(tmp_path / "a"), clips_of(walk, *[2] * 1001), walk.character.body_names, "a test")
     assert names[:2] == ["000.npz", "001.npz"] and names[999:] == ["999.npz", "1000.npz"]
+
+
+def judged(walk, tmp_path, **options):
+    """What report.write has written of an evaluation of two episodes -> its folder."""
+    args = SimpleNamespace(motion_file="motions/walk.npz", capture_video=False, evaluate=True, out=None)
+    vars(args).update(options)
+    found = ({"episodes": 2, "pose_error_m": 0.01234567}, clips_of(walk, 5, 9), torch.rand(8, 14))
+    return Path(report.write(args, walk, found, str(tmp_path / "latest.pt")))
 
 
 @pytest.mark.parametrize("filmed", [True, False])
 def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, filmed):
     films = []
     monkeypatch.setattr(report, "film", lambda *arguments: films.append(arguments))
-    clips = clips_of(walk, 5, 9)
-    path = tmp_path / "latest.pt"
-    args = SimpleNamespace(checkpoint=str(path), capture_video=filmed)
-    report.write(args, walk.character, {"episodes": 2}, clips, torch.rand(8, 14))
-    assert sorted(os.listdir(tmp_path)) == ["latest_pose_error.png", "latest_rollouts"]
-    assert sorted(os.listdir(tmp_path / "latest_rollouts")) == ["000.npz", "001.npz"]
-    with np.load(tmp_path / "latest_rollouts/001.npz", allow_pickle=False) as file:
+    folder = judged(walk, tmp_path, capture_video=filmed, eval_commands="course.csv")
+    assert folder.parent == tmp_path and re.fullmatch(r"latest_\d{8}-\d{6}", folder.name)
+    assert sorted(os.listdir(folder)) == ["figures.json", "pose_error.png", "rollouts"]
+    assert sorted(os.listdir(folder / "rollouts")) == ["000.npz", "001.npz"]
+    with np.load(folder / "rollouts/001.npz", allow_pickle=False) as file:
         assert str(file["source"]) == "roll-out of latest.pt" and len(file["rotations"]) == 9
-    assert capsys.readouterr().out == '{"episodes": 2}\n'
-    expected = [(str(tmp_path / "latest_episode.mp4"), clips[0], walk.character)]
+    written = json.loads((folder / "figures.json").read_text())
+    assert written["figures"] == {"episodes": 2, "pose_error_m": 0.01234567}
+    assert written["checkpoint"] == str(tmp_path / "latest.pt") and capsys.readouterr() == ("", "")
+    expected = [(str(folder / "film.mp4"), str(folder / "rollouts/000.npz"), walk, "course.csv")]
     assert films == (expected if filmed else [])
+    again = judged(walk, tmp_path)
+    assert again != folder and sorted(os.listdir(again)) == ["figures.json", "pose_error.png", "rollouts"]
+
+
+def test_where_an_evaluation_is_to_be_written(tmp_path, walk):
+    assert judged(walk, tmp_path, out=str(tmp_path / "mine/first")) == tmp_path / "mine/first"
+    assert judged(walk, tmp_path, out=str(tmp_path / "mine/first")) == tmp_path / "mine/first-2"
+    assert len(os.listdir(tmp_path / "mine/first/rollouts")) == 2 and os.listdir(tmp_path) == ["mine"]
+
+
+def test_an_evaluation_on_a_full_disk_is_said_and_costs_nothing_else(tmp_path, walk, monkeypatch, capsys):
+    (tmp_path / "file").write_text("old")
+    judged(walk, tmp_path, out=str(tmp_path / "file/folder"))
+    assert capsys.readouterr().err.count("the figures stand, but not all could be written") == 3
+    assert (tmp_path / "file").read_text() == "old"
+
+
+# ---- The page ----
+
+
+def test_an_evaluation_has_a_page(tmp_path, walk, monkeypatch, capsys):
+    """By the viewer, of the first roll-out over the clip."""
+    pytest.importorskip("viser", reason="pip install -r requirements-test.txt")
+    monkeypatch.delenv("AMP_PAGE")
+    folder = judged(walk, tmp_path)
+    page = (folder / "index.html").read_text()
+    assert capsys.readouterr() == ("", "") and "rollouts/000" in page and "motions/walk" in page
+
+
+def test_a_page_is_of_one_clip(tmp_path, walk, all_motions, monkeypatch):
+    asked = []
+    monkeypatch.delenv("AMP_PAGE")
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(report, "_ask", lambda out, command: asked.append(command))
+    for motions in (walk, all_motions):
+        report.page("a/index.html", "a/rollouts/000.npz", motions)
+    one, many = asked
+    assert one[:3] == [report.VIEW, "a/rollouts/000.npz", walk.files[0]] and "pinned" in one
+    assert many[:3] == [report.VIEW, "a/rollouts/000.npz", "--layout"]
+
+
+def test_without_viser_one_line_says_what_to_install(tmp_path, walk, monkeypatch, capsys):
+    monkeypatch.delenv("AMP_PAGE")
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "viser" else name)
+    folder = judged(walk, tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install -r requirements-motions.txt" in line
+    assert sorted(os.listdir(folder)) == ["figures.json", "pose_error.png", "rollouts"]
 
 
 @pytest.fixture
@@ -103,11 +153,18 @@ def check_png(path):
 
 def test_picture_of_the_bodies_errors(tmp_path, figures):
     errors = torch.tensor([[0.1, 0.2], [0.3, math.nan], [0.2, 0.4]])  # (T, J-1)
-    report.plot_body_errors(str(tmp_path / "a.png"), errors, ["head", "hand"], 0.5)
+    report.plot_body_errors(str(tmp_path / "a.png"), errors, ["head", "hand"], 0.5, "a walk")
     axes, scale = figures[0].axes
     np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), errors.T.numpy())
     assert [label.get_text() for label in axes.get_yticklabels()] == ["head 0.200", "hand 0.300"]
     assert axes.images[0].get_extent() == [0.0, 1.5, 1.5, -0.5]
+    cells = {text.get_position(): text.get_text() for text in axes.texts}  # the means of three parts, of two bodies
+    assert cells == {(0.25, 0): ".100", (0.75, 0): ".300", (1.25, 0): ".200"} | {
+        (0.25, 1): ".200",
+        (0.75, 1): "-",
+        (1.25, 1): ".400",
+    }
+    assert axes.get_title() == "a walk"
     assert axes.get_xlabel() == "time [s]" and scale.get_ylabel() == "pose error [m]"
     check_png(tmp_path / "a.png")
 
@@ -119,11 +176,11 @@ def test_picture_of_a_table(tmp_path, figures):
     )
     axes, scale = figures[0].axes
     cells = {text.get_position(): text.get_text() for text in axes.texts}
-    assert cells == {(0, 0): "0.00", (1, 0): "0.26", (2, 0): "1.00", (0, 1): "0.50", (1, 1): "0.75", (2, 1): "nan"}
+    assert cells == {(0, 0): ".00", (1, 0): ".26", (2, 0): "1.00", (0, 1): ".50", (1, 1): ".75", (2, 1): "-"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["-90", "0", "90"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1.0", "2.0"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("turn [degrees]", "speed [m/s]")
-    assert scale.get_ylabel() == "return" and axes.images[0].get_clim() == (0, 1)
+    assert scale.get_ylabel() == axes.get_title() == "return" and axes.images[0].get_clim() == (0, 1)
     for text in axes.texts:  # it can be read: bright on dark, dark on bright
         x, y = text.get_position()
         red, green, blue, opacity = axes.images[0].to_rgba(np.array([table[y][x]]))[0]
@@ -162,7 +219,7 @@ def film(tmp_path, monkeypatch, walk):
     def run(text):
         (tmp_path / "tool.py").write_text(text)
         monkeypatch.setattr(report, "RENDER", str(tmp_path / "tool.py"))
-        report.film(str(tmp_path / "a b.mp4"), clips_of(walk, 5)[0], walk.character)
+        report.film_episode(str(tmp_path / "a b.mp4"), clips_of(walk, 5)[0], walk)
 
     return run
 
@@ -188,7 +245,7 @@ def test_film_asks_the_tool(film, tmp_path, capfd, typed, walk):
         "open(sys.argv[2], 'w').write(json.dumps([sys.executable, sys.stdin.read(), *sys.argv[1:]]))"
     )
     rollout, out = [str(tmp_path / f"a b.{ending}") for ending in ("npz", "mp4")]
-    expected = [sys.executable, "", rollout, out, "--character-file", walk.character.path]
+    expected = [sys.executable, "", rollout, out, "--ghost", walk.files[0], "--character-file", walk.character.path]
     assert json.loads(Path(out).read_text()) == expected
     assert len(ml.load_clip(rollout, walk.character.body_names).rotations) == 5
     assert capfd.readouterr() == ("", "")
@@ -214,9 +271,9 @@ def test_a_film_that_fails_is_an_oserror(film, text, complaint):
 
 
 def test_a_film_that_never_ends_is_given_up(film, tmp_path, monkeypatch):
-    assert report.FILM_SECONDS == 600.0
-    monkeypatch.setattr(report, "FILM_SECONDS", 2.0)
-    with pytest.raises(OSError, match=r"a b\.mp4: no film in 2 s"):
+    assert report.TOOL_SECONDS == 600.0
+    monkeypatch.setattr(report, "TOOL_SECONDS", 2.0)
+    with pytest.raises(OSError, match=r"a b\.mp4: not written in 2 s"):
         film(f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -224,3 +281,4 @@ def test_a_film_that_never_ends_is_given_up(film, tmp_path, monkeypatch):
 
 def test_the_tool_is_there(root):
     assert Path(report.RENDER) == root / "motions/render.py" and Path(report.RENDER).is_file()
+    assert Path(report.VIEW) == root / "motions/view.py" and Path(report.VIEW).is_file()

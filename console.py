@@ -1,0 +1,105 @@
+"""What stands on the terminal and names a run: words about a training and an evaluation, and the last line, JSON.
+
+It is given options, clips and numbers. Units: motion_lib.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+from typing import Any, Dict, List, Tuple
+
+from files import plain
+from motion_lib import MotionLib
+
+# options that stand in the name of a run anyhow, or tell no runs apart
+
+# options that stand in the name of a run anyhow, or tell no runs apart
+NAMED = "exp.name|seed|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
+
+
+def short(x: float, digits: int = 2) -> str:
+    """A number in a sentence, .97 for instance, or "-" if there is none."""
+    text = f"{x:.{digits}f}" if isinstance(x, (int, float)) and math.isfinite(x) else "-"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def run_name(args: Any, script: str, last: str) -> str:
+    """Name of a run's folder: what tells it apart from others comes first, the time or what else is unique last."""
+    clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
+    words = re.sub(rf"--({NAMED})( [^-]\S*|=\S*)?( |$)", "", " ".join(sys.argv[1:]))
+    options = re.sub(r"[^A-Za-z0-9.]+", "-", words)[:40].strip("-")
+    parts = (args.exp_name, clip, options, f"seed{args.seed}", script, last)
+    return plain("__".join(part for part in parts if part)).replace(os.sep, "_")
+
+
+def start_lines(
+    args: Any, motions: MotionLib, falls: str, samples: Tuple[int, int], where: str, folder: str
+) -> List[str]:
+    """What stands on the terminal when a training starts, at most 80 columns wide as far as names allow.
+
+    falls: what counts as one; samples: from, to; where: device and processes; folder: of the run."""
+    clips = os.path.basename(os.path.normpath(args.motion_file))
+    clips += f" ({len(motions.files)} clips)" * (len(motions.files) > 1)
+    begun = f", {samples[0]:,} done" * (samples[0] > 0)
+    lines = [
+        f"{clips}, imitated by {os.path.basename(motions.character.path)}; simulator {args.sim}, {where}",
+        falls,
+        f"{folder}: the run, all options in args.json",
+        f"{samples[1]:,} samples{begun}, {args.num_envs} characters at a time",
+        f"Ctrl-C saves and stops; {os.path.basename(sys.argv[0])} --resume FOLDER goes on",
+    ]
+    whole = dict(subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [textwrap.fill(plain(line), 79, **whole) for line in lines]
+
+
+def progress(scalars: Dict[str, float], metrics: Dict[str, Any]) -> str:
+    """What stands behind the progress bar."""
+    length = short(scalars["episode/length"], 0)
+    return f"length {length}, error {short(metrics.get('pose_error_m', math.nan), 3)} m"
+
+
+def evaluation_line(samples: int, metrics: Dict[str, Any], rate: float) -> str:
+    """An evaluation of a training in one line, for a file."""
+    falls = f"falls {short(100 * metrics.get('fall_rate', math.nan), 0)} %"
+    figures = f"error {short(metrics.get('pose_error_m'), 3)} m, speed {short(metrics.get('speed_m_s'))} m/s"
+    return f"{samples:,} samples, {falls}, {figures}, {short(rate, 0)} samples/s"
+
+
+def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
+    """The figures of an evaluation in a sentence: "32 episodes, no falls, pose error .022 m, speed 1.04 of .97 m/s"."""
+    count = metrics.get("episodes", 0)
+    falls = round(count * metrics.get("fall_rate", 0.0))
+    parts = [f"{count} episode{'s' * (count != 1)}", f"{falls or 'no'} fall{'s' * (falls != 1)}"]
+    parts.append(f"pose error {short(metrics.get('pose_error_m'), 3)} m")
+    speed = short(metrics.get("speed_m_s"))
+    if "task_return" in metrics:
+        parts += [f"task return {short(metrics['task_return'])}", f"speed {speed} m/s"]
+    else:
+        wanted = getattr(args, "target_speed", None)
+        parts.append(f"speed {speed} of {short(motions.statistics()[1] if wanted is None else wanted)} m/s")
+    return ", ".join(parts)
+
+
+def four_digits(x: Any) -> Any:
+    """Figures as JSON has them: with four significant digits, and null for what is not finite."""
+    if isinstance(x, dict):
+        return {name: four_digits(part) for name, part in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [four_digits(part) for part in x]
+    if isinstance(x, float):
+        return float(f"{x:.4g}") if math.isfinite(x) else None
+    return x
+
+
+def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str) -> None:
+    """Say where an evaluation is and how it went on stderr; its figures are the last line on stdout, as JSON."""
+    page = os.path.join(folder, "index.html")
+    if os.path.exists(page):
+        print(f"{plain(page)}: the policy over its clip", file=sys.stderr)
+    elif os.path.isdir(folder):
+        print(f"{plain(folder)}: figures, roll-outs, pictures", file=sys.stderr)
+    print(sentence(args, motions, metrics), file=sys.stderr, flush=True)
+    print(json.dumps(four_digits(metrics)), flush=True)

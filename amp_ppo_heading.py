@@ -80,8 +80,8 @@ class Task:
     """add the left-right reflection of every clip"""
     task_reward: Literal["velocity", "projection"] = "velocity"
     """what counts: the velocity as a whole, or, as in the paper, its part along the target heading"""
-    task_scale: float = 1.0
-    """c in the reward of the velocity, exp(-c |v* d* - v|^2) [s^2/m^2]"""
+    task_weights: Tuple[float, float] = (1.0, 0.0)
+    """c [s^2/m^2] and w in the reward of the velocity: (exp(-c |v* d* - v|^2) + w max(0, cos a)) / (1 + w)"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
     """target speeds, drawn evenly [m/s], below 0.3 standing; the clips walk at 1 and run at 3.5; the paper: 1 to 5"""
     turn_std: float = 0.15
@@ -221,14 +221,16 @@ def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, gen
     return observe(state, body_position, motions.character).flatten(1)
 
 
-def task_reward(v: Tensor, target_speed: Tensor, scale: float, task: str) -> Tensor:
-    """Reward for root velocities (..., 3) [m/s], X along the target direction d*. (...). ValueError: unknown task."""
+def task_reward(v: Tensor, goal: Tensor, weights: Tuple[float, float], task: str) -> Tensor:
+    """Reward for root velocities (..., 3) [m/s], X along d*, under goals as in obs() (..., 3). (...) ValueError."""
+    cos, _, speed = goal.unbind(-1)  # of a, from where it faces to d*; v* [m/s]
     if task == "velocity":
-        # r_task = exp(-c |v* d* - v|^2), on the ground
-        return torch.exp(-scale * ((target_speed - v[..., 0]) ** 2 + v[..., 1] ** 2))
+        # r_task = (exp(-c |v* d* - v|^2) + w max(0, cos a)) / (1 + w), on the ground; who is to stand may face anywhere
+        moves = torch.exp(-weights[0] * ((speed - v[..., 0]) ** 2 + v[..., 1] ** 2))
+        return (moves + weights[1] * torch.where(speed > 0, cos.clamp_min(0.0), 1.0)) / (1.0 + weights[1])
     if task == "projection":
         # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
-        return torch.exp(-0.25 * (target_speed - v[..., 0]) ** 2) * ((v[..., 0] > 0) | (target_speed == 0))
+        return torch.exp(-0.25 * (speed - v[..., 0]) ** 2) * ((v[..., 0] > 0) | (speed == 0))
     raise ValueError(f"no reward for the task {task}")
 
 
@@ -244,8 +246,7 @@ class Goals:
         self.args = args
         self.generator = generator
         self.commands = None  # or times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]
-        # timer: until the next change [s]
-        self.heading, self.speed, self.timer = torch.zeros(3, num_envs, device=generator.device)
+        self.heading, self.speed, self.timer = torch.zeros(3, num_envs, device=generator.device)  # [s] to a change
 
     state_dict = get_state
     load_state_dict = set_state
@@ -374,9 +375,9 @@ class AMPEnv:
         truncated = (self.steps >= self.episode_steps) & ~terminated
         speed = ml.forward_speed(state)
         velocity = ml.quat_rotate(ml.quat_from_yaw(-self.goals.heading), state.root_velocity)  # (N, 3) d* is X [m/s]
-        reward = task_reward(velocity, self.goals.speed, self.args.task_scale, self.args.task_reward) * ~terminated
+        reward = task_reward(velocity, final_obs[:, -3:], self.args.task_weights, self.args.task_reward) * ~terminated
         scores = {"speed_m_s": speed, "task_reward": reward}
-        scores["task_return"] = task_reward(velocity, self.goals.speed, 0.0, "projection") * ~terminated
+        scores["task_return"] = task_reward(velocity, final_obs[:, -3:], (0.0, 0.0), "projection") * ~terminated
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
         self.pool_age += 1
@@ -609,9 +610,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             eval_env.goals.commands = evaluation.load_commands(args.eval_commands, args.eval_episodes, str(device))
             found = evaluate(agent, eval_env, args)
             folder = report.write(args, motions, found, args.checkpoint)
-            eval_env.goals.commands, *names = evaluation.grid_commands(
-                args.speed_range, args.eval_episodes, str(device)
-            )
+            eval_env.goals.commands, *names = evaluation.grid_commands(args.speed_range, copies, str(device))
             report.plot_grid(folder, evaluate(agent, eval_env, args)[-1], *names)
             console.tell(args, motions, found[0], folder)
         return

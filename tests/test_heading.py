@@ -86,16 +86,19 @@ def test_definitions_of_the_same_name_are_the_same():
 
 
 def test_task_rewards():
-    """The paper's takes no notice of what goes across; at a target speed of 0 it does not punish moving away."""
+    """The paper's takes no notice of what goes across; at a target speed of 0 neither asks for a direction."""
     velocity = torch.tensor([[1.0, 0, 0], [3.0, 0, 5], [1.0, 2, 0], [0.0, 0, 0], [-0.5, 0, 0], [-2.0, 0, 0]])
-    target = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
-    paper = heading.task_reward(velocity, target, 9.0, "projection")
+    facing = torch.tensor([1.0, 0.5, -1.0, 0.0, 0.0, -1.0])
+    target = torch.stack((facing, torch.zeros(6), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])), -1)
+    paper = heading.task_reward(velocity, target, (9.0, 9.0), "projection")
     torch.testing.assert_close(paper, torch.tensor([1.0, math.exp(-1.0), 1.0, 0.0, 0.0, math.exp(-1.0)]))
-    whole = heading.task_reward(velocity, target, 0.5, "velocity")
-    expected = [1.0, math.exp(-2), math.exp(-2), math.exp(-0.5), math.exp(-1.125), math.exp(-2)]
-    torch.testing.assert_close(whole, torch.tensor(expected))
+    whole = heading.task_reward(velocity, target, (0.5, 0.0), "velocity")
+    expected = torch.tensor([1.0, math.exp(-2), math.exp(-2), math.exp(-0.5), math.exp(-1.125), math.exp(-2)])
+    torch.testing.assert_close(whole, expected)
+    faces = heading.task_reward(velocity, target, (0.5, 0.25), "velocity")  # a fifth for facing the way
+    torch.testing.assert_close(faces, 0.8 * expected + 0.2 * torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0, 1.0]))
     with pytest.raises(ValueError, match="none"):
-        heading.task_reward(velocity, target, 1.0, "none")
+        heading.task_reward(velocity, target, (1.0, 0.0), "none")
 
 
 def make_goals(num_envs=400, **options):

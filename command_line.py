@@ -99,11 +99,10 @@ def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]
 def _fill_in(args: Any) -> None:
     """Choose the simulator, and give options their defaults by where the physics runs. Raises InputError."""
     args.sim = simulators.choose(args.sim, args.cuda)
-    on_gpu = args.cuda and args.sim != "mujoco"
     for field in dataclasses.fields(args):
         by_device = getattr(field.type, "__metadata__", [None])[-1]
         if getattr(args, field.name) is None and by_device is not None:
-            setattr(args, field.name, by_device[on_gpu])
+            setattr(args, field.name, by_device[args.cuda and args.sim != "mujoco"])
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -148,14 +147,16 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if not args.evaluate and (args.out or getattr(args, "eval_commands", None)) is not None:
         raise InputError("--out and --eval-commands need --evaluate")
     if args.evaluate or resume is not None:
-        if resume is not None and os.path.isfile(resume):
-            resume = os.path.dirname(resume) or "."
+        resume = os.path.dirname(resume) or "." if resume is not None and os.path.isfile(resume) else resume
         if args.evaluate and os.path.isdir(args.checkpoint):
             args.checkpoint = os.path.join(args.checkpoint, "latest.pt")
         path = args.checkpoint
         checkpoint = load_checkpoint(path if args.evaluate else resume, name)
         args = _command_line(kind, argv, _options_of(checkpoint, kind, argv, args.evaluate))
         args.checkpoint = path
+        steps = args.eval_episodes * args.eval_seconds * args.control_hz * args.substeps
+        if args.evaluate and steps > 1e8 and not typed("--eval-episodes", argv):  # a stranger's, perhaps
+            raise InputError(f"the checkpoint asks for {steps:.2g} physics steps; if meant, type --eval-episodes")
     args.resume = resume
     _fill_in(args)
     if args.cuda and torch.cuda.device_count() < local_world():
@@ -172,10 +173,9 @@ def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]
     for name, value in vars(args).items():
         for x in value if isinstance(value, tuple) else (value,):
             low = -1e15 if name in signed else 1 if type(x) is int and name not in from_zero else 0
-            if type(x) is int and x > 1e8 and name not in ("seed", "total_timesteps"):
-                raise InputError(f"--{name.replace('_', '-')} {x}: no memory holds that")
-            if type(x) in (int, float) and not low <= x < 1e15:
-                raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:g} to 1e15")
+            high = 1e8 if type(x) is int and name not in ("seed", "total_timesteps") else 1e15
+            if type(x) in (int, float) and not low <= x <= high:
+                raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:g} to {high:.0e}")
 
 
 # ---- 2. Launch ----------

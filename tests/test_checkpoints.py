@@ -471,6 +471,21 @@ def test_what_is_done_is_not_taken_from_a_checkpoint(put, root, option, value):
     assert (args.evaluate, args.checkpoint, args.resume) == (False, None, str(folder))
 
 
+@pytest.mark.parametrize(
+    "option, value", [("eval_episodes", 10**10), ("eval_seconds", 1e13), ("substeps", 10**10), ("control_hz", 10**10)]
+)
+def test_how_long_an_evaluation_takes_is_not_up_to_a_stranger(put, option, value):
+    """More than 10^8 steps of the physics, an hour perhaps, only for who types how many episodes are meant."""
+    lie = {"motion_file": "motions/walk.npz", "character_file": "motions/humanoid.xml", option: value}
+    folder = put(lambda content: content["args"].update(lie))
+    flags = ["--no-cuda", "--evaluate", "--checkpoint", str(folder / "latest.pt")]
+    with pytest.raises(files.InputError, match="physics steps; if meant, type --eval-episodes"):
+        command_line.parse_args(amp.Args, amp.KIND, flags)
+    args, _ = command_line.parse_args(amp.Args, amp.KIND, [*flags, "--eval-episodes", "7"])
+    assert args.eval_episodes == 7
+    command_line.parse_args(amp.Args, amp.KIND, ["--no-cuda", "--resume", str(folder)])  # one's own
+
+
 # ---- Nothing unsound is saved ----
 
 

@@ -120,6 +120,11 @@ class Run:
             raise InputError(f"{folder}: another process has just saved there; start again to go on with that")
         if args.track:
             self._track(folder)
+        with contextlib.suppress(Exception):  # hints, which cost no training; a run's own copy does without
+            from motions.checks import before_training
+
+            for line in () if args.resume else before_training(self.motions):
+                self._say(line)
         packages = ("torch", "numpy", "mujoco", "mujoco_warp", "warp", "isaacgym")
         versions = {x: getattr(sys.modules[x], "__version__", "unknown") for x in packages if x in sys.modules}
         versions.update(python=sys.version, platform=platform.platform())

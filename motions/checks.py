@@ -1,8 +1,9 @@
-"""What is wrong with a clip, in words that help; convert.py prints it, and whoever trains from a clip may.
+"""What is wrong with a clip, in words that help; convert.py prints it, and a training does for clips from elsewhere.
 
 Dimension key: F frames, J bodies (row 0 is the root), D dofs.
 """
 
+import os
 import xml.etree.ElementTree as ET
 from typing import List, Tuple
 
@@ -91,19 +92,12 @@ def report(character: Character, clip: Clip) -> List[str]:
     nearest = f"hovers, it never comes nearer to the ground than {100 * low.min():.0f} cm; use --lift"
     warn(low.min() > DEEP, nearest + ("; or are its positions in centimetres?" if low.min() > 3.0 else ""))
     seconds = [low[i : i + round(clip.fps)].min() for i in range(0, len(low) - round(clip.fps) + 1, round(clip.fps))]
-    uneven = (
-        f"the lowest point of a second lies between {min(seconds, default=0):.2f} and {max(seconds, default=0):.2f} m"
-    )
+    heights = f"{min(seconds, default=0):.2f} and {max(seconds, default=0):.2f} m"
     terrain = "the ground is not level, stairs for instance, or it flies; --no-lift keeps the file's heights"
-    warn(np.ptp(seconds or [0.0]) > STEP, f"{uneven}: {terrain}")
-    warn(
-        steps.mean() * clip.fps > SPRINT,
-        f"moves at {steps.mean() * clip.fps:.0f} m/s; in centimetres, or a wrong rate?",
-    )
-    warn(
-        clip.fps < COARSE,
-        f"{clip.fps:.2g} frames a second are hardly a recording's rate; --input-fps gives the right one",
-    )
+    warn(np.ptp(seconds or [0.0]) > STEP, f"the lowest point of a second lies between {heights}: {terrain}")
+    pace = steps.mean() * clip.fps
+    warn(pace > SPRINT, f"moves at {pace:.0f} m/s; in centimetres, or a wrong rate?")
+    warn(clip.fps < COARSE, f"{clip.fps:.2g} frames a second are hardly a recording's rate; --input-fps mends that")
     again = repeats(clip.root_position, clip.rotations)  # (F-1,)
     twice = bool(0.4 < again.mean() < 0.6)
     warn(bool(again.all()), "nothing moves: it is a single pose")
@@ -125,3 +119,12 @@ def report(character: Character, clip: Clip) -> List[str]:
     leap = f"the pose leaps by {gap:.0f} deg a joint at the seam; --loop wrap blends it, --loop clamp does without"
     warn(clip.loop == "wrap" and gap > SEAM, leap)
     return lines
+
+
+def before_training(motions: lib.MotionLib) -> List[str]:
+    """What convert.py would warn of in the first fifty clips that do not lie in this folder, at most three lines."""
+    character = lib.load_character(lib.find(motions.character.path))
+    here = os.path.dirname(os.path.realpath(__file__))
+    foreign = [x for x in zip(motions.files, motions.clips) if os.path.realpath(os.path.dirname(x[0])) != here]
+    told = [(file, line) for file, clip in foreign[:50] if os.path.isfile(file) for line in report(character, clip)[1:]]
+    return [line.replace("warning", f"{file}: motions/convert.py warns", 1) for file, line in told][:3]

@@ -214,9 +214,7 @@ def check(path: str, clip: Clip, character: Character) -> None:
 
 
 def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
-    parser = argparse.ArgumentParser(
-        description="Convert motions of other formats to clips, and clips to other formats (motions/README.md)."
-    )
+    parser = argparse.ArgumentParser(description="Convert motions to clips, and clips back (motions/README.md).")
     add = parser.add_argument
     add("input", nargs="?", metavar="IN", help="a motion of any kind that motions/README.md lists")
     add("output", nargs="?", metavar="OUT", help="file to write; default: IN with the format's ending")

@@ -332,9 +332,8 @@ def read_pickle(path: str, raw: bytes, storages: Optional[Dict[str, bytes]] = No
 def read_torch(path: str, members: Dict[str, bytes]) -> Any:
     """read_pickle for an archive of torch.save, whose tensors' numbers are members of their own. Raises InputError."""
     pickles = [raw for name, raw in members.items() if name.endswith("/data.pkl")]
-    return read_pickle(
-        path, pickles[0], {name.split("/")[-1]: raw for name, raw in members.items() if "/data/" in name}
-    )
+    storages = {name.split("/")[-1]: raw for name, raw in members.items() if "/data/" in name}
+    return read_pickle(path, pickles[0], storages)
 
 
 def inflate(path: str, raw: bytes) -> bytes:

@@ -3,12 +3,14 @@
 import json
 import math
 import runpy
+import types
 
 import numpy as np
 import pytest
 import torch
 
 import motion_lib as ml
+from motions import checks
 
 # half of a turn by 30 degrees: w and the length of the axis part
 SIXTH = (math.cos(math.pi / 12), math.sin(math.pi / 12))
@@ -249,3 +251,34 @@ def test_the_table_of_the_readme(root, run_script):
 def test_every_clip_is_converted_from_pybullets_folder(root):
     tool = runpy.run_path(str(root / "motions/convert.py"))
     assert sorted(tool["PYBULLET"]) == sorted(NAMES)
+
+
+def test_a_training_warns_of_clips_from_elsewhere(run_script, root, tmp_path, write_clip):
+    """As convert.py does, in three lines at most; of its own clips and at a resume it does not."""
+    tiny = "--num-envs 4 --num-steps 4 --num-minibatches 2 --total-timesteps 16 --hidden 8 8 --disc-batch 8 --no-cuda"
+    tiny += " --clone-updates 2 --replay-size 32 --replay-keep 8 --eval-episodes 1 --eval-seconds 0.2"
+    position = np.tile([0.0, 0.0, 1.0], (30, 1))
+    position[:, 0] = np.linspace(0, 90, 30)
+    rotations = np.tile([0.0, 0.0, 0.0, 1.0], (30, 15, 1))
+    rotations[7:, 3] = [0.0, 0.6, 0.0, 0.8]
+    strange = write_clip(root_position=position, rotations=rotations)
+    said = {}
+    for clip in (strange, root / "motions/walk.npz"):
+        result = run_script("amp_ppo_isaacgym.py", *tiny.split(), "--motion-file", clip)
+        assert result.code == 0, result.err
+        said[clip] = [line for line in result.err.splitlines() if "motions/convert.py warns" in line]
+    assert said[root / "motions/walk.npz"] == [] and len(said[strange]) == 3
+    assert (
+        "clip.npz: motions/convert.py warns: hovers, it never comes nearer to the ground than 12 cm" in said[strange][0]
+    )
+    assert "moves at 31 m/s" in said[strange][1] and "jumps from frame 6" in said[strange][2]
+    (run,) = tmp_path.glob("runs/*clip*")
+    more = run_script("amp_ppo_isaacgym.py", "--no-cuda", "--resume", run, "--total-timesteps", 32)
+    assert more.code == 0 and "convert.py warns" not in more.err
+
+
+def test_one_s_own_clips_are_not_warned_of(root, character, all_motions, load):
+    """Though a jump in some of them would be told; the same clips elsewhere are."""
+    assert checks.before_training(all_motions) == []
+    elsewhere = types.SimpleNamespace(character=character, files=[str(root / "README.md")] * 9, clips=all_motions.clips)
+    assert len(checks.before_training(elsewhere)) == 3

@@ -553,7 +553,6 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     alive = torch.ones_like(limit, dtype=torch.bool)
     steps = torch.zeros_like(limit)
     sums = defaultdict(float)
-    poses = []
     goals = []
     states = [info["state"]]
     for _ in range(env.episode_steps):
@@ -564,14 +563,13 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
             sums[name] = sums[name] + x * alive  # (N,)
         steps += alive & ~terminated
         states.append(info["state"])
-        poses.append(evaluation.relative_positions(info["body_position"], info["state"].rotations[:, 0]))
         alive &= ~terminated & (steps < limit)
         if not alive.any():
             break
     env.sim.load_state_dict(before)
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
-    errors = evaluation.nearest_clips(env.motions, torch.stack(poses, 1), steps, env.episode_steps, env.dt)
+    errors = evaluation.mixture(env.motions, states, steps, env.episode_steps, env.dt, FEET, args.evaluate)
     metrics.update(errors[0])
     followed = course.figures(states, goals, steps, env.dt)
     followed["task_return"] = sums["task_return"] / env.episode_steps  # 1 is the best

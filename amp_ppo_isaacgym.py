@@ -496,7 +496,6 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     alive = torch.ones_like(limit, dtype=torch.bool)
     steps = torch.zeros_like(limit)
     sums = defaultdict(float)
-    poses = []
     states = [info["state"]]
     for _ in range(env.episode_steps):
         obs, _, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
@@ -505,14 +504,13 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
             sums[name] = sums[name] + x * alive  # (N,)
         steps += alive & ~terminated
         states.append(info["state"])
-        poses.append(evaluation.relative_positions(info["body_position"], info["state"].rotations[:, 0]))
         alive &= ~terminated & (steps < limit)
         if not alive.any():
             break
     env.sim.load_state_dict(before)
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
-    errors = evaluation.episode_error(env.motions, torch.stack(poses, 1), steps, limit, clip, start, env.dt)
+    errors = evaluation.imitation(env.motions, states, steps, limit, clip, start, env.dt, FEET, args.evaluate)
     metrics.update(errors[0])
     return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
 

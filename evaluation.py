@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import gait
 import motion_lib as ml
 
 REFERENCE_SECONDS, REFERENCE_CLIPS = 200.0, 100  # to which an episode's windows are compared, at most [s], [clips]
@@ -71,7 +72,7 @@ def _warp(simulated: Tensor, reference: Tensor, any_start: bool) -> Iterator[Ten
 
 def pose_error(
     simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor], any_start: bool = False
-) -> Tuple[Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
 
     Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see
@@ -79,18 +80,20 @@ def pose_error(
     the reference), advances by one frame in either or both, and ends at the simulation's last frame, anywhere in the
     reference. steps (E,) is how many of the T frames an episode lived; each of the horizon - steps control steps lost
     to a fall counts as 1 m.
-    -> (E,) [m], and the distance of each body at each frame from where the best path to that frame ends,
-    (E, T, J-1) [m]"""
+    -> (E,) [m]; the distance of each body at each frame from where the best path to that frame ends, (E, T, J-1) [m];
+    the frame of the reference at which the path ends (E,) long, 0 if steps is"""
     error = torch.zeros(len(simulated), dtype=torch.float64, device=reference.device)
+    last = torch.zeros(len(simulated), dtype=torch.long, device=reference.device)
     episode = torch.arange(len(simulated))
     bodies = []
     for i, cost in enumerate(_warp(simulated, reference, any_start)):
         best, end = cost.min(1)  # (E,)
         error = torch.where(steps == i + 1, best, error)
+        last = torch.where(steps == i + 1, end, last)
         matched = reference.expand(len(simulated), -1, -1, -1)[episode, end]  # (E, J-1, 3)
         bodies.append((simulated[:, i] - matched).norm(dim=-1))
     error = (error * steps + (horizon - steps).clamp_min(0)) / horizon
-    return error.float(), torch.stack(bodies, 1)
+    return error.float(), torch.stack(bodies, 1), last
 
 
 def mean_over_episodes(bodies: Tensor, steps: Tensor) -> Tensor:
@@ -99,27 +102,85 @@ def mean_over_episodes(bodies: Tensor, steps: Tensor) -> Tensor:
     return (bodies.nan_to_num() * lived).sum(0) / lived.sum(0)
 
 
-def episode_error(
-    motions: ml.MotionLib, poses: Tensor, steps: Tensor, limit: Tensor, clip: Tensor, start: Tensor, dt: float
-) -> Tuple[Dict[str, float], Tensor]:
-    """Mean pose error [m] of episodes that imitate clips (E,) from times start (E,) [s] on.
+def bodies_of(character: ml.Character, states: Union[ml.MotionState, List[ml.MotionState]]) -> Tuple[Tensor, Tensor]:
+    """Positions (E, T, J, 3) [m] and rotations (E, T, J, 4) of all bodies, world, of a list of T states of batch (E,),
+    or of a state of batch (E, T)."""
+    if isinstance(states, list):
+        states = ml.MotionState(*[torch.stack(x, 1) for x in zip(*states)])
+    return ml.forward_kinematics(character, states.root_position, states.rotations)
 
-    poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of limit (E,) control steps of dt [s]
-    -> that, and the error of each body over time (T, J-1) [m]"""
+
+def imitation(
+    motions: ml.MotionLib,
+    states: List[ml.MotionState],
+    steps: Tensor,
+    limit: Tensor,
+    clip: Tensor,
+    start: Tensor,
+    dt: float,
+    feet: Tuple[str, str],
+    thorough: bool,
+) -> Tuple[Dict[str, float], Tensor]:
+    """How near episodes come to clips (E,) that they imitate from times start (E,) [s] on.
+
+    states: T + 1 of batch (E,), the start first; steps (E,) lived of limit (E,) control steps of dt [s]; thorough: with
+    what takes as long again: pose_error_unaligned_m, turns and gait
+    -> figures, and the error of each body but the root over time (T, J-1) [m]"""
+    position, rotation = bodies_of(motions.character, states)  # (E, T + 1, J, ...)
+    T = len(states) - 1
     # the reference is one and a half times as long as the episode, so that a slow character can be matched, too
-    times = start[:, None] + dt * torch.arange(1, int(1.5 * poses.shape[1]) + 1, device=poses.device)  # (E, R) [s]
-    error, bodies = pose_error(poses, reference_poses(motions, clip[:, None].expand(times.shape), times), steps, limit)
-    return {"pose_error_m": float(error.mean())}, mean_over_episodes(bodies, steps)
+    frame = torch.arange(1, int(1.5 * T) + 1, device=start.device)
+    times = start[:, None] + dt * frame  # (E, R) [s]
+    theirs = bodies_of(motions.character, motions.state(clip[:, None].expand(times.shape), times))  # (E, R, J, ...)
+    poses = relative_positions(position[:, 1:], rotation[:, 1:, 0])  # (E, T, J-1, 3)
+    reference = relative_positions(theirs[0], theirs[1][:, :, 0])  # (E, R, J-1, 3)
+    error, bodies, end = pose_error(poses, reference, steps, limit)
+    metrics = {"pose_error_m": float(error.mean())}
+    lived = frame[:T] <= steps[:, None]  # (E, T)
+    if lived.any():
+        metrics["pose_error_on_clock_m"] = float((poses - reference[:, :T]).norm(dim=-1).mean(-1)[lived].mean())
+        # slope of the warping path: frames of the clip, which may end, for a frame of the episode
+        left = torch.where(motions.loop[clip], len(frame), ((motions.length[clip] - start) / dt).round())
+        metrics["tempo"] = float(torch.minimum(end + 1, left).sum() / steps.sum())
+    if thorough:
+        # mean over all joints of |(x_j - x_root) - (y_j - y_root)|, the root among them   (AMP paper, section 8.1)
+        relative = [x - x[:, :, :1] for x in (position[:, 1:], theirs[0])]
+        metrics["pose_error_unaligned_m"] = float(pose_error(*relative, steps, limit)[0].mean())
+        cycle = round(float(motions.length[0]) / dt)
+        if len(motions.clips) == 1 and motions.loop[0] and steps.max() >= cycle:
+            both = rotation[:, :, 0], theirs[1][:, :, 0]
+            metrics.update(gait.turns(*both, steps, cycle, cycle / metrics["tempo"], dt))
+        share = torch.bincount(clip, minlength=len(motions.clips)).tolist()
+        metrics.update(gaits(motions, position, rotation, steps, share, feet, dt))
+    return metrics, mean_over_episodes(bodies, steps)
+
+
+def gaits(
+    motions: ml.MotionLib, position: Tensor, rotation: Tensor, steps: Tensor, share: List[float], feet: Tuple, dt: float
+) -> Dict[str, float]:
+    """gait.figures of episodes, and as clip_* those of clips, weighted by share (C); none if no clip has a gait."""
+    known = []
+    for i in [i for i, x in enumerate(share) if x > 0]:
+        time = dt * torch.arange(position.shape[1], device=position.device)
+        time = time[motions.loop[i] | (time <= motions.length[i])][None]
+        bodies = bodies_of(motions.character, motions.state(torch.full_like(time, i, dtype=torch.long), time))
+        theirs = gait.figures(motions.character, *bodies, torch.tensor([time.shape[1] - 1]), feet, dt)
+        known += [(share[i], theirs)] if theirs else []
+    found = gait.figures(motions.character, position, rotation, steps, feet, dt) if known else {}
+    for name, x in max(known, key=lambda entry: entry[0])[1].items() if known else ():
+        number = not isinstance(x, str)  # of the order that of the most frequent clip is told
+        found[f"clip_{name}"] = sum(w * y[name] for w, y in known) / sum(w for w, _ in known) if number else x
+    return found
 
 
 def nearest_clips(
     motions: ml.MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0
-) -> Tuple[Dict[str, float], Tensor]:
+) -> Tuple[Dict[str, float], Tensor, Tensor]:
     """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, anywhere in it.
 
     poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of `horizon` control steps of dt [s]
     -> pose_error_m: mean over windows [m], lost steps counting 1 m; visits_<clip>: share of the lived windows nearest
-    to each clip; and the error of each body over time (T, J-1) [m]"""
+    to each clip; the error of each body over time (T, J-1) [m]; and the share for each of the C clips (C,)"""
     E, T = poses.shape[:2]
     W = max(round(window / dt), 1)  # steps a window
     K = math.ceil(horizon / W)  # windows an episode, the last one shorter perhaps
@@ -135,7 +196,7 @@ def nearest_clips(
         seconds = float(motions.length[i]) * share + (1.5 * window if motions.loop[i] or share < 1.0 else 0.0)
         times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)  # (R,)
         reference = reference_poses(motions, torch.full_like(times, i, dtype=torch.long), times)  # (R, J-1, 3)
-        error, bodies = pose_error(windows, reference[None], lived, length, any_start=True)
+        error, bodies, _ = pose_error(windows, reference[None], lived, length, any_start=True)
         errors.append(error)
         distances.append(bodies)
     error, nearest = torch.stack(errors).min(0)  # (E K,)
@@ -148,7 +209,28 @@ def nearest_clips(
     for file, visit in zip(motions.files[:: chosen.step], visits.tolist()):  # a clip may occur twice
         name = f"visits_{os.path.relpath(file, folder)}"
         metrics[name] = metrics.get(name, 0.0) + visit
-    return metrics, mean_over_episodes(bodies.reshape(E, K * W, -1)[:, :T], steps)
+    share_of = torch.zeros(len(motions.clips), device=poses.device)
+    share_of[list(chosen)] = visits
+    return metrics, mean_over_episodes(bodies.reshape(E, K * W, -1)[:, :T], steps), share_of
+
+
+def mixture(
+    motions: ml.MotionLib,
+    states: List[ml.MotionState],
+    steps: Tensor,
+    horizon: int,
+    dt: float,
+    feet: Tuple[str, str],
+    thorough: bool,
+) -> Tuple[Dict[str, float], Tensor]:
+    """nearest_clips of T + 1 states of batch (E,), the start first; thorough: and the gait beside that of the clips,
+    each of which counts as much as it is visited."""
+    position, rotation = bodies_of(motions.character, states)
+    poses = relative_positions(position[:, 1:], rotation[:, 1:, 0])
+    metrics, bodies, share = nearest_clips(motions, poses, steps, horizon, dt)
+    if thorough:
+        metrics.update(gaits(motions, position, rotation, steps, share.tolist(), feet, dt))
+    return metrics, bodies
 
 
 def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Optional[Tuple[Tensor, Tensor, Tensor]]:

@@ -81,7 +81,7 @@ def test_visits_of_a_clip_that_occurs_twice(tmp_path, root, character):
     times = torch.arange(60) / 30
     walk, crawl = (evaluation.reference_poses(motions, torch.full((60,), i), times) for i in (0, 1))
     steps = torch.tensor([60, 60])
-    metrics, _ = evaluation.nearest_clips(motions, torch.stack((walk, crawl)), steps, 60, 1 / 30)
+    metrics, *_ = evaluation.nearest_clips(motions, torch.stack((walk, crawl)), steps, 60, 1 / 30)
     visits = {name: x for name, x in metrics.items() if name.startswith("visits_")}
     assert visits == {"visits_walk.npz": 0.5, "visits_crawl.npz": 0.5}
 
@@ -461,7 +461,7 @@ def frames_compared(motions, episodes, steps, monkeypatch):
 
     monkeypatch.setattr(evaluation, "reference_poses", count)
     poses = torch.zeros(episodes, steps, 14, 3)
-    metrics, _ = evaluation.nearest_clips(motions, poses, torch.full((episodes,), steps), steps, 1 / 30)
+    metrics, *_ = evaluation.nearest_clips(motions, poses, torch.full((episodes,), steps), steps, 1 / 30)
     return sum(seen), metrics
 
 

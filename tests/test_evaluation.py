@@ -92,7 +92,7 @@ def test_pose_error_against_all_paths(rows, columns, seed, any_start):
     simulated = torch.rand(3, 4, 2, 3, generator=generator)
     reference = torch.rand(3, columns, 2, 3, generator=generator)
     steps = torch.tensor([rows, 1, 4])
-    errors, _ = evaluation.pose_error(simulated, reference, steps, 4, any_start)
+    errors, *_ = evaluation.pose_error(simulated, reference, steps, 4, any_start)
     cost = (simulated[:, :, None] - reference[:, None]).norm(dim=-1).mean(-1).tolist()
     for e, alive in enumerate(steps.tolist()):
         expected = (best_path_by_enumeration(cost[e][:alive], any_start) * alive + (4 - alive)) / 4
@@ -109,7 +109,7 @@ def test_one_reference_for_all_episodes():
 
 def test_pose_error_with_a_horizon_for_each_episode():
     motion = track(0, 1, 2, 3).repeat(2, 1, 1, 1)
-    errors, _ = evaluation.pose_error(motion, motion, torch.tensor([4, 2]), torch.tensor([4, 8]))
+    errors, *_ = evaluation.pose_error(motion, motion, torch.tensor([4, 2]), torch.tensor([4, 8]))
     assert errors.tolist() == pytest.approx([0.0, 0.75])
 
 
@@ -119,9 +119,9 @@ def test_the_error_of_each_body_over_time():
     reference[0, :, :, 0] = torch.tensor([0.0, 1, 2, 3, 4])[:, None]
     simulated = reference[:, ::2].clone()  # twice as fast
     simulated[0, 2, 1, 1] = 0.03
-    error, bodies = evaluation.pose_error(simulated, reference, torch.tensor([3]), 3)
+    error, bodies, end = evaluation.pose_error(simulated, reference, torch.tensor([3]), 3)
     torch.testing.assert_close(bodies[0, 2], torch.tensor([0.0, 0.03]))
-    assert bodies[0, 0].max() == 0 and error < 0.6
+    assert bodies[0, 0].max() == 0 and error < 0.6 and end.tolist() == [4]
     two = torch.cat((bodies, bodies + 1.0))
     mean = evaluation.mean_over_episodes(two, torch.tensor([3, 1]))
     torch.testing.assert_close(mean[0], torch.tensor([0.5, 0.5]))  # both live
@@ -149,27 +149,95 @@ def test_relative_positions_do_not_depend_on_place_and_heading(walk, yaw, x, y):
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
 
 
-def test_episode_error_of_the_clips_themselves(all_motions):
+GAIT = ("cadence_hz", "stride_m", "foot_slide_m", "swing_clearance_m", "contact_order")
+FEET = ("right_foot", "left_foot")
+
+
+def imitate(motions, clip, start, pace, n, steps=None, change=lambda state: state, thorough=False):
+    """Figures of episodes of n steps of 1/30 s that play their clips at some pace, changed; steps: lived."""
+    states = [change(motions.state(clip, start + pace * k / 30)) for k in range(n + 1)]
+    limit = torch.full_like(clip, n)
+    steps = limit if steps is None else steps
+    return evaluation.imitation(motions, states, steps, limit, clip, start, 1 / 30, FEET, thorough)
+
+
+def test_imitation_by_the_clips_themselves(all_motions):
     """Episodes that do what their clips do, at their pace or 1.4 times it, have hardly any error; lost steps count."""
-    dt = 1 / 30
     clip = torch.tensor([0, 7, 3])
     start = torch.tensor([0.2, 0.0, 0.4])
-    limit = torch.tensor([30, 30, 30])
-
-    def poses(pace):
-        times = start[:, None] + dt * (1 + pace * torch.arange(30))
-        return evaluation.reference_poses(all_motions, clip[:, None].expand(3, 30), times)
-
-    figures, bodies = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip, start, dt)
-    assert figures == {"pose_error_m": pytest.approx(0.0, abs=1e-6)}
+    figures, bodies = imitate(all_motions, clip, start, 1.0, 30)
+    assert figures == {
+        "pose_error_m": pytest.approx(0.0, abs=1e-6),
+        "pose_error_on_clock_m": pytest.approx(0.0, abs=1e-6),
+        "tempo": 1.0,
+    }
     assert bodies.shape == (30, 14) and bodies.max() < 1e-5
     fell = torch.tensor([30, 15, 30])
-    figures, _ = evaluation.episode_error(all_motions, poses(1.0), fell, limit, clip, start, dt)
+    figures, _ = imitate(all_motions, clip, start, 1.0, 30, fell)
     assert figures["pose_error_m"] == pytest.approx(0.5 / 3, abs=1e-6)
-    figures, _ = evaluation.episode_error(all_motions, poses(1.4), limit, limit, clip, start, dt)
-    assert 0.001 < figures["pose_error_m"] < 0.03
-    figures, _ = evaluation.episode_error(all_motions, poses(1.0), limit, limit, clip.flip(0), start, dt)  # other clips
+    assert figures["pose_error_on_clock_m"] == pytest.approx(0.0, abs=1e-6)  # what is lost is not held against it
+    figures, _ = imitate(all_motions, clip, start, 1.4, 30)
+    assert 0.001 < figures["pose_error_m"] < 0.03 < figures["pose_error_on_clock_m"]
+    states = [all_motions.state(clip, start + k / 30) for k in range(31)]
+    limit = torch.full_like(clip, 30)
+    figures, _ = evaluation.imitation(all_motions, states, limit, limit, clip.flip(0), start, 1 / 30, FEET, False)
     assert figures["pose_error_m"] > 0.1
+    assert imitate(all_motions, clip, start, 1.0, 30, 0 * fell)[0] == {"pose_error_m": 1.0}  # nothing else is known
+
+
+@pytest.mark.parametrize("pace", [0.8, 1.0, 1.25])
+def test_tempo(walk, pace):
+    """Of a walk at .8 or 1.25 times its speed; the warped error does not see it, the one on the clock does."""
+    clip = torch.zeros(2, dtype=torch.long)
+    figures, _ = imitate(walk, clip, torch.tensor([0.1, 0.7]), pace, 150)
+    assert figures["tempo"] == pytest.approx(pace, rel=0.02) and figures["pose_error_m"] < 0.012
+    assert figures["pose_error_on_clock_m"] < 1e-6 if pace == 1.0 else figures["pose_error_on_clock_m"] > 0.08
+
+
+def test_tempo_of_who_stands_still(walk):
+    clip = torch.zeros(1, dtype=torch.long)
+    figures, _ = imitate(walk, clip, torch.zeros(1), 0.0, 90)
+    assert figures["tempo"] < 0.3
+
+
+def test_tempo_of_a_clip_that_ends(root, character):
+    """Half a second of a punch, and the end, which is held: at twice the speed half the clip's time is taken."""
+    motions = ml.MotionLib(str(root / "motions/punch.npz"), character)
+    start = motions.length - 0.5  # (1,)
+    clip = torch.zeros(1, dtype=torch.long)
+    assert imitate(motions, clip, start, 1.0, 15)[0]["tempo"] == pytest.approx(1.0, abs=0.07)
+    assert imitate(motions, clip, start, 1.0, 30)[0]["tempo"] == pytest.approx(0.5, abs=0.04)
+
+
+def test_the_three_rules_by_hand(walk):
+    """A walk that faces a quarter turn to the left, and one whose root is 6 cm too low and all else in place."""
+    clip = torch.zeros(1, dtype=torch.long)
+    turn = ml.quat_from_yaw(torch.tensor([math.pi / 2]))
+    figures, _ = imitate(walk, clip, torch.zeros(1), 1.0, 20, None, lambda state: ml.turn_state(state, turn), True)
+    assert figures["pose_error_m"] < 1e-5 and figures["pose_error_on_clock_m"] < 1e-5
+    # a body that is r away from the root's vertical is sqrt(2) r off; the warping makes little of it; the root counts
+    position, _ = evaluation.bodies_of(
+        walk.character, walk.state(clip[:, None].expand(1, 20), torch.arange(1, 21)[None] / 30)
+    )
+    away = (position - position[:, :, :1])[..., :2].norm(dim=-1)
+    assert figures["pose_error_unaligned_m"] == pytest.approx(float(2**0.5 * away.mean()), rel=0.15)
+    assert "turns_per_s" not in figures and "cadence_hz" not in figures  # .67 s are no gait
+
+
+def test_gait_and_turns_stand_beside_the_clips(walk, root, character):
+    clip = torch.zeros(2, dtype=torch.long)
+    figures, _ = imitate(walk, clip, torch.tensor([0.1, 0.7]), 1.25, 240, thorough=True)
+    assert figures["clip_cadence_hz"] == pytest.approx(0.79, abs=0.005)
+    assert figures["cadence_hz"] == pytest.approx(1.25 * 0.79, abs=0.01)
+    assert figures["contact_order"] == figures["clip_contact_order"] == "RL"
+    assert not [name for name in figures if "turns" in name]
+    flip = ml.MotionLib(str(root / "motions/backflip.npz"), character)
+    figures, _ = imitate(flip, clip, torch.tensor([0.1, 0.7]), 0.8, 150, thorough=True)
+    assert figures["clip_turns_per_cycle"] == pytest.approx(1.0, abs=0.05)
+    assert figures["turns_per_cycle"] == pytest.approx(1.0, abs=0.08)
+    assert figures["turns_per_s"] == pytest.approx(0.8 * figures["clip_turns_per_s"], rel=0.05)
+    assert "cadence_hz" not in figures and "clip_cadence_hz" not in figures
+    assert all(isinstance(x, str) or math.isfinite(x) for x in figures.values())
 
 
 # ---- Nearest clips ---------------------------------------------------------------------------------------------------
@@ -191,15 +259,16 @@ def test_nearest_clips(locomotion):
     turn = poses_of(locomotion, 2, 0.5 + dt * torch.arange(30))
     episode = torch.cat((run, turn))
     poses = torch.stack((episode, torch.cat((run[:30], torch.full((60, 14, 3), 9.0)))))
-    found, bodies = evaluation.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
+    found, bodies, share = evaluation.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
     assert bodies.shape == (90, 14) and bodies.max() < 0.04
     error = found.pop("pose_error_m")
     assert error == pytest.approx(60 / 180, abs=0.01)  # the lost 60 of 180 steps count 1 m, the others hardly anything
+    assert share.sum() == pytest.approx(1.0) and share[[5, 11]].sum() == pytest.approx(3 / 4)
     assert len(found) == 12 and found["visits_turn_left1.npz"] == pytest.approx(1 / 4)
     assert found["visits_run.npz"] + found["visits_run.npz (mirrored)"] == pytest.approx(3 / 4)
     bent = episode[None] + torch.tensor([0.0, 0.0, 0.05])
     assert 0.03 < evaluation.nearest_clips(locomotion, bent, torch.tensor([90]), 90, dt)[0]["pose_error_m"] < 0.055
-    found, _ = evaluation.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
+    found, *_ = evaluation.nearest_clips(locomotion, episode[None, :1], torch.tensor([0]), 90, dt)
     assert found.pop("pose_error_m") == 1.0 and sum(found.values()) == 0
 
 
@@ -207,11 +276,22 @@ def test_the_last_window_may_be_shorter(locomotion):
     """Of 45 steps the last window has 15; if it is lost, a third of the steps count 1 m, and one window was lived."""
     dt = 1 / 30
     poses = poses_of(locomotion, 5, 0.37 + dt * torch.arange(45))[None]
-    whole, bodies = evaluation.nearest_clips(locomotion, poses, torch.tensor([45]), 45, dt)
+    whole, bodies, _ = evaluation.nearest_clips(locomotion, poses, torch.tensor([45]), 45, dt)
     assert whole["pose_error_m"] < 0.01 and bodies.shape == (45, 14) and not bodies.isnan().any()
-    half, bodies = evaluation.nearest_clips(locomotion, poses[:, :30], torch.tensor([30]), 45, dt)
+    half, bodies, _ = evaluation.nearest_clips(locomotion, poses[:, :30], torch.tensor([30]), 45, dt)
     assert half.pop("pose_error_m") == pytest.approx(1 / 3, abs=0.01) and sum(half.values()) == pytest.approx(1.0)
     assert bodies.shape == (30, 14)
+
+
+def test_a_mixture_has_the_gait_of_what_it_visits(locomotion):
+    """Four seconds of the run, then as long of the walk's clip: their cadences, weighted as they were visited."""
+    parts = [(5, k) for k in range(120)] + [(0, k) for k in range(121)]
+    states = [locomotion.state(torch.full((1,), i), torch.full((1,), k / 30)) for i, k in parts]
+    figures, bodies = evaluation.mixture(locomotion, states, torch.tensor([240]), 240, 1 / 30, FEET, True)
+    assert bodies.shape == (240, 14) and figures["pose_error_m"] < 0.03
+    assert figures["clip_cadence_hz"] == pytest.approx((1.25 + 0.811) / 2, abs=0.08)
+    plain, _ = evaluation.mixture(locomotion, states, torch.tensor([240]), 240, 1 / 30, FEET, False)
+    assert set(figures) - set(plain) == {prefix + x for prefix in ("", "clip_") for x in GAIT}
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------

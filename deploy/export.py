@@ -39,7 +39,7 @@ import motion_lib as ml
 from checkpoints import fit_checkpoint
 from command_line import parse_args
 from files import HERE, InputError, find, read_file, write_file
-from motions.render import COLOURS
+from motions.render import COLOURS, one_line
 
 STARTS = 8  # states to start from that are written into the MJCF
 TOLERANCE = 1e-5  # by how much ONNX Runtime may differ from torch [rad]
@@ -376,7 +376,7 @@ def parse() -> Tuple[argparse.Namespace, List[str]]:
 
 
 def main() -> None:
-    try:
+    with one_line("requirements.txt -r requirements-deploy.txt"):
         args, options = parse()
         checkpoint = find(args.checkpoint)
         stem = args.out[: -len(".onnx")]
@@ -387,15 +387,6 @@ def main() -> None:
         for path, data in files.items():
             write_file(path, data)
             print(f"{path}: {len(data) / 1000:.0f} kB")
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install -r requirements-deploy.txt", file=sys.stderr)
-        sys.exit(2)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {args.out}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import os
 import sys
 import threading
 import time
-import webbrowser
 from typing import Any, List, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -31,8 +30,9 @@ from torch import Tensor
 import motion_lib as ml
 from deploy import export
 from evaluation import reference_poses, relative_positions
-from files import InputError, find
+from files import find
 from motions import view
+from motions.render import one_line
 
 PICTURES = 60.0  # a second, at most
 LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
@@ -331,25 +331,13 @@ def parse() -> Tuple[argparse.Namespace, List[str]]:
 def main() -> None:
     args, options = parse()
     torch.set_num_threads(1)
-    try:
+    with one_line("requirements.txt -r requirements-motions.txt"):
         loaded = export.load(find(args.checkpoint), args.script, tuple(options))
         walker = Walker(loaded)
         meshes = view.body_meshes(walker.character.path)
         server = view.start_server(args.host, args.port)
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install -r requirements.txt -r requirements-motions.txt", file=sys.stderr)
-        sys.exit(2)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    address = f"http://{args.host}:{server.get_port()}"
-    print(f"{address} (Ctrl-C ends it)", flush=True)
-    if not args.no_browser:
-        webbrowser.open(address)
-    try:
-        serve(server, walker, meshes, getattr(loaded.args, "speed_range", (0.0, 0.0)), threading.Event())
-    except KeyboardInterrupt:
-        server.stop()
+    speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))
+    view.visit(server, args, lambda: serve(server, walker, meshes, speeds, threading.Event()))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,18 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 cp pretrained/walk.pt pretrained/heading.pt "$scratch"
 
-"$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/walk.pt"
-"$python" amp_ppo_heading.py --evaluate --checkpoint "$scratch/heading.pt" --eval-commands motions/figure_eight.csv
+"$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/walk.pt" --out "$scratch/walk"
+"$python" amp_ppo_heading.py --evaluate --checkpoint "$scratch/heading.pt" --out "$scratch/heading" --eval-commands motions/figure_eight.csv
 mkdir -p docs/rollouts
 for name in walk heading; do
-    "$python" motions/convert.py "$scratch/${name}_rollouts/000.npz" "docs/rollouts/$name.npz" --end 10 \
+    "$python" motions/convert.py "$scratch/$name/rollouts/000.npz" "docs/rollouts/$name.npz" --end 10 \
         --source "roll-out of $name.pt" --license "as the clips it imitates"
 done
 
 "$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --start 2
-# three cycles of 1.27 s: the last picture leads over to the first
+# three cycles of 1.27 s: the last picture leads over to the first, and so does the floor
 "$python" motions/render.py docs/rollouts/walk.npz docs/walk.gif --compare motions/walk.npz --start 2 --seconds 3.74 --size 640 360
+"$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.mp4 --commands motions/figure_eight.csv --turn 90
 "$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html
 
 "$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0

@@ -4,13 +4,17 @@
     python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif
     python motions/render.py ROLLOUT.npz OUT.png --compare CLIP.npz    # a cycle of the clip above, the roll-out below
     python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, side by side
+    python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, translucent, in the roll-out's place
+    python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --turn 90
 
 CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written.
 Right limbs are orange, left ones blue; compared, the roll-out is blue and the clip orange, right limbs dark, left ones
 light. The way through the clip leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a
-GIF about fifteen frames a second. A clip that is compared is in the roll-out's phase (same_phase), at its place and
-with its heading, so what differs is the pose. It needs MuJoCo, an OpenGL that draws without a screen (EGL or OSMesa;
-the environment variable MUJOCO_GL picks one), and for films `pip install imageio[ffmpeg]`.
+GIF about fifteen frames a second, over a floor that leads from its last picture to its first. --commands draws what a
+roll-out of the heading task was told (see --eval-commands): an arrow, the path commanded, the path taken. A clip that
+is compared is in the roll-out's phase (same_phase), at its place and with its heading, so what differs is the pose. It
+needs MuJoCo, an OpenGL that draws without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and
+for films `pip install imageio[ffmpeg]`.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -22,12 +26,13 @@ import ctypes.util
 import io
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import warnings
 import xml.etree.ElementTree as ET
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -36,7 +41,7 @@ from torch import Tensor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as ml
-from evaluation import reference_poses, relative_positions
+from evaluation import load_commands, reference_poses, relative_positions
 from motion_lib import Character, Clip, InputError
 
 Poses = Tuple[Tensor, Tensor]  # world position (T, J, 3) [m] and rotation (T, J, 4) xyzw of every body
@@ -59,6 +64,10 @@ STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=8192, 
 FILM = dict(azimuth=120, elevation=-12, fovy=30, floor="60 60 1", shadowsize=2048, offsamples=4, sky=SKY)
 FILM_OF_TWO = dict(FILM, azimuth=140)  # more from the front, so that none hides the other
 BESIDE = 1.1  # of the clip, to the left of the roll-out in a film [m]
+GHOST = "0.35"  # its opacity
+PATTERN = 2.0  # the floor repeats after this [m]
+PATH_STEP = 0.1  # between the points of a path [s]
+TOLD, DONE = (0.05, 0.75, 0.20, 1.0), (0.14, 0.28, 0.50, 1.0)  # colours of the command and of the path taken
 SCENE = """<mujoco>
   <statistic center="0 0 0.8" extent="4"/>
   <visual>
@@ -71,7 +80,7 @@ SCENE = """<mujoco>
   <asset>
     <texture type="skybox" {sky}/>
     <texture name="floor" type="2d" builtin="checker" rgb1=".97 .97 .97" rgb2=".87 .88 .90" width="512" height="512"/>
-    <material name="floor" texture="floor" texrepeat="1 1" texuniform="true" specular="0" shininess="0"/>
+    <material name="floor" texture="floor" texrepeat="{repeat} 1" texuniform="true" specular="0" shininess="0"/>
   </asset>
   <worldbody>
     <body mocap="true">
@@ -96,15 +105,20 @@ def window(clip: Clip, start: float, seconds: float) -> Tuple[int, int]:
     return first, last
 
 
+def way_of(clip: Clip, first: int, last: int) -> Tensor:
+    """Direction () [rad] from frame `first` to frame `last`, or the heading of who stays where it is."""
+    way = torch.as_tensor(clip.root_position[last] - clip.root_position[first]).float()
+    return (
+        torch.atan2(way[1], way[0]) if way[:2].norm() > 0.3 else ml.heading(torch.as_tensor(clip.rotations[first, 0]))
+    )
+
+
 def poses_of(clip: Clip, character: Character, first: int, last: int, count: int) -> Poses:
     """`count` poses from frame `first` to frame `last`; the way between these is turned into +X, from x = y = 0 on."""
     frames = np.linspace(first, last, count).round().astype(int)
     root = torch.as_tensor(clip.root_position[frames] - clip.root_position[first] * [1, 1, 0]).float()  # (T, 3)
     rotations = torch.as_tensor(clip.rotations[frames]).float()
-    way = torch.as_tensor(clip.root_position[last] - clip.root_position[first]).float()
-    # a character that stays where it is shows its right side in the first pose
-    yaw = torch.atan2(way[1], way[0]) if way[:2].norm() > 0.3 else ml.heading(rotations[0, 0])
-    turn = ml.quat_from_yaw(-yaw).expand(count, 4)
+    turn = ml.quat_from_yaw(-way_of(clip, first, last).float()).expand(count, 4)
     rotations = torch.cat((ml.quat_multiply(turn, rotations[:, 0])[:, None], rotations[:, 1:]), 1)
     return ml.forward_kinematics(character, ml.quat_rotate(turn, root), rotations)
 
@@ -147,6 +161,25 @@ def poses_beside(motions: ml.MotionLib, poses: Poses, fps: float, way: float) ->
     return ml.forward_kinematics(motions.character, place, rotations)
 
 
+class Told(NamedTuple):
+    """What a roll-out was told at each of its frames, in the picture's frame: see poses_of."""
+
+    heading: Tensor  # (T,) [rad]
+    speed: Tensor  # (T,) [m/s]
+    path: Tensor  # (T, 2) where it would have led from the first frame on [m]
+
+
+def told_by(path: str, clip: Clip, first: int, last: int) -> Told:
+    """What a command file says at the frames from first to last. Raises InputError."""
+    times, headings, speeds = load_commands(path, 1)
+    now = torch.arange(first, last + 1) / clip.fps
+    row = torch.searchsorted(times, now, right=True) - 1  # each is valid until the next
+    heading = headings[row, 0] - way_of(clip, first, last).float()
+    speed = speeds[row, 0]
+    step = speed[:, None] * torch.stack((heading.cos(), heading.sin()), -1) / clip.fps  # (T, 2)
+    return Told(heading, speed, torch.cat((torch.zeros(1, 2), step[:-1].cumsum(0))))
+
+
 def top_of(position: Tensor) -> float:
     """Height [m] of what poses (T, J, 3) [m] take up: the highest body and a head above it."""
     return max(float(position[..., 2].max()) + 0.3, 1.2)
@@ -172,7 +205,7 @@ def smooth(path: np.ndarray, reach: int) -> np.ndarray:
 
 def figure(character: Character, who: str) -> str:
     """MJCF of one character in the colours `who` (see COLOURS), whose bodies stand wherever they are put."""
-    right, left, trunk = COLOURS[who]
+    right, left, trunk = [f"{x[:-1]}{GHOST}" for x in COLOURS["clip"]] if who == "ghost" else COLOURS[who]
     source = {body.get("name"): body.findall("geom") for body in ET.parse(character.path).iter("body")}
     lines = []
     for name in character.body_names:
@@ -188,12 +221,15 @@ def figure(character: Character, who: str) -> str:
 class Stage:
     """N figures, light, floor and camera: built once, drawn in any poses. Raises InputError without OpenGL."""
 
-    def __init__(self, character: Character, who: Sequence[str], look: dict, tall: float, size: Size) -> None:
-        """who: colours of each figure; `look` is STRIP or FILM, `tall` the height of what is seen at the focus [m]."""
+    def __init__(
+        self, character: Character, who: Sequence[str], look: dict, tall: float, size: Size, pattern: float = PATTERN
+    ) -> None:
+        """who: colours of each figure; `look` is STRIP or FILM, `tall` the height of what is seen at the focus [m];
+        the floor repeats after `pattern` along X [m]."""
         if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):  # MuJoCo's own choice needs a screen
             os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
         figures = "".join(figure(character, name) for name in who)
-        xml = SCENE.format(figures=figures, width=size[0], height=size[1], **look)
+        xml = SCENE.format(figures=figures, width=size[0], height=size[1], repeat=PATTERN / pattern, **look)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
@@ -209,6 +245,7 @@ class Stage:
             advice = "on Debian or Ubuntu: apt-get install libosmesa6, then set MUJOCO_GL=osmesa"
             raise InputError(f"no OpenGL to draw without a screen ({fault}); {advice}") from error
         self.mujoco = mujoco
+        self.pattern = np.array([pattern, PATTERN, 1.0])
         self.image = PIL.Image
         self.data = mujoco.MjData(self.model)
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_HAZE] = look is not STRIP
@@ -217,16 +254,38 @@ class Stage:
         self.camera.elevation = look["elevation"]
         self.camera.distance = 0.5 * tall / math.tan(0.5 * math.radians(look["fovy"]))
 
-    def draw(self, position: Tensor, rotation: Tensor, focus: np.ndarray) -> np.ndarray:
-        """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle."""
-        self.data.mocap_pos[0] = 2 * np.round(focus * [0.5, 0.5, 0])  # floor and light go along, by whole patterns
+    def draw(
+        self, position: Tensor, rotation: Tensor, focus: np.ndarray, marks: Sequence[Tuple[np.ndarray, Tuple]] = ()
+    ) -> np.ndarray:
+        """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle.
+
+        marks: lines on the ground, each points (n, 2) [m] and a colour; a single line of two points is an arrow."""
+        # floor and light go along, by whole patterns
+        self.data.mocap_pos[0] = self.pattern * np.round(focus / self.pattern * [1, 1, 0])
         self.data.mocap_pos[1:] = position.reshape(-1, 3).numpy()
         self.data.mocap_quat[1:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
         self.mujoco.mj_kinematics(self.model, self.data)
         self.mujoco.mj_camlight(self.model, self.data)
         self.camera.lookat[:] = focus
         self.renderer.update_scene(self.data, self.camera)
+        for points, colour in marks:
+            self.mark(points, colour)
         return self.renderer.render()
+
+    def mark(self, points: np.ndarray, colour: Tuple) -> None:
+        """Put a line through points (n, 2) [m] on the ground into the scene; two points are an arrow."""
+        scene = self.renderer.scene
+        kinds = self.mujoco.mjtGeom
+        kind, width = (kinds.mjGEOM_ARROW, 0.04) if len(points) == 2 else (kinds.mjGEOM_CAPSULE, 0.012)
+        points = np.pad(points, ((0, 0), (0, 1)), constant_values=0.02).astype(np.float64)
+        for start, end in zip(points, points[1:]):
+            if scene.ngeom < scene.maxgeom and np.linalg.norm(end - start) > 1e-6:
+                geom = scene.geoms[scene.ngeom]
+                self.mujoco.mjv_initGeom(
+                    geom, kind, np.zeros(3), np.zeros(3), np.zeros(9), np.array(colour, np.float32)
+                )
+                self.mujoco.mjv_connector(geom, kind, width, start, end)
+                scene.ngeom += 1
 
 
 def write_on(image: Any, lines: Sequence[Tuple[str, str]]) -> None:
@@ -261,27 +320,61 @@ def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size
     return file.getvalue()
 
 
+def marks_of(told: Told, way: np.ndarray, t: int, every: int) -> Sequence[Tuple[np.ndarray, Tuple]]:
+    """What is drawn on the ground at frame t: the path commanded, the path taken (T, 2) [m] so far, the command."""
+    taken = np.concatenate((way[:t:every], way[t : t + 1]))
+    length = max(0.5 * float(told.speed[t]), 0.05)  # half a second of the command
+    ahead = length * np.array([math.cos(told.heading[t]), math.sin(told.heading[t])])
+    foot = way[t] + 0.35 * ahead / length
+    marks = [(told.path[::every].numpy(), TOLD), (taken, DONE), (np.stack((foot, foot + ahead)), TOLD)]
+    return [(points, colour) for points, colour in marks[:2] if len(points) > 2] + marks[2:]
+
+
 def film(
-    character: Character, poses: Poses, other: Optional[Poses], fps: float, size: Size, every: int = 1
+    character: Character,
+    poses: Poses,
+    other: Optional[Poses],
+    fps: float,
+    size: Size,
+    every: int = 1,
+    ghost: bool = False,
+    told: Optional[Told] = None,
+    turn: float = 0.0,
+    again: bool = False,
 ) -> Pictures:
     """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly.
 
-    Time and speed stand in the picture. The other's poses, if there are any, are of a second figure."""
+    Time and speed stand in the picture. The other's poses, if there are any, are of a second figure, or of a ghost.
+    told: what is drawn on the ground; turn: how far the camera turns meanwhile [degrees]; again: the film is shown in a
+    loop, so the floor is to lead from its end to its start."""
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
-    who = ["policy", "clip"] if other else ["one"]
+    who = ["policy", "ghost" if ghost else "clip"] if other else ["one"]
     top = top_of(position)
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
     focus = np.full((len(position), 3), 0.45 * top)
     focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
-    stage = Stage(character, who, FILM_OF_TWO if other else FILM, top + 0.9, size)
+    stage_look = FILM_OF_TWO if other and not ghost else FILM
+    pattern = seamless(focus[::every, 0]) if again else PATTERN
+    stage = Stage(character, who, stage_look, top + 0.9, size, pattern)
+    way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
+    step = max(round(PATH_STEP * fps), 1)
     with stage.renderer:
         for t in range(0, len(position), every):
-            image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t]))
-            lines = [(name, name) for name in who if other]
-            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s", "one")])
+            stage.camera.azimuth = stage_look["azimuth"] + turn * t / max(len(position) - 1, 1)
+            marks = marks_of(told, way, t, step) if told else ()
+            image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks))
+            lines = [(name, "clip" if name == "ghost" else name) for name in who if other]
+            asked = f" of {told.speed[t]:.2f}" if told else ""
+            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f}{asked} m/s", "one")])
             yield np.asarray(image)
+
+
+def seamless(x: np.ndarray) -> float:
+    """The floor's pattern [m] nearest to PATTERN that fits the way x (T,) [m] of pictures shown in a loop."""
+    way = abs(x[-1] - x[0]) * len(x) / max(len(x) - 1, 1)  # with the step from the last picture to the first
+    return way / round(way / PATTERN) if way > 0.5 * PATTERN else PATTERN
 
 
 def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
@@ -311,6 +404,25 @@ def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
             return file.read()
 
 
+@contextlib.contextmanager
+def one_line(packages: str) -> Iterator[None]:
+    """A tool's main: what is wrong with its input, or with the disk, ends it with one line and exit code 2.
+
+    packages: requirement files that bring what it imports."""
+    try:
+        yield
+        return
+    except ModuleNotFoundError as error:
+        fault = f"{error}; pip install -r {packages}"
+    except OSError as error:
+        path = re.sub(r"\.[0-9a-f]{16}\.tmp$", "", str(error.filename or ""))  # see files.write_file
+        fault = f"{path}: {error.strerror}" if path and error.strerror else str(error)
+    except InputError as error:
+        fault = str(error)
+    print(f"error: {fault}", file=sys.stderr)
+    sys.exit(2)
+
+
 def parse() -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -318,6 +430,9 @@ def parse() -> argparse.Namespace:
     add("clip", help="clip file (.npz)")
     add("out", help="file to write: .png is a strip, .mp4 and .gif are films")
     add("--compare", metavar="CLIP", help="the clip that a roll-out imitates: above it in a strip, beside it in a film")
+    add("--ghost", metavar="CLIP", help="the clip that a roll-out imitates, translucent in its place (films)")
+    add("--commands", metavar="FILE", help="what a roll-out was told, a file of --eval-commands: drawn on the ground")
+    add("--turn", type=float, default=0.0, help="how far a film's camera turns to the left [degrees] (default 0)")
     add("--start", type=float, default=0.0, help="first pose [s] (default 0)")
     add(
         "--seconds",
@@ -339,40 +454,45 @@ def parse() -> argparse.Namespace:
     args.size = tuple(args.size or ((1200, 640) if args.compare and args.ending == ".png" else SIZES[args.ending]))
     if not all(16 <= side <= 4096 for side in args.size):
         raise InputError("--size: expected a width and a height from 16 to 4096")
+    if args.ghost and args.compare:
+        raise InputError("--ghost and --compare: one of them, the clip in the roll-out's place or beside it")
+    if args.ending == ".png" and (args.ghost or args.commands or args.turn):
+        raise InputError("--ghost, --commands and --turn are for films, .mp4 or .gif")
+    if not abs(args.turn) <= 3600:
+        raise InputError("--turn: expected degrees from -3600 to 3600")
     if args.ending == ".mp4" and any(side % 2 for side in args.size):
         raise InputError("--size: width and height of an mp4 have to be even")
     return args
 
 
 def main() -> None:
-    try:
+    with one_line("requirements.txt"):
         args = parse()
         character = ml.load_character(args.character_file)
         clip = ml.load_clip(args.clip, character.body_names)
         still = args.ending == ".png"
-        motions = ml.MotionLib(args.compare, character) if args.compare else None
+        other_file = args.compare or args.ghost
+        motions = ml.MotionLib(other_file, character) if other_file else None
         if motions and len(motions.files) > 1:
-            raise InputError(f"--compare {args.compare}: expected one clip, not {len(motions.files)}")
+            raise InputError(f"{other_file}: expected one clip, not {len(motions.files)}")
         cycle = float(motions.length[0]) if motions else 1.2
         seconds = args.seconds or (cycle if still else math.inf)
         first, last = window(clip, args.start, seconds)
         poses = poses_of(clip, character, first, last, last - first + 1)
-        other = poses_beside(motions, poses, clip.fps, 0.0 if still else BESIDE) if motions else None
+        other = (
+            poses_beside(motions, poses, clip.fps, BESIDE if args.compare and not still else 0.0) if motions else None
+        )
         if still:
             shown = np.linspace(0, last - first, args.poses).round().astype(int)
             poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
             data = strip(character, poses, other, args.size)
         else:
             every = max(round(clip.fps / 15), 1) if args.ending == ".gif" else 1
-            pictures = film(character, poses, other, clip.fps, args.size, every)
+            told = told_by(args.commands, clip, first, last) if args.commands else None
+            more = dict(ghost=bool(args.ghost), told=told, turn=args.turn, again=args.ending == ".gif")
+            pictures = film(character, poses, other, clip.fps, args.size, every, **more)
             data = film_of(pictures, clip.fps / every, args.size, args.ending)
         ml.write_file(args.out, data)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {args.out}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

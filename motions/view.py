@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import webbrowser
-from typing import Any, List, NamedTuple, Tuple
+from typing import Any, Callable, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import motion_lib as ml
 from evaluation import relative_positions
 from motion_lib import Character, InputError
-from motions.render import same_phase
+from motions.render import one_line, same_phase
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
@@ -420,9 +420,21 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def visit(server: Any, args: argparse.Namespace, job: Callable) -> None:
+    """Say where the page is, open it unless args.no_browser, and do the job that moves it until Ctrl-C."""
+    address = f"http://{args.host}:{server.get_port()}"
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if not args.no_browser:
+        webbrowser.open(address)
+    try:
+        job()
+    except KeyboardInterrupt:
+        server.stop()
+
+
 def main() -> None:
     args = parse()
-    try:
+    with one_line("requirements.txt -r requirements-motions.txt"):
         if not 0.0 <= args.seconds <= 600.0:
             raise InputError(f"--seconds {args.seconds:g}: expected 0 to 600")
         if args.html:
@@ -438,20 +450,7 @@ def main() -> None:
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install -r requirements.txt -r requirements-motions.txt", file=sys.stderr)
-        sys.exit(2)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    address = f"http://{args.host}:{server.get_port()}"
-    print(f"{address} (Ctrl-C ends it)", flush=True)
-    if not args.no_browser:
-        webbrowser.open(address)
-    try:
-        serve(server, scene, character, takes, rate, threading.Event())
-    except KeyboardInterrupt:
-        server.stop()
+    visit(server, args, lambda: serve(server, scene, character, takes, rate, threading.Event()))
 
 
 if __name__ == "__main__":

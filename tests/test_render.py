@@ -194,6 +194,49 @@ def test_film_of_two(draw, root):
         assert orange.nonzero()[1].max() < 310 and dark.nonzero()[1].min() > 10
 
 
+# ---- What a film shows besides ----
+
+
+def test_what_a_roll_out_was_told(tmp_path, character):
+    """In the picture's frame, from the first picture on; each command is valid until the next."""
+    (tmp_path / "c.csv").write_text("0, 90, 1\n1, 180, 2\n")
+    clip = clip_of(np.arange(21)[:, None] * [0, 0.1, 0], character)  # along +Y, which the picture has as +X
+    told = render.told_by(str(tmp_path / "c.csv"), clip, 0, 20)
+    assert told.speed.tolist() == [1.0] * 10 + [2.0] * 11
+    np.testing.assert_allclose(told.heading, [0.0] * 10 + [math.pi / 2] * 11, atol=1e-6)
+    np.testing.assert_allclose(told.path[[0, 10, 20]], [[0, 0], [1, 0], [1, 2]], atol=1e-5)
+    later = render.told_by(str(tmp_path / "c.csv"), clip, 5, 20)
+    np.testing.assert_allclose(later.path[[0, 5, 15]], [[0, 0], [0.5, 0], [0.5, 2]], atol=1e-5)
+
+
+def test_the_floor_of_a_gif_has_no_seam():
+    """The way from the first picture to the first again is a whole number of patterns."""
+    for speed in (0.97, 1.3, 3.5):
+        x = speed * np.arange(56) / 15
+        pattern = render.seamless(x)
+        assert speed * 56 / 15 / pattern == pytest.approx(round(speed * 56 / 15 / pattern)) and 1.3 < pattern < 2.7
+    assert render.seamless(np.zeros(9)) == render.PATTERN
+
+
+def test_command_path_ghost_and_a_camera_that_turns(draw, root, tmp_path):
+    """Green is the command, orange the ghost."""
+
+    def green(picture):
+        red, middle, blue = (picture[..., i] for i in range(3))
+        return ((middle - red > 30) & (middle - blue > 20)).sum()
+
+    (tmp_path / "c.csv").write_text("0, 0, 1.5\n")
+    walk = root / "motions/walk.npz"
+    plain, _ = draw(walk, "a.mp4", *SMALL, "--seconds", 0.1)
+    shown, _ = draw(
+        walk, "b.mp4", *SMALL, "--seconds", 0.1, "--ghost", walk, "--commands", tmp_path / "c.csv", "--turn", 90
+    )
+    assert plain.shape == shown.shape == (4, 90, 160, 3)
+    assert all(green(picture) == 0 for picture in plain) and all(green(picture) > 4 for picture in shown)
+    turned = [np.abs(pictures[0, 60:] - pictures[-1, 60:]).mean() for pictures in (plain, shown)]
+    assert turned[1] > 2 * turned[0]
+
+
 # ---- Strips ----
 
 
@@ -290,6 +333,10 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("film.gif", ("--character-file", "nothing.xml"), "nothing.xml"),
         ("film.gif", ("--compare", "nothing.npz"), "nothing.npz: no such motion file"),
         ("strip.png", ("--compare", render.HERE), "expected one clip, not 20"),
+        ("film.mp4", ("--compare", "a.npz", "--ghost", "a.npz"), "--ghost and --compare: one of them"),
+        ("strip.png", ("--turn", 90), "are for films"),
+        ("film.mp4", ("--turn", "nan"), "--turn: expected degrees"),
+        ("film.mp4", ("--commands", "nothing.csv"), "nothing.csv"),
     ],
 )
 def test_bad_options_end_with_one_line(run_script, root, tmp_path, name, options, words):

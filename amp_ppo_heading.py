@@ -66,7 +66,7 @@ class Data:
     """bodies whose contact with the ground is a fall; auto: those that a clip keeps off it; none"""
     control_hz: int = 30
     """control steps per second [Hz] (DeepMimic)"""
-    substeps: int = 2
+    substeps: int = 4
     """physics steps per control step"""
     action_scale: float = 1.2
     """PD target = the clips' mean pose + action_scale * action [rad]"""
@@ -80,8 +80,8 @@ class Task:
     """add the left-right reflection of every clip"""
     task_reward: Literal["velocity", "projection"] = "velocity"
     """what counts: the velocity as a whole, or, as in the paper, its part along the target heading"""
-    task_weights: Tuple[float, float] = (1.0, 0.0)
-    """c [s^2/m^2] and w in the reward of the velocity: (exp(-c |v* d* - v|^2) + w max(0, cos a)) / (1 + w)"""
+    task_weights: Tuple[float, float] = (1.0, 0.25)
+    """c [s^2/m^2] and w in the reward of the velocity: (1 / (1 + c |v* d* - v|^2) + w max(0, cos a)) / (1 + w)"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
     """target speeds, drawn evenly [m/s], below 0.3 standing; the clips walk at 1 and run at 3.5; the paper: 1 to 5"""
     turn_std: float = 0.15
@@ -94,7 +94,7 @@ class Task:
     """time between two changes, drawn evenly [s] (DeepMimic)"""
     eval_commands: Optional[str] = None
     """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
-    style_weight: float = 2.0
+    style_weight: float = 1.0
     """style_weight in r_total = r_task + style_weight * r_style (2 in public AMP code)"""
 
 
@@ -119,9 +119,9 @@ class Training:
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.03
-    """mean KL divergence of an update, to which the policy's learning rate is steered"""
+    """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
-    """last share of the training, over which action noise or, for the heading, target_kl falls"""
+    """last share of the training, over which the action noise falls: .5 to 1 / e"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -225,8 +225,8 @@ def task_reward(v: Tensor, goal: Tensor, weights: Tuple[float, float], task: str
     """Reward for root velocities (..., 3) [m/s], X along d*, under goals as in obs() (..., 3). (...) ValueError."""
     cos, _, speed = goal.unbind(-1)  # of a, from where it faces to d*; v* [m/s]
     if task == "velocity":
-        # r_task = (exp(-c |v* d* - v|^2) + w max(0, cos a)) / (1 + w), on the ground; who is to stand may face anywhere
-        moves = torch.exp(-weights[0] * ((speed - v[..., 0]) ** 2 + v[..., 1] ** 2))
+        # r_task = (1 / (1 + c |v* d* - v|^2) + w max(0, cos a)) / (1 + w); who is to stand may face anywhere
+        moves = 1.0 / (1.0 + weights[0] * ((speed - v[..., 0]) ** 2 + v[..., 1] ** 2))
         return (moves + weights[1] * torch.where(speed > 0, cos.clamp_min(0.0), 1.0)) / (1.0 + weights[1])
     if task == "projection":
         # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
@@ -644,7 +644,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
         # 1. Collect transitions with the current policy, and store them.
-        left = min((1.0 - iteration / run.iterations) / args.anneal, 1.0) if args.anneal else 1.0
+        left = 1.0 - iteration / run.iterations  # of the training
+        agent.action_std = math.exp(args.action_std_log - 2.0 * max(args.anneal - left, 0.0))
         torch.set_num_threads(1)
         steps = []
         with torch.no_grad():
@@ -723,7 +724,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
-        # The learning rate follows the KL divergence.
+        # The learning rate follows the KL divergence, whose target falls.
         kl_ratio = scalars["policy/kl"] / (args.target_kl * max(left, 0.05))
         factor = 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
         actor_group = ppo_optimizer.param_groups[0]

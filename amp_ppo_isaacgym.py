@@ -104,9 +104,9 @@ class Training:
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.03
-    """mean KL divergence of an update, to which the policy's learning rate is steered"""
+    """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
-    """last share of the training, over which action noise or, for the heading, target_kl falls"""
+    """last share of the training, over which the action noise falls: .5 to 1 / e"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -578,8 +578,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
         # 1. Collect transitions with the current policy, and store them.
-        left = min((1.0 - iteration / run.iterations) / args.anneal, 1.0) if args.anneal else 1.0
-        agent.action_std = math.exp(args.action_std_log - 1.0 + left)  # falls in the end
+        left = 1.0 - iteration / run.iterations  # of the training
+        agent.action_std = math.exp(args.action_std_log - 2.0 * max(args.anneal - left, 0.0))
         torch.set_num_threads(1)
         steps = []
         with torch.no_grad():
@@ -658,8 +658,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
-        # The learning rate follows the KL divergence.
-        kl_ratio = scalars["policy/kl"] / args.target_kl
+        # The learning rate follows the KL divergence, whose target falls.
+        kl_ratio = scalars["policy/kl"] / (args.target_kl * max(left, 0.05))
         factor = 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
         actor_group = ppo_optimizer.param_groups[0]
         actor_group["lr"] = min(max(actor_group["lr"] * factor, 1e-6), 1e-2)

@@ -93,7 +93,7 @@ def test_task_rewards():
     paper = heading.task_reward(velocity, target, (9.0, 9.0), "projection")
     torch.testing.assert_close(paper, torch.tensor([1.0, math.exp(-1.0), 1.0, 0.0, 0.0, math.exp(-1.0)]))
     whole = heading.task_reward(velocity, target, (0.5, 0.0), "velocity")
-    expected = torch.tensor([1.0, math.exp(-2), math.exp(-2), math.exp(-0.5), math.exp(-1.125), math.exp(-2)])
+    expected = torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 1.5, 1 / 2.125, 1 / 3])  # 1 / (1 + e^2 / 2)
     torch.testing.assert_close(whole, expected)
     faces = heading.task_reward(velocity, target, (0.5, 0.25), "velocity")  # a fifth for facing the way
     torch.testing.assert_close(faces, 0.8 * expected + 0.2 * torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0, 1.0]))
@@ -249,7 +249,9 @@ def test_steps_hang_together(env):
         progress = (velocity * way).sum(-1)
         paper = torch.exp(-0.25 * (speed - progress) ** 2) * (progress > 0) * ~terminated
         torch.testing.assert_close(info["scores"]["task_return"], paper, atol=1e-5, rtol=1e-5)
-        expected = torch.exp(-(velocity - speed[:, None] * way).square().sum(-1)) * ~terminated
+        moves = 1 / (1 + (velocity - speed[:, None] * way).square().sum(-1))
+        facing = info["final_obs"][:, -3].clamp_min(0.0)
+        expected = (moves + 0.25 * facing) / 1.25 * ~terminated
         torch.testing.assert_close(reward, expected, atol=1e-5, rtol=1e-5)
         assert info["scores"]["task_reward"] is reward
         done = terminated | truncated

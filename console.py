@@ -29,7 +29,7 @@ def short(x: float, digits: int = 2) -> str:
 def run_name(args: Any, script: str, last: str) -> str:
     """Name of a run's folder: what tells it apart from others comes first, the time or what else is unique last."""
     clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
-    words = re.sub(rf"--({NAMED})( [^-]\S*|=\S*)?( |$)", "", " ".join(sys.argv[1:]))
+    words = re.sub(rf"--({NAMED})(=[^\0]*|\0[^-\0][^\0]*)?(\0|$)", "", "\0".join(sys.argv[1:]))
     options = re.sub(r"[^A-Za-z0-9.]+", "-", words)[:40].strip("-")
     parts = (args.exp_name, clip, options, f"seed{args.seed}", script, last)
     return plain("__".join(part for part in parts if part)).replace(os.sep, "_")

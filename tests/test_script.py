@@ -240,6 +240,19 @@ def test_what_a_training_logs(trained):
 
 
 @needs_mujoco
+def test_the_options_stand_among_the_curves(trained):
+    """As text, and in args.json."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trained[0][0]
+    events = EventAccumulator(str(run))
+    events.Reload()
+    (text,) = events.Tensors("options/text_summary")
+    told = json.loads(text.tensor_proto.string_val[0].decode().strip("`\n"))
+    assert told == json.loads((run / "args.json").read_text()) and told["args"]["num_envs"] == 32
+
+
+@needs_mujoco
 def test_the_same_seed_gives_the_same_run(trained, root, run_script, tmp_path):
     (first, out_one, _), (second, out_two, _) = trained
     assert out_one.splitlines()[-1] == out_two.splitlines()[-1]

@@ -1,0 +1,124 @@
+"""console, curves: what stands on the terminal, names of runs and curves, the last line."""
+
+import json
+import math
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import console
+from curves import Log, curve_name
+
+ARGS = dict(exp_name=None, motion_file="motions/walk.npz", seed=3, sim="mujoco", num_envs=256, target_speed=None)
+
+
+def args_of(**changes):
+    return SimpleNamespace(**{**ARGS, **changes})
+
+
+def test_numbers_in_sentences():
+    assert [console.short(x) for x in (0.972, 1.04, -0.5, 0.0, 10.0, 12)] == [
+        ".97",
+        "1.04",
+        "-.50",
+        ".00",
+        "10.00",
+        "12.00",
+    ]
+    assert [console.short(x, 3) for x in (0.0123, math.nan, math.inf, None, "a")] == [".012", "-", "-", "-", "-"]
+    assert [console.short(x, 0) for x in (0.0, 3.4, 100.0)] == ["0", "3", "100"]
+
+
+@pytest.mark.parametrize(
+    "words, changes, name",
+    [
+        ([], {}, "walk__seed3__amp__T"),
+        (["--seed", "3", "--no-cuda", "--eval-seconds=2"], {}, "walk__seed3__amp__T"),
+        (["--style-weight", "0.5", "--seed", "3"], {}, "walk__style-weight-0.5__seed3__amp__T"),
+        (["--cuda", "--gamma", "0.9", "--exp-name", "a"], dict(exp_name="a"), "a__walk__gamma-0.9__seed3__amp__T"),
+        (["--motion-file", "x/y z/"], dict(motion_file="x/y z/"), "y z__seed3__amp__T"),
+        (["--fall-bodies", "none"] * 9, dict(exp_name="a/../b"), None),
+    ],
+)
+def test_names_of_runs_begin_with_what_tells_them_apart(monkeypatch, words, changes, name):
+    monkeypatch.setattr(sys, "argv", ["amp.py", *words])
+    found = console.run_name(args_of(**changes), "amp", "T")
+    assert found == name or (name is None and len(found) < 80 and os.sep not in found)
+
+
+def test_the_start_in_five_lines_of_eighty_columns(monkeypatch, walk, all_motions):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/amp.py"])
+    folder = "runs/walk__seed3__amp_ppo_isaacgym__20261125-231240-1161"
+    falls = "a fall is ground contact of all bodies but right_foot, left_foot"
+    lines = console.start_lines(args_of(), walk, falls, (0, 3_000_000), "learning on cpu", folder)
+    assert len(lines) == 5 and max(map(len, "\n".join(lines).splitlines())) <= 80
+    assert lines[0] == "walk.npz, imitated by humanoid.xml; simulator mujoco, learning on cpu"
+    assert lines[3] == "3,000,000 samples, 256 characters at a time"
+    lines = console.start_lines(
+        args_of(), all_motions, falls + ", x" * 40 + "\x1b", (2048, 4096), "", "runs/" + "a" * 99
+    )
+    assert "clips)" in lines[0] and lines[3].startswith("4,096 samples, 2,048 done") and "\x1b" not in "".join(lines)
+    assert [line for line in "\n".join(lines).splitlines() if len(line) > 80] == ["runs/" + "a" * 99 + ":"]
+
+
+FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412)
+
+
+@pytest.mark.parametrize(
+    "changes, options, said",
+    [
+        ({}, dict(target_speed=0.97), "32 episodes, no falls, pose error .022 m, speed 1.04 of .97 m/s"),
+        (
+            dict(fall_rate=1 / 32),
+            dict(target_speed=2.0),
+            "32 episodes, 1 fall, pose error .022 m, speed 1.04 of 2.00 m/s",
+        ),
+        (
+            dict(episodes=1, fall_rate=1.0),
+            dict(target_speed=1.0),
+            "1 episode, 1 fall, pose error .022 m, speed 1.04 of 1.00 m/s",
+        ),
+        (
+            dict(task_return=0.87, pose_error_m=math.nan),
+            {},
+            "32 episodes, no falls, pose error - m, task return .87, speed 1.04 m/s",
+        ),
+        ({}, {}, "32 episodes, no falls, pose error .022 m, speed 1.04 of .97 m/s"),  # the clip's
+    ],
+)
+def test_an_evaluation_in_a_sentence(walk, changes, options, said):
+    assert console.sentence(args_of(**options), walk, {**FIGURES, **changes}) == said
+
+
+def test_an_evaluation_in_a_line():
+    said = console.evaluation_line(1_024_000, {**FIGURES, "fall_rate": 0.031}, 12_345.6)
+    assert said == "1,024,000 samples, falls 3 %, error .022 m, speed 1.04 m/s, 12346 samples/s"
+    assert "nan" not in console.evaluation_line(1, {}, math.nan) and len(said) <= 80
+    assert console.progress({"episode/length": math.nan}, {}) == "length -, error - m"
+
+
+def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
+    figures = dict(FIGURES, speed_m_s=0.971234567, lag_s=math.nan, judged="the clip", parts=[0.123456, {"a": 1e-9 / 3}])
+    console.tell(args_of(), walk, figures, str(tmp_path / "none"))
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert out.count("\n") == 1 and told["speed_m_s"] == 0.9712 and told["lag_s"] is None
+    assert (told["episodes"], told["judged"], told["parts"]) == (32, "the clip", [0.1235, {"a": 3.333e-10}])
+    assert err == "32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
+    (tmp_path / "index.html").touch()
+    console.tell(args_of(), walk, figures, str(tmp_path))
+    assert capsys.readouterr().err.startswith(f"{tmp_path}/index.html: the policy over its clip\n")
+
+
+def test_groups_of_curves_are_in_order():
+    names = ["disc/a", "policy/a", "reward/b", "eval/c", "episode/d", "samples_per_s"]
+    order = ["1_eval/c", "2_reward/b", "3_policy/a", "4_disc/a", "5_episode/d", "samples_per_s"]
+    assert sorted(map(curve_name, names)) == order
+
+
+def test_figures_that_are_no_numbers_are_no_curves():
+    log = Log()
+    assert log.keep("eval", {"a": 1.5, "b": "walk", "c": [1, 2], "d": 2}) == {"eval/a": 1.5, "eval/d": 2}
+    assert log.smooth == {"eval/a": 1.5, "eval/d": 2}

@@ -31,7 +31,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = "amp_ppo_isaacgym.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
-ENVIRONMENT = dict(os.environ)  # of the commands that are measured: simulators/ adds to that of who imports it
+ENVIRONMENT = dict(os.environ, AMP_PAGE="no")  # of what is measured: simulators/ adds to that of who imports it
 # of the table, as far as a script's evaluation has them
 FORMATS = dict(
     samples=".0f",

@@ -83,7 +83,7 @@ def write_late_points(run, samples):
     (events,) = run.glob("events*")
     writer = SummaryWriter(str(run))
     for n in (1, 2, 30):
-        writer.add_scalar("reward/total", 1e6, samples + n * BATCH)
+        writer.add_scalar("2_reward/total", 1e6, samples + n * BATCH)
     writer.close()
     (late,) = set(run.glob("events*")) - {events}
     late.rename(run / f"{events.name}.late")  # read after those, and before those of the resumed run

@@ -27,6 +27,9 @@ COMMANDS = os.path.join(ROOT, "motions", "figure_eight.csv")
 # columns: title, figure, digits after the point; a figure that an evaluation does not have is left out
 DRAWN = (("return", "task_return", 3), ("course error [degrees]", "course_error_deg", 1))
 DRAWN += (("speed error [m/s]", "speed_error_m_s", 2), ("lag [s]", "lag_s", 2), ("pose error [m]", "pose_error_m", 3))
+DRAWN += (("clearance [m]", "swing_clearance_m", 3), ("clips' clearance", "clip_swing_clearance_m", 3))
+DRAWN += (("cadence [Hz]", "cadence_hz", 2), ("clips' cadence", "clip_cadence_hz", 2))
+DRAWN += (("foot slide [m]", "foot_slide_m", 3), ("clips' slide", "clip_foot_slide_m", 3))
 EIGHT = (("8: course error", "course_error_deg", 1), ("8: speed [m/s]", "path_speed_m_s", 2))
 EIGHT += (("8: path error [m]", "path_error_m", 2),)
 
@@ -82,16 +85,14 @@ def print_table(records: List[Dict[str, Any]]) -> None:
     groups: Dict[str, Dict[int, Dict]] = {}
     for record in records:
         groups.setdefault(" ".join(record["options"]), {})[record["seed"]] = record
-    clearance = sorted({name for record in records for name in record["metrics"] if "clearance" in name})
-    drawn = DRAWN + tuple((name, name, 3) for name in clearance)
-    titles = ["options", "seeds", "samples", "minutes", "falls", *[c[0] for c in drawn], "8: falls"]
+    titles = ["options", "seeds", "samples", "minutes", "falls", *[c[0] for c in DRAWN], "8: falls"]
     titles += [c[0] for c in EIGHT]
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for options, seeds in groups.items():
         rows = [seeds[seed] for seed in sorted(seeds)]
         both = [[row[name] for row in rows] for name in ("metrics", "figure_eight")]
         line = [options, ", ".join(map(str, sorted(seeds))), f"{rows[0]['samples'] / 1e6:.1f} M"]
-        line += [spread([row["minutes"] for row in rows], 0), falls(both[0]), *cells(both[0], drawn)]
+        line += [spread([row["minutes"] for row in rows], 0), falls(both[0]), *cells(both[0], DRAWN)]
         line += [falls(both[1]), *cells(both[1], EIGHT)]
         print(f"| {' | '.join(line)} |")
     for key in ("commit", "machine"):

@@ -45,7 +45,7 @@ def table(root, tmp_path, *options, wait=True, script="table.py"):
     own = ["--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.jsonl"), "--seeds", "3"]
     command = [sys.executable, str(root / "benchmark" / script), *own, *options]
     child = subprocess.Popen(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return child.communicate(timeout=120) if wait else child
+    return child.communicate(timeout=300) if wait else child
 
 
 def records_of(tmp_path):

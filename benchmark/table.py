@@ -31,6 +31,9 @@ FINE = ("spin", "spinkick", "cartwheel", "roll", "jump", "backflip", "kick")  # 
 PAPER = dict(walk=0.030, run=0.075, crawl=0.049, dance_a=0.055, dance_b=0.055, spin=0.047, spinkick=0.058)
 PAPER.update(cartwheel=0.067, roll=0.088, jump=0.083, backflip=0.150)
 LATER = dict(walk=0.028, run=0.088, crawl=0.011, spinkick=0.049, cartwheel=0.043, backflip=0.058)
+# of an evaluation: name -> column
+FIGURES = dict(pose_error_m="pose error [m]", pose_error_unaligned_m="heading not aligned [m]")
+FIGURES.update(pose_error_on_clock_m="on the clip's clock [m]", tempo="tempo")
 OTHER_EPISODES = 1000  # from a training's seed to that of the evaluation that counts
 POLL = 0.2  # between two looks at what is running [s]
 
@@ -234,23 +237,29 @@ def spread(values: List[float], digits: int) -> str:
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
+def published(clip: str) -> List[str]:
+    """Cells of the paper's AMP and of the best AMP that is published, empty where there is none."""
+    known = [table[clip] for table in (PAPER, LATER) if clip in table]
+    return [f"{PAPER[clip]:.3f}" if clip in PAPER else "", f"{min(known):.3f}" if known else ""]
+
+
 def print_table(records: List[Dict[str, Any]]) -> None:
     """Markdown: a row for each clip and options, over its seeds, and what it was measured on."""
     groups: Dict[Tuple, Dict[int, Dict]] = {}
     for record in records:
         groups.setdefault((record["clip"], *record["options"]), {})[record["seed"]] = record
-    columns = ["clip", "samples", "minutes", "falls", "pose error [m]", "paper's AMP [m]", "best published AMP [m]"]
+    columns = ["clip", "samples", "minutes", "falls", *FIGURES.values(), "paper's AMP [m]", "best published AMP [m]"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for (clip, *extra), seeds in sorted(groups.items(), key=lambda x: (len(x[0]), list(SAMPLES).index(x[0][0]))):
         rows = [seeds[seed] for seed in sorted(seeds)]
         metrics = [row["metrics"] for row in rows]
         falls = ", ".join(str(round(x["fall_rate"] * x["episodes"])) for x in metrics)
-        published = [table[clip] for table in (PAPER, LATER) if clip in table]
         cells = [" ".join([clip, *extra]), f"{rows[0]['samples'] / 1e6:.1f} M"]
         cells += [spread([row["minutes"] for row in rows], 1), f"{falls} of {metrics[0]['episodes']}"]
-        cells += [spread([x["pose_error_m"] for x in metrics], 4)]
-        cells += [f"{PAPER[clip]:.3f}" if clip in PAPER else "", f"{min(published):.3f}" if published else ""]
-        print(f"| {' | '.join(cells)} |")
+        for name in FIGURES:
+            known = [x[name] for x in metrics if name in x]
+            cells.append(spread(known, 3 if name == "tempo" else 4) if len(known) == len(rows) else "")
+        print(f"| {' | '.join([*cells, *published(clip)])} |")
     for key in ("commit", "machine"):
         print(f"\n{key}: {', '.join(sorted({record[key] for record in records}))}")
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("mujoco")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import heading
-from table import Row, check_options, minutes
+from table import Row, check_options, minutes, print_table
 
 TINY = "--num-envs 4 --num-steps 4 --num-minibatches 2 --total-timesteps 320 --hidden 8 8 --disc-batch 8 --no-cuda"
 
@@ -102,6 +102,36 @@ def test_a_folder_of_other_options_is_refused(tmp_path):
     check_options(row, str(tmp_path))
     with pytest.raises(SystemExit, match="NAME was begun with other options"):
         check_options(row._replace(extra=[]), str(tmp_path))
+
+
+def test_a_row_of_the_table(capsys):
+    """Means and spreads over seeds, of their last runs; what one lacks is left empty; clips in the list's order."""
+    known = {"options": [], "samples": 3e6, "commit": "abc", "machine": "M"}
+
+    def record(clip, seed, minutes, falls, **figures):
+        return {
+            **known,
+            "clip": clip,
+            "seed": seed,
+            "minutes": minutes,
+            "metrics": {"episodes": 32, "fall_rate": falls / 32, **figures},
+        }
+
+    first = record(
+        "walk", 1, 5.0, 0, pose_error_m=0.010, pose_error_unaligned_m=0.03, pose_error_on_clock_m=0.02, tempo=1.0
+    )
+    print_table(
+        [
+            record("kick", 1, 1.0, 32, pose_error_m=0.5, tempo=0.9),
+            record("walk", 2, 9.0, 9, pose_error_m=0.9),
+            first,
+            record("walk", 2, 7.0, 1, pose_error_m=0.014, pose_error_on_clock_m=0.04, tempo=1.1),
+        ]
+    )
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    figures = "0.0120 ± 0.0028 |  | 0.0300 ± 0.0141 | 1.050 ± 0.071"
+    assert rows[0] == f"| walk | 3.0 M | 6.0 ± 1.4 | 0, 1 of 32 | {figures} | 0.030 | 0.028 |"
+    assert rows[1] == "| kick | 3.0 M | 1.0 | 32 of 32 | 0.5000 |  |  | 0.900 |  |  |"
 
 
 def test_minutes_without_the_interruption(tmp_path):

@@ -289,8 +289,8 @@ def test_evaluation(trained, root, tmp_path, checkpoint, character):
     out, err = (process := start(root, tmp_path, SCRIPT, *flags)).communicate()
     assert process.returncode == 0, err
     metrics = json.loads(out.splitlines()[-1])
-    assert set(metrics) == METRICS and metrics["episodes"] == 3
-    assert all(isinstance(value, (int, float)) and np.isfinite(value) for value in metrics.values())
+    assert METRICS <= set(metrics) and metrics["episodes"] == 3
+    assert all(np.isfinite(value) for value in metrics.values() if isinstance(value, (int, float)))
     assert 0 < metrics["mean_episode_s"] <= 1 and 0 <= metrics["fall_rate"] <= 1  # a second, as the training was told
     shown = the_evaluation(tmp_path, "policy")
     clips = sorted((shown / "rollouts").iterdir())
@@ -313,7 +313,7 @@ def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpo
     result = run_script(SCRIPT, *flags, "policy.pt")
     assert result.code == 0
     mine, theirs = figures(result), json.loads(trained[0][1].splitlines()[-1])
-    assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+    assert {name: mine[name] for name in theirs} == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     # options of the command line win over those of the training
     metrics = figures(run_script(SCRIPT, *flags, "policy.pt", "--eval-seconds", "0.2", "--eval-episodes", "4"))
     assert metrics["episodes"] == 4 and metrics["mean_episode_s"] <= 0.2 + 1e-6
@@ -348,7 +348,7 @@ def test_other_ways_to_train(run_script, root, tmp_path, changes):
     result = run_script(SCRIPT, *options(root, total_timesteps=128, **changes))
     assert result.code == 0, result.err
     metrics = figures(result)
-    assert set(metrics) == METRICS and all(np.isfinite(value) for value in metrics.values())
+    assert METRICS <= set(metrics) and all(np.isfinite(value) for value in metrics.values())
     log = scalars(only_run(tmp_path))
     if changes.get("task") == "none":
         assert metrics["task_reward"] == 0 and {value for _, value in log["reward/task"]} == {0.0}
@@ -372,7 +372,9 @@ def test_a_discriminator_that_sees_ten_states(run_script, root, tmp_path, script
     states = 105  # numbers that the discriminator sees of one
     assert agent["disc.0.weight"].shape == (16, 10 * states) and agent["disc_norm.mean"].shape == (10 * states,)
     again = run_script(script, "--evaluate", "--checkpoint", run / "latest.pt")
-    assert again.code == 0 and figures(again) == pytest.approx(figures(result), rel=1e-3, abs=1e-4)
+    trained = figures(result)
+    judged = {name: x for name, x in figures(again).items() if name in trained}
+    assert again.code == 0 and judged == pytest.approx(trained, rel=1e-3, abs=1e-4)
     result = run_script(script, "--resume", run, "--total-timesteps", BATCH * 4)
     assert result.code == 0, result.err
     log = scalars(run)
@@ -438,7 +440,7 @@ def test_a_film_that_fails_costs_the_film_and_not_the_training(run_script, root,
     (tmp_path / "render.py").write_text(STUB.format(fault=fault))
     monkeypatch.setattr(report, "RENDER", str(tmp_path / "render.py"))
     result = run_script(SCRIPT, *options(root, eval_interval=2), "--capture-video")
-    assert result.code == 0 and set(figures(result)) == METRICS
+    assert result.code == 0 and METRICS <= set(figures(result))
     run = only_run(tmp_path)
     names = [f"episode_{iteration}" for iteration in (2, 4, 6)]
     assert sorted(path.name for path in run.glob("episode_*.npz")) == [f"{name}.npz" for name in names]
@@ -450,7 +452,7 @@ def test_a_film_that_fails_costs_the_film_and_not_the_training(run_script, root,
     result = run_script(SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", "--capture-video")
     *_, shown = sorted(run.glob("latest_2*"))
     assert (shown / "rollouts/001.npz").exists()
-    assert result.code == 0 and set(figures(result)) == METRICS
+    assert result.code == 0 and METRICS <= set(figures(result))
     if fault:
         assert result.err.count("\n") == 3 and "film.mp4: not written: error: no OpenGL here" in result.err
     else:

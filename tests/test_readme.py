@@ -1,0 +1,117 @@
+"""Every command of README.md, as written and in order, in a copy of the checkout; only the sizes are cut down."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
+pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-test.txt")
+
+NOT_RUN = {  # how a command begins: why
+    "pip install": "it needs the network",
+    "apt-get install": "it needs the network",
+    "uv run": "it needs the network",
+    "python -m pytest": "that is this suite",
+    "python benchmark/time_to_walk.py": "it trains five times; tests/test_benchmark.py runs it",
+}
+JUDGE = "--no-cuda --eval-episodes 2 --eval-seconds 0.5"
+TRAIN = f"{JUDGE} --num-envs 16 --num-steps 8 --clone-updates 2 --disc-batch 64 --replay-size 512 --total-timesteps 512"
+SERVE = "--no-browser --port 0"
+ADDED = {  # a program: what is added to its command
+    "amp_ppo_isaacgym.py": TRAIN,
+    "amp_ppo_heading.py": TRAIN,
+    "motions/view.py": SERVE,
+    "deploy/steer.py": SERVE,
+    "tensorboard": "--inspect",
+}
+PROGRAMS = {"python": [], "tensorboard": ["-m", "tensorboard.main"], "torchrun": ["-m", "torch.distributed.run"]}
+
+
+def commands(text):
+    """Commands of a Markdown text: lines of its blocks, and what stands in running text and has an argument."""
+    for part in re.findall(r"```bash\n(.*?)```|`([^`\n]+)`", re.sub(r"```bibtex.*?```", "", text, flags=re.S), re.S):
+        for line in "".join(part).splitlines():
+            for command in line.split("&&"):
+                words = shlex.split(command, comments=True)
+                if len(words) > 1 and words[0] in (*PROGRAMS, "pip", "uv", "apt-get"):
+                    yield words
+
+
+def why_not(words):
+    """The reason for which a command is not run, or ""."""
+    return "".join(reason for start, reason in NOT_RUN.items() if " ".join(words).startswith(start))
+
+
+@pytest.fixture(scope="module")
+def copy(root, tmp_path_factory):
+    """A copy of what belongs to the checkout."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, stdout=subprocess.PIPE)
+    names = listed.stdout.decode().split("\n") if listed.returncode == 0 else os.listdir(root)
+    for name in filter(None, names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (root / name).is_dir():
+            shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("runs", "node_modules"))
+        elif (root / name).exists():
+            shutil.copy(root / name, folder / name)
+    return folder
+
+
+def run(words, folder):
+    """Run a command to its end, or a page's until it answers and Ctrl-C ends it -> what it wrote."""
+    (added,) = [more for name, more in ADDED.items() if name in words] or [""]
+    added = JUDGE if "--evaluate" in words else f"{JUDGE} --total-timesteps 1024" if "--resume" in words else added
+    begun = sorted((folder / "runs").glob("*isaacgym*")) if (folder / "runs").exists() else []
+    words = [word.replace("runs/NAME", str(begun[0].relative_to(folder)) if begun else "") for word in words]
+    command = [sys.executable, *PROGRAMS[words[0]], *words[1:], *added.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    if "--evaluate" in words:
+        del environment["AMP_PAGE"]  # those of the trainings are not needed
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as child:
+        if added == SERVE:
+            address = next(line for line in child.stdout if line.startswith("http"))
+            with urllib.request.urlopen(address.split()[0], timeout=60) as page:
+                assert b"<html" in page.read()
+            child.send_signal(signal.SIGINT)
+        said = child.communicate()[0]
+    assert child.returncode == 0, (words, said)
+    return said
+
+
+def test_what_is_run(root):
+    """All but what is listed, and nothing is listed for nothing."""
+    found = [" ".join(words) for words in commands((root / "README.md").read_text())]
+    left = {start for start in NOT_RUN if any(command.startswith(start) for command in found)}
+    assert left == set(NOT_RUN)
+    done = {command for command in found if not why_not(command.split())}
+    assert len(done) >= 12 and {"python amp_ppo_isaacgym.py", "python deploy/steer.py pretrained/heading.pt"} <= done
+
+
+def test_every_command_of_the_readme(root, copy):
+    before = {path.relative_to(copy) for path in copy.rglob("*")}
+    started = []
+    with ThreadPoolExecutor(2) as pool:  # begun in order, two at a time
+        for words in commands((root / "README.md").read_text()):
+            if "runs" in " ".join(words):  # it looks at what is there
+                wait([done for _, done in started])
+            if not why_not(words):
+                started.append((words, pool.submit(run, words, copy)))
+    for words, done in started:
+        assert "Traceback" not in done.result() and "not all could be written" not in done.result(), words
+    made = {path.relative_to(copy) for path in copy.rglob("*")} - before
+    assert {Path("walk.bvh"), Path("walk.png"), Path("runs")} <= made
+    shown = [path for path in made if path.parts[0] == "pretrained" and path.name == "index.html"]
+    assert sorted(re.sub(r"_\d{8}-\d{6}", "_TIME", str(path.parent.name)) for path in shown) == [
+        "heading_TIME",
+        "walk_TIME",
+    ]

@@ -736,7 +736,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         if rank == 0 and run.due(args.eval_interval):
             found = evaluate(agent, eval_env, args)
             scalars.update(log.keep("eval", found[0]))
-            run.keep_best(found[0]["task_return"], found, policy)
+            run.keep_best(found[0]["task_reward"] - found[0]["fall_rate"], found, policy)
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

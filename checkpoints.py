@@ -138,7 +138,8 @@ def fit_checkpoint(checkpoint: Dict[str, Any], motions: MotionLib, objects: Dict
         if theirs != names:
             theirs = [x for x in theirs if isinstance(x, str)] if isinstance(theirs, list) else []
             odd = ", ".join(sorted(set(theirs) ^ set(names))[:5]) or "their order"
-            raise InputError(f"the checkpoint is of another character than {motions.character.path}; {key} differ: {odd}")
+            fault = f"{key} differ: {odd}"
+            raise InputError(f"the checkpoint is of another character than {motions.character.path}; {fault}")
     for key, x in mine["data"].items():
         if isinstance(checkpoint.get("data"), dict) and checkpoint["data"].get(key, x) != x:
             print(f"the {key} data is not what the checkpoint was trained on", file=sys.stderr)

@@ -82,7 +82,7 @@ class Run:
                 check_kind(key, mine, checkpoint[key])
             check_kind("progress", {**self.progress, "metrics": {}}, {**checkpoint["progress"], "metrics": {}})
             for name, x in checkpoint["progress"]["metrics"].items():
-                check_kind(str(name)[:50], "" if isinstance(x, str) else 0.0, 0.0 if isinstance(x, list) else x)
+                check_kind(str(name)[:50], 0.0, x)
         for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
             if checkpoint["data"][key] != self.content["data"][key] and not typed(option):
                 raise InputError(f"the {key} data is not what the run began with; type {option} to go on with it")
@@ -237,7 +237,7 @@ class Run:
         """Note an evaluation, found = (metrics, roll-outs, errors), and save its policy as best.pt if the score is the
         best so far; film it if that is asked for, and write the last one as a whole."""
         metrics, clips, *_ = found
-        numbers = {name: x for name, x in metrics.items() if not isinstance(x, float) or math.isfinite(x)}
+        numbers = {name: x for name, x in metrics.items() if isinstance(x, (int, float)) and math.isfinite(x)}
         self.progress["metrics"] = numbers  # a figure that has none is no reason to stop
         if score > self.progress["best"]:
             self.progress["best"] = score

@@ -15,8 +15,6 @@ from files import plain
 from motion_lib import MotionLib
 
 # options that stand in the name of a run anyhow, or tell no runs apart
-
-# options that stand in the name of a run anyhow, or tell no runs apart
 NAMED = "exp.name|seed|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
 
 

@@ -26,6 +26,10 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tensors here are small; more threads only wait for one another
+# What a shell's "&" ignores, the trainings that are started here would ignore, too, and never end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _name in {"SIGQUIT", "SIGHUP"} & set(dir(signal)):
+    signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 
 def put(sim, env_ids, state):

@@ -39,7 +39,9 @@ def _has_state(x: Any) -> bool:
 
 
 def set_state(x: Any, state: Any) -> None:
-    """Put get_state's copy back, in place; whether it fits put_back has looked at."""
+    """Put get_state's copy back, in place. Raises ValueError or the like if it does not fit."""
+    if not isinstance(x, torch.optim.Optimizer):
+        check_kind("the state", get_state(x), state)
     if isinstance(x, Tensor):
         x.copy_(state)
     elif isinstance(x, torch.Generator):
@@ -103,9 +105,7 @@ def _check_optimizer(name: str, x: torch.optim.Optimizer, state: Any) -> None:
 
 
 def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
-    """Read a checkpoint of the kind `name`, or that of a folder of a run of one's own, without executing anything.
-
-    Raises InputError."""
+    """Read a checkpoint of the kind `name`, or that of a folder of one's own run; executes nothing. InputError."""
     own = os.path.isdir(path)
     path = os.path.join(path, "latest.pt") if own else path
     if not os.path.isfile(path):

@@ -15,8 +15,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import command_line
 import training_run
+from curves import Log
 from processes import average, gather, join_processes, moments, processes, share
-from training_run import Log
 
 
 def space(size):

@@ -323,7 +323,6 @@ def test_a_whole_training(root, tmp_path, run_script, script):
     assert done.code == 0, done.err
     assert "MuJoCo Warp on cpu; it compiles" in done.err and "simulator warp" in done.err
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.split("__")[2] == "warp"
     saved = json.loads((folder / "args.json").read_text())
     assert saved["args"]["sim"] == "warp" and saved["versions"]["mujoco_warp"] == mujoco_warp.__version__
     assert json.loads(done.out.splitlines()[-1])["episodes"] == 4

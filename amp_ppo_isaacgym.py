@@ -106,7 +106,7 @@ class Training:
     target_kl: float = 0.03
     """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
-    """last share of the training, over which the action noise falls: .5 to 1 / e"""
+    """last share of the training, over which the action noise falls (.5: to 1 / e)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -579,6 +579,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
         # 1. Collect transitions with the current policy, and store them.
         left = 1.0 - iteration / run.iterations  # of the training
+        # log sigma = action_std_log - 2 max(0, anneal - left)
         agent.action_std = math.exp(args.action_std_log - 2.0 * max(args.anneal - left, 0.0))
         torch.set_num_threads(1)
         steps = []

@@ -18,7 +18,19 @@ import subprocess
 import sys
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from table import OTHER_EPISODES, last_figures, read_records, record_of, run_all, saved_run, spread, start, train
+from table import (
+    OTHER_EPISODES,
+    last_figures,
+    parser_of,
+    print_stamps,
+    read_records,
+    record_of,
+    run_all,
+    saved_run,
+    spread,
+    start,
+    train,
+)
 from train import ROOT
 
 SCRIPT = "amp_ppo_heading.py"
@@ -95,21 +107,14 @@ def print_table(records: List[Dict[str, Any]]) -> None:
         line += [spread([row["minutes"] for row in rows], 0), falls(both[0]), *cells(both[0], DRAWN)]
         line += [falls(both[1]), *cells(both[1], EIGHT)]
         print(f"| {' | '.join(line)} |")
-    for key in ("commit", "machine"):
-        print(f"\n{key}: {', '.join(sorted({record[key] for record in records}))}")
+    print_stamps(records)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__, "heading")
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", help="default: 1 2 3, and 1 with --style-weights")
     add("--style-weights", nargs="*", metavar="WEIGHT", help="a run with each of these; none: 0 0.25 0.5 1 2 4")
-    add("--at-a-time", type=int, default=2, help="runs at a time, a core each (default 2)")
-    add("--folder", default=os.path.join(ROOT, "runs", "heading"), help="of the runs (default runs/heading)")
-    add("--out", default=os.path.join(ROOT, "benchmark", "heading.jsonl"), help="raw figures, added to the file")
-    add("--table", action="store_true", help="print the table of what is in the file, and run nothing")
     own, extra = parser.parse_known_args()
     if not own.table:
         weights = own.style_weights

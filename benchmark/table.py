@@ -243,6 +243,25 @@ def published(clip: str) -> List[str]:
     return [f"{PAPER[clip]:.3f}" if clip in PAPER else "", f"{min(known):.3f}" if known else ""]
 
 
+def print_stamps(records: List[Dict[str, Any]]) -> None:
+    """What the rows of a table were measured on."""
+    for key in ("commit", "machine"):
+        print(f"\n{key}: {', '.join(sorted({record[key] for record in records}))}")
+
+
+def parser_of(text: str, name: str) -> argparse.ArgumentParser:
+    """Options of a benchmark of several runs; name: of its file and its folder of runs."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--at-a-time", type=int, default=2, help="runs at a time, a core each (default 2)")
+    add("--folder", default=os.path.join(ROOT, "runs", name), help=f"of the runs (default runs/{name})")
+    add("--out", default=os.path.join(ROOT, "benchmark", f"{name}.jsonl"), help="raw figures, added to the file")
+    add("--table", action="store_true", help="print the table of what is in the file, and run nothing")
+    return parser
+
+
 def print_table(records: List[Dict[str, Any]]) -> None:
     """Markdown: a row for each clip and options, over its seeds, and what it was measured on."""
     groups: Dict[Tuple, Dict[int, Dict]] = {}
@@ -260,21 +279,14 @@ def print_table(records: List[Dict[str, Any]]) -> None:
             known = [x[name] for x in metrics if name in x]
             cells.append(spread(known, 3 if name == "tempo" else 4) if len(known) == len(rows) else "")
         print(f"| {' | '.join([*cells, *published(clip)])} |")
-    for key in ("commit", "machine"):
-        print(f"\n{key}: {', '.join(sorted({record[key] for record in records}))}")
+    print_stamps(records)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__, "table")
     add = parser.add_argument
     add("--clips", nargs="+", choices=list(SAMPLES), default=list(SAMPLES), help="default: all")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    add("--at-a-time", type=int, default=2, help="runs at a time, a core each (default 2)")
-    add("--folder", default=os.path.join(ROOT, "runs", "table"), help="of the runs (default runs/table)")
-    add("--out", default=os.path.join(ROOT, "benchmark", "table.jsonl"), help="raw figures, added to the file")
-    add("--table", action="store_true", help="print the table of what is in the file, and run nothing")
     own, extra = parser.parse_known_args()
     if not own.table:
         code = run_all([Row(clip, seed, extra) for seed in own.seeds for clip in own.clips], own, measure)

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import motion_lib as ml
+import report
 
 os.environ.setdefault("AMP_PAGE", "no")  # no page for every evaluation of a test; those of the page unset it
 
@@ -38,6 +39,15 @@ def put(sim, env_ids, state):
     chosen[env_ids] = True
     rows = [x.new_full((len(chosen), *x.shape[1:]), float("nan")).index_copy(0, env_ids, x) for x in state]
     sim.set_state(chosen, ml.MotionState(*rows))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """The pictures of an evaluation in this process are empty files: drawing one takes longer than a tiny training.
+
+    They are drawn in test_report.py, by tests marked `drawn`, and in every process of its own."""
+    if not request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(report, "_write_figure", lambda path, figure: ml.write_file(path, b""))
 
 
 @pytest.fixture(scope="session")

@@ -346,7 +346,7 @@ def options(root, **changes):
     """The command line of a tiny training."""
     chosen = dict(motion_file=root / "motions/locomotion.json", character_file=root / "motions/humanoid.xml")
     chosen.update(num_envs=8, num_steps=8, total_timesteps=256, num_minibatches=2, hidden=(16, 16), disc_batch=32)
-    chosen.update(replay_size=128, eval_episodes=8, eval_seconds=1, eval_interval=2)
+    chosen.update(replay_size=128, eval_episodes=8, eval_seconds=1, eval_interval=2, clone_updates=2)
     chosen.update(changes)
     flags = ["--no-cuda"]
     for name, value in chosen.items():
@@ -355,6 +355,7 @@ def options(root, **changes):
 
 
 @needs_mujoco
+@pytest.mark.drawn
 def test_train_evaluate_and_steer(run_script, root, tmp_path):
     done = run_script(SCRIPT, *options(root))
     assert done.code == 0, done.err

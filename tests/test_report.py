@@ -15,6 +15,8 @@ import torch
 import motion_lib as ml
 import report
 
+pytestmark = pytest.mark.drawn
+
 # ---- What an evaluation writes ---------------------------------------------------------------------------------------
 
 

@@ -83,13 +83,14 @@ def unsound(state: Any, name: str = "", seen: Optional[Set[int]] = None) -> str:
 
 def check_kind(name: str, own: Any, state: Any, inside: bool = True) -> None:
     """Raise ValueError if a saved state is not like an object's own: types, types and shapes of tensors, keys."""
-    alike = [x for x in (bool, (int, float), (list, tuple), dict) if isinstance(own, x)] or [type(own)]
-    if not isinstance(state, alike[0]) or (isinstance(state, bool) and alike[0] is not bool):
+    kind = next((x for x in (bool, (int, float), (list, tuple), dict) if isinstance(own, x)), type(own))
+    if not isinstance(state, kind) or (isinstance(state, bool) and kind is not bool):
         raise ValueError(f"{name} is a {type(state).__name__} there and a {type(own).__name__} here")
     if isinstance(own, Tensor) and (own.dtype != state.dtype or own.shape != state.shape):
-        there, here = ((x.dtype, tuple(x.shape)) for x in (state, own))
-        raise ValueError(f"{name} is {there[0]} {there[1]} there and {here[0]} {here[1]} here")
-    own, state = (dict(enumerate(x)) if isinstance(x, (list, tuple)) else x for x in (own, state))
+        there = f"{state.dtype} {tuple(state.shape)}"
+        raise ValueError(f"{name} is {there} there and {own.dtype} {tuple(own.shape)} here")
+    if isinstance(own, (list, tuple)) and inside:
+        check_kind(name, dict(enumerate(own)), dict(enumerate(state)))
     if isinstance(own, dict) and inside:
         if own.keys() != state.keys():
             raise ValueError(f"{name}: {', '.join(map(str, own.keys() ^ state.keys()))} on one side only")
@@ -138,8 +139,7 @@ def fit_checkpoint(checkpoint: Dict[str, Any], motions: MotionLib, objects: Dict
         if theirs != names:
             theirs = [x for x in theirs if isinstance(x, str)] if isinstance(theirs, list) else []
             odd = ", ".join(sorted(set(theirs) ^ set(names))[:5]) or "their order"
-            fault = f"{key} differ: {odd}"
-            raise InputError(f"the checkpoint is of another character than {motions.character.path}; {fault}")
+            raise InputError(f"the checkpoint is not of the character {motions.character.path}; {key} differ: {odd}")
     for key, x in mine["data"].items():
         if isinstance(checkpoint.get("data"), dict) and checkpoint["data"].get(key, x) != x:
             print(f"the {key} data is not what the checkpoint was trained on", file=sys.stderr)

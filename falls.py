@@ -27,13 +27,11 @@ class FallDetector:
         if unknown or not names or (len(names) != 1 and {"none", "auto"} & set(names)):
             raise InputError(f"--fall-bodies {' '.join(names)}: expected auto, none, or some of {', '.join(bodies)}")
         count = (motions.last + 1).tolist()  # frames of each clip
-        if names == ("auto",):
-            may_fall = torch.tensor([name not in feet for name in bodies], device=motions.length.device)  # (J,)
-            frames = enumerate(zip(motions.root_position.split(count), motions.rotations.split(count)))
-            self.watched = torch.cat([_watched(motions, i, may_fall, *x) for i, x in frames])  # (F, J) bool
-        else:
-            chosen = torch.tensor([name in names for name in bodies], device=motions.length.device)
-            self.watched = chosen.expand(len(motions.root_position), -1)
+        auto = names == ("auto",)
+        may_fall = torch.tensor([x not in feet if auto else x in names for x in bodies], device=motions.length.device)
+        frames = enumerate(zip(motions.root_position.split(count), motions.rotations.split(count)))
+        off = torch.cat([_off_ground(motions, i, may_fall, *x) for i, x in frames])  # (F, J) bool
+        self.watched = off if auto else may_fall.expand_as(off)
         always = [name for name, x in zip(bodies, self.watched.all(0).tolist()) if x]
         self.bodies = int(self.watched.any(0).sum())  # how many count at one time or another
         others = [name for name in bodies if name not in always]
@@ -41,6 +39,8 @@ class FallDetector:
         more = f", and {self.bodies - len(always)} more where a clip has them in the air" * (self.bodies > len(always))
         never = [file for file, x in zip(motions.files, self.watched.split(count)) if not x.any()]
         more += f"; nothing counts as a fall in {', '.join(never)[:300]}" * bool(never)
+        own = [name for name, x in zip(bodies, (self.watched & ~off).any(0).tolist()) if x]
+        more += f"; the clips themselves have {', '.join(own)} there, which ends episodes" * bool(own)
         self.report = f"a fall is ground contact of {what or 'no body always'}{more}"
 
     def __call__(self, clip: Tensor, time: Tensor, lowest: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class FallDetector:
         return ((lowest <= 0.005) & self.watched[motions.first[clip] + frame]).any(-1)
 
 
-def _watched(motions: MotionLib, clip: int, may_fall: Tensor, root: Tensor, rotations: Tensor) -> Tensor:
+def _off_ground(motions: MotionLib, clip: int, may_fall: Tensor, root: Tensor, rotations: Tensor) -> Tensor:
     """Of those that may fall (J,), bodies that a clip keeps off the ground near each frame: (frames, J) bool."""
     near = lowest_points(motions.character, *forward_kinematics(motions.character, root, rotations))  # (frames, J) [m]
     if motions.loop[clip]:

@@ -115,13 +115,22 @@ def test_loops_go_on(character, root):
 
 def test_bodies_are_chosen(character, root):
     chosen = detector(root / "motions/getup_faceup.npz", character, ("head", "pelvis"))
-    assert chosen.bodies == 2 and chosen.report == "a fall is ground contact of pelvis, head"
+    said = "a fall is ground contact of pelvis, head; the clips themselves have pelvis, head there, which ends episodes"
+    assert chosen.bodies == 2 and chosen.report == said
     height = torch.ones(len(character.body_names), len(character.body_names)) - 1.01 * torch.eye(
         len(character.body_names)
     )  # row j: body j touches the ground
     fell = falls(chosen, 0, torch.zeros(len(height)), height)
     assert [name for name, x in zip(character.body_names, fell.tolist()) if x] == ["pelvis", "head"]
     assert not falls(chosen, 0, torch.zeros(1), torch.full((1, len(height)), 0.006)).any()
+
+
+def test_bodies_that_the_clips_have_on_the_ground_are_said(character, root):
+    """Each episode of a walk would end in its first steps, without a word."""
+    feet = detector(root / "motions/walk.npz", character, ("right_foot", "head"))
+    assert feet.report.endswith("right_foot; the clips themselves have right_foot there, which ends episodes")
+    head = detector(root / "motions/walk.npz", character, ("head", "right_hand"))
+    assert head.report == "a fall is ground contact of head, right_hand"
 
 
 def test_none_is_a_choice_that_is_said(character, root):

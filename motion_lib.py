@@ -156,6 +156,10 @@ def _read_character(path: str, device: str) -> Character:
     bodies = list(mjcf.find("worldbody/body").iter("body"))  # depth-first
     for body in bodies:
         _check_body(path, body)
+    dofs = [(j, joint) for j, body in enumerate(bodies) for joint in body.findall("joint")]
+    hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
+    if not dofs or not hull or len(bodies) > 1000 or len({body.get("name") for body in bodies}) < len(bodies):
+        raise InputError(f"{path}: a character needs joints, geoms, and another name for each of at most 1000 bodies")
     parent_of = {child: j for j, body in enumerate(bodies) for child in body.findall("body")}
     parents = [-1] + [parent_of[body] for body in bodies[1:]]
     order = [0]  # by depth
@@ -166,13 +170,9 @@ def _read_character(path: str, device: str) -> Character:
         levels.append((long(level), long([above.index(parents[j]) for j in level])))
         order += level
         above = level
-    dofs = [(j, joint) for j, body in enumerate(bodies) for joint in body.findall("joint")]
     dof_body = [j for j, _ in dofs]
     hinge_dofs = [d for d, j in enumerate(dof_body) if dof_body.count(j) == 1]
     gear = {motor.get("joint"): float(motor.get("gear")) for motor in mjcf.iter("motor")}
-    hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
-    if not dofs or not hull or len({body.get("name") for body in bodies}) < len(bodies):
-        raise InputError(f"{path}: a character needs joints, geoms, and another name for each body")
     return Character(
         path=str(path),
         body_names=[body.get("name") for body in bodies],

@@ -241,6 +241,7 @@ def test_balls_and_hinges(character):
     assert [character.dof_names[d] for d in character.hinge_dofs] == names
 
 
+MANY = "".join(f'<body name="n{i}"/>' for i in range(986))  # and 15 others
 BAD_CHARACTERS = {  # what is done to the humanoid's file (a regular expression and what stands in its place), complaint
     "no XML": (r"(?s).*", "no XML at all", "not a character file"),
     "of another kind": (r"(?s)<worldbody.*</worldbody>", "", "not a character file"),
@@ -268,7 +269,8 @@ BAD_CHARACTERS = {  # what is done to the humanoid's file (a regular expression 
     "no number": (r'pos="0 0 0.223894"', 'pos="0 0 high"', "high"),
     "no joints": (r"<joint.*|<motor.*", "", "needs joints"),
     "no geoms": (r"<geom.*", "", "needs joints, geoms"),
-    "a name twice": (r"body name=\"left_", 'body name="right_', "another name for each body"),
+    "a name twice": (r"body name=\"left_", 'body name="right_', "another name for each of at most 1000 bodies"),
+    "a thousand bodies": (r'(?=<body name="head")', MANY, "at most 1000 bodies"),
 }
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from traceback import walk_stack
+from traceback import walk_stack, walk_tb
 from typing import Any
 
 STOPPED = "error: stopped by Ctrl-C; nothing is lost that was saved"
@@ -24,10 +24,12 @@ def _shown(kind: Any, error: BaseException, trace: Any) -> None:
     """One line in place of a traceback for what a user can mend."""
     lines = {KeyboardInterrupt: STOPPED, MemoryError: "error: not enough memory"}
     lines[ModuleNotFoundError] = f"error: {error}; pip install -r requirements.txt"
-    if kind in lines:
-        print(lines[kind], file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+    modules = [frame.f_code.co_filename for frame, _ in walk_tb(trace) if frame.f_code.co_name == "<module>"]
+    if len(modules) > 1 and not modules[-1].startswith(os.path.dirname(__file__)):  # a library's own fault
+        lines.setdefault(kind, f"error: {modules[-1]}: {error}; an environment variable may be odd")
+    if kind not in lines:
+        return sys.__excepthook__(kind, error, trace)
+    print(" ".join(lines[kind].split()), file=sys.stderr)
 
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script, and no other program that has its own
@@ -63,17 +65,15 @@ def guard_terminal() -> None:
         continue
     sys.stdout = Terminal(sys.stdout)
     sys.stderr = Terminal(sys.stderr)
-    usual = threading.excepthook
-    threading.excepthook = lambda fault: issubclass(fault.exc_type, OSError) or usual(fault)
+    threading.excepthook = lambda fault: issubclass(fault[0], (OSError, SystemExit)) or sys.excepthook(*fault[:3])
 
 
 def limit_memory(processes: int) -> None:
     """Have memory refused that Linux has not free for each process: else it is granted, and who uses it is ended."""
-    with contextlib.suppress(ImportError, OSError, LookupError, ValueError):
+    with contextlib.suppress(ImportError, OSError, LookupError, ValueError), open("/proc/meminfo") as meminfo:
         import resource
 
-        with open("/proc/meminfo") as file:
-            kib = {line.split()[0]: int(line.split()[1]) for line in file}
+        kib = {line.split()[0]: int(line.split()[1]) for line in meminfo}
         free = 1024 * (kib["MemAvailable:"] + kib["SwapFree:"])
         with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
             free = min(free, int(file.read()))  # of a container

@@ -78,6 +78,15 @@ def test_no_memory_for_the_imports_is_one_line(root, tmp_path):
     assert python(root, tmp_path, root / SCRIPTS[0]) == (1, "", "error: not enough memory\n")
 
 
+def test_a_library_that_cannot_be_imported_is_one_line(root, tmp_path):
+    """tqdm, which torch imports, reads all TQDM_ variables then; torch and MuJoCo have such variables, too."""
+    code, out, err = python(root, tmp_path, root / SCRIPTS[0], TQDM_MININTERVAL="x")
+    assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith("error: ") and "'x'; an environment" in err
+    (tmp_path / "torch.py").write_text("raise RuntimeError('odd\\nmany lines')")
+    said = f"error: {tmp_path}/torch.py: odd many lines; an environment variable may be odd\n"
+    assert python(root, tmp_path, root / SCRIPTS[0]) == (1, "", said)
+
+
 def test_what_only_a_programmer_can_mend_has_its_traceback(root, tmp_path):
     code, _, err = python(root, tmp_path, "-c", "import guards; [][0]")
     assert code == 1 and err.startswith("Traceback") and err.endswith("IndexError: list index out of range\n")

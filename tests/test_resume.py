@@ -382,7 +382,8 @@ def test_a_thread_that_a_full_disk_ends_leaves_no_traceback(monkeypatch):
     shown = []
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
-    monkeypatch.setattr(threading, "excepthook", lambda fault: shown.append(fault.exc_type))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: shown.append(kind))
     guards.guard_terminal()
     for work in (is_full, lambda: [][0]):
         thread = threading.Thread(target=work)

@@ -130,7 +130,7 @@ def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> st
     stem = os.path.splitext(checkpoint)[0]
     folder = args.out or f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = motions.character.body_names
-    name = os.path.basename(stem) + ".pt"
+    name = "/".join(os.path.abspath(checkpoint).split(os.sep)[-2:])
     clip = os.path.basename(os.path.normpath(args.motion_file))
     with optional():
         folder = new_folder(folder)
@@ -153,7 +153,7 @@ def page(out: str, rollout: str, motions: ml.MotionLib) -> None:
     if os.environ.get("AMP_PAGE") == "no":  # for many evaluations in a row
         return
     if importlib.util.find_spec("viser") is None:
-        raise OSError("no page to look at the motion; pip install -r requirements-motions.txt")
+        raise OSError("no page to look at the motion; pip install viser trimesh (Python 3.10)")
     clips = motions.files if len(motions.files) == 1 else []
     more = ["--layout", "pinned", "--html", out, "--seconds", "10"]
     _ask(out, [VIEW, rollout, *clips, *more, "--character-file", motions.character.path])
@@ -162,7 +162,8 @@ def page(out: str, rollout: str, motions: ml.MotionLib) -> None:
 def film_episode(out: str, clip: ml.Clip, motions: ml.MotionLib) -> None:
     """Write a roll-out, and its film OUT, .mp4 or .gif, beside it. Raises OSError."""
     rollout = os.path.splitext(out)[0] + ".npz"
-    ml.save_clip(rollout, clip, motions.character.body_names, "a roll-out", "as the clips it imitates")
+    source = f"roll-out of {'/'.join(os.path.abspath(rollout)[:-4].split(os.sep)[-2:])}"
+    ml.save_clip(rollout, clip, motions.character.body_names, source, "as the clips it imitates")
     film(out, rollout, motions)
 
 

@@ -5,8 +5,8 @@
     python deploy/steer.py my.pt --script my_amp.py         # of a copy of a script (it is executed)
 
 The ghost is the moment of the clips that the pose is nearest to. Physics runs in real time, whatever the page draws.
-It needs `pip install -r requirements-motions.txt`. Any other option goes to the script, --motion-file CLIP for
-instance. Bad input ends with one line that says what is wrong, and exit code 2.
+Any other option goes to the script, --motion-file CLIP for instance. Bad input ends with one line that says what is
+wrong, and exit code 2.
 
 Dimension key: J bodies (row 0 is the root), C clips, R poses of these; frames, units: motion_lib.py.
 """
@@ -48,6 +48,7 @@ POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
 TOLD = "**J L** turn, **I K** faster, slower. Click on the ground: go there.  \n"
 HELP = "**P** push, **M** slow motion, **R** reset, **space** pause. Shift and click on a limb: push it where you look."
+HELP += "  \nBlue: the policy. Orange: the nearest moment of its clips. Right limbs are dark. Red touches the ground."
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -331,7 +332,7 @@ def parse() -> Tuple[argparse.Namespace, List[str]]:
 def main() -> None:
     args, options = parse()
     torch.set_num_threads(1)
-    with one_line("requirements.txt -r requirements-motions.txt"):
+    with one_line("requirements.txt"):
         loaded = export.load(find(args.checkpoint), args.script, tuple(options))
         walker = Walker(loaded)
         meshes = view.body_meshes(walker.character.path)

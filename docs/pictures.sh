@@ -4,7 +4,7 @@
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
 # It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/walk.gif, docs/walk.html and, with playwright and
-# Chromium, docs/view.png. It needs requirements.txt, requirements-motions.txt, imageio[ffmpeg] and an OpenGL (motions/README.md). The evaluations
+# Chromium, docs/view.png. It needs requirements-motions.txt and an OpenGL (motions/README.md). The evaluations
 # are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Two to three minutes on two CPU cores.
 set -e
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ cp pretrained/walk.pt pretrained/heading.pt "$scratch"
 mkdir -p docs/rollouts
 for name in walk heading; do
     "$python" motions/convert.py "$scratch/$name/rollouts/000.npz" "docs/rollouts/$name.npz" --end 10 \
-        --source "roll-out of $name.pt" --license "as the clips it imitates"
+        --source "roll-out of pretrained/$name.pt" --license "as the clips it imitates"
 done
 
 "$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --start 2

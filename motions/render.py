@@ -93,6 +93,15 @@ SCENE = """<mujoco>
 """
 
 
+def name_of(path: str) -> str:
+    """What a clip file is called in a picture: "clip motions/walk", or of a roll-out "policy pretrained/walk.pt"."""
+    with np.load(path, allow_pickle=False) as file:
+        source = str(file["source"]) if "source" in file.files else ""  # of a roll-out: see report.write
+    before, _, policy = source.partition("roll-out of ")
+    parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)[-2:]
+    return f"policy {policy[-52:]}" if policy and not before else f"clip {'/'.join(parts)}"
+
+
 def window(clip: Clip, start: float, seconds: float) -> Tuple[int, int]:
     """First and last frame of the part that begins at `start` and takes `seconds` [s], or ends with the clip."""
     end = len(clip.root_position) - 1
@@ -289,18 +298,21 @@ class Stage:
 
 
 def write_on(image: Any, lines: Sequence[Tuple[str, str]]) -> None:
-    """Write lines (text, colours as in COLOURS) into the upper left corner of a picture of PIL."""
+    """Write lines (text, colours as in COLOURS, or "told") into the upper left corner of a picture of PIL."""
     from PIL import ImageDraw, ImageFont
 
     height = max(image.size[1] // 22, 11)
     font = ImageFont.load_default(height)
     for n, (text, who) in enumerate(lines):
-        colour = (40, 44, 52) if who == "one" else tuple(int(200 * float(x)) for x in COLOURS[who][2].split()[:3])
+        shade = TOLD if who == "told" else [float(x) for x in COLOURS[who][2].split()]
+        colour = (40, 44, 52) if who == "one" else tuple(int(200 * x) for x in shade[:3])
         ImageDraw.Draw(image).text((height, (0.7 + 1.35 * n) * height), text, colour, font)
 
 
-def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size) -> bytes:
-    """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above."""
+def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size, names: Sequence[str] = ()) -> bytes:
+    """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above.
+
+    names: what is written on them, of the poses and of the other's."""
     rows = [("one", poses)] if not other else [("clip", other), ("policy", poses)]
     position, row = in_a_row(torch.cat([p for _, (p, _) in rows], 1))  # (T, 1 or 2 J, 3), so in one scale
     size = (size[0], size[1] // len(rows))
@@ -313,7 +325,8 @@ def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size
         with stage.renderer:
             picture = stage.draw(place, rotation, np.array([0, 0, 0.5 * top]))
         image = stage.image.fromarray(picture).resize(size, stage.image.LANCZOS)
-        write_on(image, [(who, who)] if other else [])
+        name = names[1 if who == "clip" else 0] if names else who
+        write_on(image, [(f"{name}   right limbs dark, left limbs light", who)] if other else [])
         pictures.append(np.asarray(image))
     file = io.BytesIO()
     stage.image.fromarray(np.concatenate(pictures)).save(file, "png", optimize=True)
@@ -341,12 +354,14 @@ def film(
     told: Optional[Told] = None,
     turn: float = 0.0,
     again: bool = False,
+    names: Sequence[str] = ("policy", "clip"),
 ) -> Pictures:
     """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly.
 
     Time and speed stand in the picture. The other's poses, if there are any, are of a second figure, or of a ghost.
     told: what is drawn on the ground; turn: how far the camera turns meanwhile [degrees]; again: the film is shown in a
-    loop, so the floor is to lead from its end to its start."""
+    loop, so the floor is to lead from its end to its start; names: what is written on it, of the poses and the other's.
+    """
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
     who = ["policy", "ghost" if ghost else "clip"] if other else ["one"]
@@ -365,7 +380,8 @@ def film(
             stage.camera.azimuth = stage_look["azimuth"] + turn * t / max(len(position) - 1, 1)
             marks = marks_of(told, way, t, step) if told else ()
             image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks))
-            lines = [(name, "clip" if name == "ghost" else name) for name in who if other]
+            lines = list(zip(names, ("policy", "clip"))) if other else []
+            lines += [("told where to go", "told"), ("way taken", "policy")] if told else []
             asked = f" of {told.speed[t]:.2f}" if told else ""
             write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f}{asked} m/s", "one")])
             yield np.asarray(image)
@@ -479,17 +495,18 @@ def main() -> None:
         seconds = args.seconds or (cycle if still else math.inf)
         first, last = window(clip, args.start, seconds)
         poses = poses_of(clip, character, first, last, last - first + 1)
+        names = [name_of(path) for path in (args.clip, *(motions.files if motions else ()))]
         other = (
             poses_beside(motions, poses, clip.fps, BESIDE if args.compare and not still else 0.0) if motions else None
         )
         if still:
             shown = np.linspace(0, last - first, args.poses).round().astype(int)
             poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
-            data = strip(character, poses, other, args.size)
+            data = strip(character, poses, other, args.size, names)
         else:
             every = max(round(clip.fps / 15), 1) if args.ending == ".gif" else 1
             told = told_by(args.commands, clip, first, last) if args.commands else None
-            more = dict(ghost=bool(args.ghost), told=told, turn=args.turn, again=args.ending == ".gif")
+            more = dict(ghost=bool(args.ghost), told=told, turn=args.turn, again=args.ending == ".gif", names=names)
             pictures = film(character, poses, other, clip.fps, args.size, every, **more)
             data = film_of(pictures, clip.fps / every, args.size, args.ending)
         ml.write_file(args.out, data)

@@ -5,7 +5,7 @@
     python motions/view.py ROLLOUT.npz CLIP.npz --layout beside         # in the same phase, step by step; also pinned
     python motions/view.py ROLLOUT.npz CLIP.npz --html walk.html        # to send to a colleague
 
-FILE is a clip, a folder of clips, or a dataset file (JSON). It needs `pip install -r requirements-motions.txt`.
+FILE is a clip, a folder of clips, or a dataset file (JSON). Needs Python 3.10 or newer.
 A policy with live physics, steered by keys: deploy/steer.py.
 Right limbs are dark, left ones light. Bodies that touch the ground turn red; the line on the ground is the root's path.
 Keys: space plays and pauses, N and B go a frame on and back, V looks from the right.
@@ -40,15 +40,21 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import motion_lib as ml
 from evaluation import relative_positions
 from motion_lib import Character, InputError
-from motions.render import one_line, same_phase
+from motions.render import name_of, one_line, same_phase
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
 RED = (214, 69, 65)
-# of the characters, in turn
-COLOURS = [(74, 122, 178), (231, 150, 62), (98, 155, 98), (140, 105, 170), (150, 150, 155), (178, 132, 84)]
+COLOURS = {  # of the characters, in turn
+    "blue": (74, 122, 178),
+    "orange": (231, 150, 62),
+    "green": (98, 155, 98),
+    "violet": (140, 105, 170),
+    "grey": (150, 150, 155),
+    "brown": (178, 132, 84),
+}
 LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that slow motion is smooth
 FILE_RATE = 60.0  # frames per second in a file, at most
 STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
@@ -66,7 +72,7 @@ LAYOUTS = {
 class Take(NamedTuple):
     """What one character does, on the clock that all share."""
 
-    name: str
+    name: str  # that stands over its head
     root: Tensor  # (T, 3) world [m]
     rotations: Tensor  # (T, J, 4) xyzw, parent-relative; row 0 is the root in the world
     touching: Tensor  # (T, J) bool: the body touches the ground
@@ -119,6 +125,7 @@ def load_takes(
     end. Raises InputError."""
     paths = [path for file in files for path in ml.find_clips(file)[0]]
     motions = [ml.MotionLib(path, character) for path in paths]
+    names = [name_of(path) for path in paths]
     rate, count = clock_of(motions, seconds, FILE_RATE)
     if live:
         rate, count = LIVE_RATE, 1 + math.ceil((count - 1) * LIVE_RATE / rate)
@@ -130,8 +137,9 @@ def load_takes(
         if takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
-        name = "/".join(os.path.abspath(path).split(os.sep)[-2:])
-        takes.append(Take(os.path.splitext(name)[0], root, rotations, touching))
+        stem = os.path.splitext(os.path.basename(path))[0]
+        more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
+        takes.append(Take(names[i] + more, root, rotations, touching))
     return rate, takes
 
 
@@ -180,7 +188,7 @@ def body_meshes(path: str) -> Meshes:
 
 def colour_of(index: int, body: str, touching: bool) -> Tuple[int, int, int]:
     """Red on the ground; else the character's colour, darker for right limbs and lighter for left ones."""
-    colour = COLOURS[index % len(COLOURS)]
+    colour = list(COLOURS.values())[index % len(COLOURS)]
     if body.startswith("right"):
         colour = tuple(int(0.58 * c) for c in colour)
     if body.startswith("left"):
@@ -211,7 +219,9 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
             nodes.append(scene.add_mesh_simple(names[j], vertices, faces, color=colour, opacity=ghost, position=offset))
         head = names[character.body_names.index("head")] if "head" in character.body_names else names[0]
         over = (0.0, 0.0, 0.38 + (0.16 * i if ghost else 0.0))  # in the head's frame [m]
-        scene.add_label(f"{head}/label", take.name, position=over, anchor="bottom-center")
+        hue = list(COLOURS)[i % len(COLOURS)]  # where all labels are over one head
+        text = f"{take.name} ({hue})" if layout in ("overlay", "pinned") else take.name
+        scene.add_label(f"{head}/label", text, position=over, anchor="bottom-center")
         line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
         line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
@@ -220,13 +230,13 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         bodies.append(nodes)
     focus = centre_of(takes, 0)
     apart = layout in ("side", "beside")
-    size = 3.2 + 0.8 * SPACING * (len(takes) - 1 if apart else 0)  # distance of the camera [m]
+    size = 3.5 + 0.8 * SPACING * (len(takes) - 1 if apart else 0)  # distance of the camera [m]
     server.initial_camera.fov = math.radians(40)
-    server.initial_camera.look_at = focus + [0, 0, 0.75]
+    server.initial_camera.look_at = focus + [0, 0, 0.85]
     # from the front right, or from the right
     view = torch.tensor([0.85, -0.5, 0.0] if apart else [0.4, -0.9, 0.0])
     view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
-    server.initial_camera.position = focus + size * view + [0, 0, 0.75 + 0.2 * size]
+    server.initial_camera.position = focus + size * view + [0, 0, 0.85 + 0.15 * size]
     return Scene(world, centre, bodies, paths)
 
 
@@ -254,11 +264,13 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
 
 
 def legend_of(takes: List[Take]) -> str:
-    """HTML lines that say which colour is which file."""
+    """HTML lines that say which colour is which file, and which side of the body."""
     shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
-    dot = f'<div><i style="background:rgb{{}}; {shape}"></i> {{}}</div>'
-    rows = [dot.format(colour_of(i, "", False), html.escape(take.name)) for i, take in enumerate(takes)]
-    return "".join(rows) + dot.format(RED, "touches the ground")
+    dot = f'<div><i style="background:{{}}; {shape}"></i> {{}}</div>'
+    rows = [dot.format(f"rgb{colour_of(i, '', False)}", html.escape(take.name)) for i, take in enumerate(takes)]
+    right, left = (f"rgb{colour_of(0, side, False)}" for side in ("right", "left"))
+    rows.append(dot.format(f"linear-gradient(90deg, {right} 50%, {left} 50%)", "right limbs dark, left limbs light"))
+    return "".join(rows) + dot.format(f"rgb{RED}", "touches the ground")
 
 
 def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str) -> str:
@@ -434,7 +446,7 @@ def visit(server: Any, args: argparse.Namespace, job: Callable) -> None:
 
 def main() -> None:
     args = parse()
-    with one_line("requirements.txt -r requirements-motions.txt"):
+    with one_line("requirements.txt"):
         if not 0.0 <= args.seconds <= 600.0:
             raise InputError(f"--seconds {args.seconds:g}: expected 0 to 600")
         if args.html:

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
-pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
+pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements.txt")
 pytest.importorskip("onnxruntime", reason="pip install -r requirements-deploy.txt")
 
 from test_view import CHROMIUM, browser, tab  # noqa: F401  (two are fixtures)

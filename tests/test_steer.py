@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
+pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements.txt")
 pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
 
 from test_view import browser, tab, wait_for  # noqa: F401  (two are fixtures)

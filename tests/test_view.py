@@ -19,7 +19,7 @@ import torch
 
 import motion_lib as ml
 
-pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-motions.txt")
+pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements.txt")
 pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
 
 import msgspec
@@ -108,7 +108,7 @@ def test_only_feet_touch_the_ground(write_clip, character):
 def test_takes_are_the_clips_own_frames_and_folders_unfold(write_clip, character, root, tmp_path):
     clip = ml.load_clip(str(root / "motions/kick.npz"), character.body_names)
     _, (take,) = view.load_takes(character, [str(root / "motions/kick.npz")], "side")
-    assert take.name == "motions/kick"
+    assert take.name == "clip motions/kick"
     assert np.allclose(take.root, clip.root_position, atol=1e-5)
     assert np.allclose(np.abs((take.rotations.numpy() * clip.rotations).sum(-1)), 1, atol=1e-5)
     write_clip("a.npz"), write_clip("b.npz")
@@ -116,6 +116,15 @@ def test_takes_are_the_clips_own_frames_and_folders_unfold(write_clip, character
     _, takes = view.load_takes(character, [str(tmp_path), str(tmp_path / "set.json")], "side")
     assert [take.name.split("/")[1] for take in takes] == ["a", "b", "b"]
     assert [take.root[0, 1].item() for take in takes] == [0.0, 1.5, 3.0]
+
+
+def test_names_say_whose_motion_it_is(write_clip, character, tmp_path):
+    """A roll-out is named after its policy, and by its own file where there are several of one; a clip by its file."""
+    clips = [write_clip("000.npz", source="roll-out of runs/best.pt"), write_clip("001.npz", source="roll-out of b.pt")]
+    clips += [write_clip("002.npz", source="roll-out of b.pt"), write_clip("c.npz", source="no roll-out of mine")]
+    _, takes = view.load_takes(character, [*clips, write_clip("d.npz", source=None)], "side")
+    names = ["policy runs/best.pt", "policy b.pt, 001", "policy b.pt, 002"]
+    assert [take.name for take in takes] == [*names, f"clip {tmp_path.name}/c", f"clip {tmp_path.name}/d"]
 
 
 def test_live_takes_are_finer_and_as_long(character, root):
@@ -156,7 +165,8 @@ def test_without_files_it_shows_what_is_committed(character, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["view.py"])
     args = view.parse()
     _, takes = view.load_takes(character, args.files, args.layout)
-    assert [take.name for take in takes] == ["rollouts/walk", "motions/walk"] and args.layout == "beside"
+    names = [take.name for take in takes]
+    assert names == ["policy pretrained/walk.pt", "clip motions/walk"] and args.layout == "beside"
     assert len(takes[0].root) == 301 and (takes[0].root - takes[1].root)[:, :2].norm(dim=-1).max() < 1.51
     monkeypatch.setattr(sys, "argv", ["view.py", "clip.npz"])
     assert view.parse().layout == "side" and view.parse().files == ["clip.npz"]
@@ -183,11 +193,11 @@ def test_body_meshes_are_the_files_geoms(character):
 
 
 def test_colours():
-    assert view.colour_of(0, "pelvis", False) == view.COLOURS[0]
+    assert view.colour_of(0, "pelvis", False) == view.COLOURS["blue"]
     assert view.colour_of(1, "right_foot", False) == (133, 87, 35)  # 231 150 62, times .58
     assert view.colour_of(1, "left_foot", False) == (241, 197, 148)  # 24 105 193 darker than white, times .55
     assert view.colour_of(1, "left_foot", True) == view.RED
-    assert view.colour_of(len(view.COLOURS), "head", False) == view.COLOURS[0]
+    assert view.colour_of(len(view.COLOURS), "head", False) == view.COLOURS["blue"]
 
 
 # ---- The file ----
@@ -249,7 +259,7 @@ def test_the_file_holds_the_clip(page, character, root):
     touching = ml.lowest_points(character, expected.float(), turned.float()) <= view.TOUCH
     names = {}
     for j, (body, parent) in enumerate(zip(character.body_names, character.parents)):
-        names[j] = f"{names[parent] if j else '/world/0 motions kick'}/{body}"
+        names[j] = f"{names[parent] if j else '/world/0 clip motions kick'}/{body}"
     for frame in (0, 20, 46):
         position, rotation = {}, {}
         for j, parent in enumerate(character.parents):
@@ -289,7 +299,8 @@ def test_the_file_loads_nothing_and_is_small(page):
 def test_names_are_over_the_heads(page):
     labels = {message["name"]: message for _, message in recording_of(page[1])[0] if "text" in message.get("props", {})}
     ((name, message),) = labels.items()
-    assert name == "/world/0 motions kick/pelvis/torso/head/label" and message["props"]["text"] == "motions/kick"
+    assert name == "/world/0 clip motions kick/pelvis/torso/head/label"
+    assert message["props"]["text"] == "clip motions/kick"
 
 
 def test_names_cannot_break_the_page(write_clip, character):
@@ -368,7 +379,7 @@ def test_a_missing_package_is_one_line(run_script, root, tmp_path, monkeypatch, 
     code, out, err = run_script("motions/view.py", root / "motions/walk.npz", *option)
     assert code == 2 and out == "" and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-    assert package in err and "pip install -r requirements.txt -r requirements-motions.txt" in err
+    assert package in err and "pip install -r requirements.txt" in err
 
 
 # ---- In a browser ----
@@ -462,7 +473,7 @@ def test_the_file_plays_in_a_browser(tab, root, character, tmp_path, run_script)
     assert run_script("motions/view.py", root / "motions/walk.npz", "--html", out).code == 0
     tab.context.set_offline(True)
     tab.goto(out.as_uri())
-    pelvis = "/world/0 motions walk/pelvis"
+    pelvis = "/world/0 clip motions walk/pelvis"
     wait_for(tab, f"{pelvis}/right_thigh/right_shin/right_foot")
     assert until(tab, lambda: share_of_blue(tab) > 0.01)  # the character itself
     moves(tab, pelvis)  # it plays by itself
@@ -504,9 +515,9 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     assert page.stat().st_size < 1.5e6
     tab.context.set_offline(True)
     tab.goto(page.as_uri())
-    pelvis = "/world/0 rollouts walk/pelvis"
+    pelvis = "/world/0 policy pretrained walk.pt/pelvis"
     wait_for(tab, f"{pelvis}/torso/head")
-    wait_for(tab, "/world/1 motions walk/pelvis/torso/head")
+    wait_for(tab, "/world/1 clip motions walk/pelvis/torso/head")
     moves(tab, pelvis)
     _, takes = view.load_takes(character, view.SHOWN, "beside")
 
@@ -514,7 +525,7 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
         """Whether it is where it is at this frame, relative to the other one, which the camera does not move."""
         apart = (takes[0].root[frame] - takes[1].root[frame]).norm().item()
         height = abs(place_of(tab, pelvis)[1] - takes[0].root[frame, 2].item())
-        other = place_of(tab, "/world/1 motions walk/pelvis")
+        other = place_of(tab, "/world/1 clip motions walk/pelvis")
         return height < 2e-4 and abs(np.linalg.norm(place_of(tab, pelvis) - other) - apart) < 1e-3
 
     scrub(tab, "2.01")  # frame 60 of 30 a second
@@ -527,7 +538,8 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     code = """() => {
         const m = __viserMutable, target = m.cameraControl.getTarget(m.camera.position.clone());
         return m.camera.position.clone().sub(target).toArray()}"""
-    left = (place_of(tab, "/world/1 motions walk/pelvis") - place_of(tab, pelvis))[[0, 2]]  # there the other one is
+    other = "/world/1 clip motions walk/pelvis"
+    left = (place_of(tab, other) - place_of(tab, pelvis))[[0, 2]]  # there the other one is
 
     def from_the_right():
         x, y, z = tab.evaluate(code)  # three.js' Y is up
@@ -542,7 +554,8 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
 def test_the_page_plays_in_a_browser(tab, character, root):
     with served(character, [str(root / "motions/walk.npz"), str(root / "motions/run.npz")]) as (address, _, scene):
         tab.goto(address)
-        foot, other = "/world/0 motions walk/pelvis/right_thigh/right_shin/right_foot", "/world/1 motions run/pelvis"
+        foot = "/world/0 clip motions walk/pelvis/right_thigh/right_shin/right_foot"
+        other = "/world/1 clip motions run/pelvis"
         wait_for(tab, foot)
         wait_for(tab, other)
         assert until(tab, lambda: share_of_blue(tab) > 0.01)

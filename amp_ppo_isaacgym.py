@@ -2,7 +2,7 @@
 
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
-    python amp_ppo_isaacgym.py                                          # walk; some 4 minutes on two CPU cores
+    python amp_ppo_isaacgym.py  # walk; some 4 minutes on two CPU cores
     python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
@@ -25,7 +25,7 @@ import math
 from collections import defaultdict
 from typing import Dict, Iterator, List, Literal, Optional, Tuple
 
-import simulators  # before torch, for Isaac Gym
+import simulators  # a folder beside this script; before torch, for Isaac Gym
 
 import torch
 import torch.nn.functional as F

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import shutil
 import sys
 import traceback
 from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Union
@@ -88,11 +89,12 @@ def merge_options(description: str, *groups: Any) -> Any:
 
 def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]) -> Any:
     """Args of the command line; `defaults` go before those of the class."""
-    columns = [(group.__name__.lower(), tyro.conf.OmitArgPrefixes[group]) for group in kind.groups]
     names = [{field.name for field in dataclasses.fields(group)} for group in kind.groups]
     start = [group(**{x: defaults[x] for x in own & defaults.keys()}) for group, own in zip(kind.groups, names)]
-    nested = dataclasses.make_dataclass("Options", columns)
-    parsed = tyro.cli(nested, args=argv, default=nested(*start), description=kind.__doc__)
+    form = dataclasses.make_dataclass("All", [(x.__name__.lower(), tyro.conf.OmitArgPrefixes[x]) for x in kind.groups])
+    if shutil.get_terminal_size().columns < 20:  # tyro would never end
+        os.environ["COLUMNS"] = "80"
+    parsed = tyro.cli(form, args=argv, default=form(*start), description=kind.__doc__)
     return kind(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
 
 
@@ -236,9 +238,7 @@ def _explain(error: BaseException, resumed: str = "") -> Tuple[str, int]:
 
 def _first_to_say() -> bool:
     """Whether no other process has said what is wrong."""
-    if not in_group():  # a plain run, or join_processes has refused
-        return not {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"} <= os.environ.keys() or os.environ["RANK"] == "0"
-    try:
-        return dist.distributed_c10d._get_default_store().add("said", 1) == 1
+    try:  # who cannot join a group says for himself why
+        return not in_group() or dist.distributed_c10d._get_default_store().add("said", 1) == 1
     except RuntimeError:  # gone with the process that kept it
         return True

@@ -773,6 +773,13 @@ def test_words_that_are_no_options(run_script, root, tmp_path, flags):
     assert os.listdir(tmp_path) == []
 
 
+def test_help_on_a_terminal_that_is_too_narrow(run_script, monkeypatch):
+    """tyro would look for room for a word without end."""
+    monkeypatch.setenv("COLUMNS", "3")
+    result = run_script(SCRIPT, "--help")
+    assert result.code == 0 and "--total-timesteps" in result.out
+
+
 @needs_mujoco
 def test_a_batch_of_one_row(run_script, root, tmp_path):
     """Whether it is refused or trained on: it does not end in networks full of NaN."""

@@ -15,7 +15,9 @@ from files import plain
 from motion_lib import MotionLib
 
 # options that stand in the name of a run anyhow, or tell no runs apart
-NAMED = "exp.name|seed|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
+NAMED = "exp.name|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
+NAMED += "|total.timesteps"
+BASE = "isaacgym"  # runs of amp_ppo_isaacgym.py are not named after their script
 
 
 def short(x: float, digits: int = 2) -> str:
@@ -25,11 +27,12 @@ def short(x: float, digits: int = 2) -> str:
 
 
 def run_name(args: Any, script: str, last: str) -> str:
-    """Name of a run's folder: what tells it apart from others comes first, the time or what else is unique last."""
+    """Name of a run's folder, walk__seed-2__20261126-013402: the clip, what was typed, another script, `last`."""
     clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
     words = re.sub(rf"--({NAMED})(=[^\0]*|\0[^-\0][^\0]*)?(\0|$)", "", "\0".join(sys.argv[1:]))
     options = re.sub(r"[^A-Za-z0-9.]+", "-", words)[:40].strip("-")
-    parts = (args.exp_name, clip, options, f"seed{args.seed}", script, last)
+    own = os.path.splitext(os.path.basename(script))[0].replace("amp_ppo_", "")
+    parts = (args.exp_name, clip, options, own * (own != BASE), last)
     return plain("__".join(part for part in parts if part)).replace(os.sep, "_")
 
 
@@ -96,7 +99,7 @@ def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str) ->
     """Say where an evaluation is and how it went on stderr; its figures are the last line on stdout, as JSON."""
     page = os.path.join(folder, "index.html")
     if os.path.exists(page):
-        print(f"{plain(page)}: the policy over its clip", file=sys.stderr)
+        print(f"{plain(page)}: the motion; open it in a browser", file=sys.stderr)
     elif os.path.isdir(folder):
         print(f"{plain(folder)}: figures, roll-outs, pictures", file=sys.stderr)
     print(sentence(args, motions, metrics), file=sys.stderr, flush=True)

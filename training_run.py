@@ -109,10 +109,11 @@ class Run:
         now = time.strftime("%Y%m%d-%H%M%S")
         script = os.path.abspath(sys.argv[0])
         launch = os.environ["TORCHELASTIC_RUN_ID"] if in_group() else "none"
-        last = f"{now}-{os.getpid()}" if launch == "none" else launch  # by which a restart finds the run
-        name = console.run_name(args, os.path.splitext(os.path.basename(script))[0], last)
-        folder = args.resume or os.path.join("runs", name)
-        os.makedirs(folder, exist_ok=bool(args.resume) or launch != "none")
+        last = now if launch == "none" else launch  # by which a restart finds the run
+        folder = args.resume or os.path.join("runs", console.run_name(args, script, last))
+        if not args.resume and launch == "none":
+            folder = report.new_folder(folder)
+        os.makedirs(folder, exist_ok=True)
         self.lock = lock(os.path.join(folder, "lock"))
         for path in glob.glob(os.path.join(glob.escape(folder), "*.pt.*.tmp")):  # a save that was killed
             os.remove(path)

@@ -34,23 +34,25 @@ def test_numbers_in_sentences():
 @pytest.mark.parametrize(
     "words, changes, name",
     [
-        ([], {}, "walk__seed3__amp__T"),
-        (["--seed", "3", "--no-cuda", "--eval-seconds=2"], {}, "walk__seed3__amp__T"),
-        (["--style-weight", "0.5", "--seed", "3"], {}, "walk__style-weight-0.5__seed3__amp__T"),
-        (["--cuda", "--gamma", "0.9", "--exp-name", "a"], dict(exp_name="a"), "a__walk__gamma-0.9__seed3__amp__T"),
-        (["--motion-file", "x/y z/"], dict(motion_file="x/y z/"), "y z__seed3__amp__T"),
+        ([], {}, "walk__T"),
+        (["--total-timesteps", "3", "--no-cuda", "--eval-seconds=2"], {}, "walk__T"),
+        (["--style-weight", "0.5", "--seed", "3"], {}, "walk__style-weight-0.5-seed-3__T"),
+        (["--cuda", "--gamma", "0.9", "--exp-name", "a"], dict(exp_name="a"), "a__walk__gamma-0.9__T"),
+        (["--motion-file", "x/y z/"], dict(motion_file="x/y z/"), "y z__T"),
         (["--fall-bodies", "none"] * 9, dict(exp_name="a/../b"), None),
     ],
 )
 def test_names_of_runs_begin_with_what_tells_them_apart(monkeypatch, words, changes, name):
     monkeypatch.setattr(sys, "argv", ["amp.py", *words])
-    found = console.run_name(args_of(**changes), "amp", "T")
+    found = console.run_name(args_of(**changes), "a/amp_ppo_isaacgym.py", "T")
     assert found == name or (name is None and len(found) < 80 and os.sep not in found)
+    for script, word in (("amp_ppo_heading.py", "heading"), ("x/my_amp.py", "my_amp")):
+        assert console.run_name(args_of(**changes), script, "T") == f"{found[:-1]}{word}__T"
 
 
 def test_the_start_in_five_lines_of_eighty_columns(monkeypatch, walk, all_motions):
     monkeypatch.setattr(sys, "argv", ["/somewhere/amp.py"])
-    folder = "runs/walk__seed3__amp_ppo_isaacgym__20261125-231240-1161"
+    folder = "runs/walk__seed-3__20261125-231240"
     falls = "a fall is ground contact of all bodies but right_foot, left_foot"
     lines = console.start_lines(args_of(), walk, falls, (0, 3_000_000), "learning on cpu", folder)
     assert len(lines) == 5 and max(map(len, "\n".join(lines).splitlines())) <= 80
@@ -109,7 +111,7 @@ def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
     assert err == "32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
     (tmp_path / "index.html").touch()
     console.tell(args_of(), walk, figures, str(tmp_path))
-    assert capsys.readouterr().err.startswith(f"{tmp_path}/index.html: the policy over its clip\n")
+    assert capsys.readouterr().err.startswith(f"{tmp_path}/index.html: the motion; open it in a browser\n")
 
 
 def test_groups_of_curves_are_in_order():

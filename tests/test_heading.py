@@ -360,7 +360,7 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     done = run_script(SCRIPT, *options(root))
     assert done.code == 0, done.err
     (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith("locomotion__num-envs-8-") and "__seed1__amp_ppo_heading__" in run.name
+    assert run.name.startswith("locomotion__num-envs-8-") and "__heading__" in run.name
     trained = json.loads(done.out.splitlines()[-1])
     assert METRICS <= set(trained) and trained["episodes"] == 8
     visits = [value for name, value in trained.items() if name.startswith("visits_")]

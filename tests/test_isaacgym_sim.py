@@ -251,7 +251,7 @@ def test_a_run_on_the_cpu_pipeline(root, tmp_path):
     done = run(root, tmp_path, "--sim", "auto", "--no-cuda", *SMALL)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("walk__") and "__seed1__amp_ppo_isaacgym__" in folder.name
+    assert folder.name.startswith("walk__")
     assert "simulator isaacgym" in done.stderr and "self-check" in done.stdout
     assert json.loads((folder / "args.json").read_text())["args"]["sim"] == "isaacgym"
     trained = json.loads(done.stdout.splitlines()[-1])

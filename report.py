@@ -172,7 +172,7 @@ def film(out: str, rollout: str, motions: ml.MotionLib, commands: Optional[str] 
 
     Raises OSError."""
     more = ["--ghost", motions.files[0]] if len(motions.files) == 1 else []
-    more += ["--commands", commands] if commands else []
+    more += ["--fast", *(["--commands", commands] if commands else [])]
     _ask(out, [RENDER, rollout, out, *more, "--character-file", motions.character.path])
 
 

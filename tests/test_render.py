@@ -309,7 +309,7 @@ def test_gif(draw, root):
 
 
 def test_a_jump_stays_in_the_picture(draw, root):
-    pictures, _ = draw(root / "motions/backflip.npz", "film.mp4", *SMALL)
+    pictures, _ = draw(root / "motions/backflip.npz", "film.mp4", *SMALL, "--fast")
     for mask in limbs(pictures):
         assert not mask[:, :3].any() and not mask[:, -3:].any()
         assert not mask[:, :, :3].any() and not mask[:, :, -3:].any()
@@ -335,6 +335,7 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("strip.png", ("--compare", render.HERE), "expected one clip, not 20"),
         ("film.mp4", ("--compare", "a.npz", "--ghost", "a.npz"), "--ghost and --compare: one of them"),
         ("strip.png", ("--turn", 90), "are for films"),
+        ("strip.png", ("--fast",), "are for films"),
         ("film.mp4", ("--turn", "nan"), "--turn: expected degrees"),
         ("film.mp4", ("--commands", "nothing.csv"), "nothing.csv"),
     ],

@@ -248,7 +248,8 @@ def test_film_asks_the_tool(film, tmp_path, capfd, typed, walk):
         "open(sys.argv[2], 'w').write(json.dumps([sys.executable, sys.stdin.read(), *sys.argv[1:]]))"
     )
     rollout, out = [str(tmp_path / f"a b.{ending}") for ending in ("npz", "mp4")]
-    expected = [sys.executable, "", rollout, out, "--ghost", walk.files[0], "--character-file", walk.character.path]
+    expected = [sys.executable, "", rollout, out, "--ghost", walk.files[0], "--fast", "--character-file"]
+    expected.append(walk.character.path)
     assert json.loads(Path(out).read_text()) == expected
     assert len(ml.load_clip(rollout, walk.character.body_names).rotations) == 5
     assert capfd.readouterr() == ("", "")

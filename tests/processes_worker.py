@@ -1,10 +1,13 @@
 """What each process of tests/test_processes.py does under torchrun: `OUT` compares the processes with one that has all
-the data; `OUT SCRIPT FLAGS` trains after that, and notes what each process has after each iteration."""
+the data; `OUT SCRIPT FLAGS` trains after that, and notes what each process has after each iteration.
+
+`OUT 4` compares, too: without torchrun, by so many processes that share their imports."""
 
 import hashlib
 import importlib
 import json
 import os
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -17,6 +20,9 @@ import command_line
 import training_run
 from curves import Log
 from processes import average, gather, join_processes, moments, processes, share
+
+# of torchrun, besides those of a rank
+VARIABLES = ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE")
 
 
 def space(size):
@@ -146,7 +152,8 @@ def training(amp, out):
             found = digest(agent.state_dict().values())
             notes.append(everybodys((found, scalars["policy/learning_rate"], torch.initial_seed())))
             yield
-        write(out, {"errors": errors, "iterations": notes, "own": everybodys(own)})
+        variables = {name: os.environ[name] for name in VARIABLES}
+        write(out, {"errors": errors, "iterations": notes, "own": everybodys(own), "variables": variables})
 
     return main
 
@@ -162,5 +169,22 @@ def run(out, script="amp_ppo_isaacgym.py", *flags):
     os._exit(0)  # as the scripts end
 
 
+def fork(out, world):
+    """run(out) in processes of this one, with the variables of a torchrun."""
+    importlib.import_module("amp_ppo_isaacgym")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(TORCHELASTIC_RUN_ID="forked", MASTER_ADDR="localhost", MASTER_PORT=port)
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    for rank in range(world):
+        if os.fork() == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            run(out)
+    sys.exit(max(os.wait()[1] for _ in range(world)) != 0)
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["4"]:
+        fork(sys.argv[1], 4)
     run(*sys.argv[1:])

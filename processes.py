@@ -55,17 +55,17 @@ def join_processes() -> Optional[str]:
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return None
     env = os.environ
-    store = None
     with reading("the environment", "that of a process of torchrun (for a plain run unset TORCHELASTIC_RUN_ID)"):
-        if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it still holds what an attempt before a restart wrote
-            if int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:  # counts would differ
-                needed = "--rdzv-backend=c10d and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (an environment variable)"
-                raise InputError(f"restarts on several machines need {needed}")
-            store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
-            store = dist.PrefixStore(env["TORCHELASTIC_RESTART_COUNT"], store)
+        rank, world, local, here = [int(env[x]) for x in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+        if not (0 <= rank < world and 0 <= local < here <= world):
+            raise ValueError(f"RANK {rank} of {world}, LOCAL_RANK {local} of {here}")
+        agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # its store holds what an attempt before wrote, too
+        if agent and int(env["GROUP_WORLD_SIZE"]) > 1 and int(env["TORCHELASTIC_MAX_RESTARTS"]) > 0:  # counts differ
+            raise InputError("machines restart only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend=c10d")
+        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), world, rank == 0 and not agent)  # for 300 s
+        store = dist.PrefixStore(env["TORCHELASTIC_RESTART_COUNT"] if agent else "all", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         patience = datetime.timedelta(hours=1)  # process 0 evaluates while the others wait
-        rank, world, *_ = [int(env[x]) for x in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
         dist.init_process_group(backend, timeout=patience, store=store, rank=rank, world_size=world)
     launch = plain(env["TORCHELASTIC_RUN_ID"]).replace(os.sep, "_")  # as in the folder's name
     if launch == "none" and env.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":

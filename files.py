@@ -107,9 +107,9 @@ def optional() -> Iterator[None]:
 def lock(path: str) -> Any:
     """A file that no other process may hold; while this one lives it does. Raises InputError if another does."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    file = os.fdopen(number, "r+")
     if not stat.S_ISREG(os.fstat(number).st_mode) or os.fstat(number).st_nlink > 1:
         raise InputError(f"{path}: a link or no file, which nothing is written into; remove it")
+    file = os.fdopen(number, "r+")
     try:
         import fcntl
 

@@ -425,8 +425,10 @@ def test_foreign_checkpoints_and_old_pytorch(put, monkeypatch, version, old):
     monkeypatch.delenv("AMP_TRUST_CHECKPOINTS", raising=False)
     assert checkpoints.load_checkpoint(str(folder), amp.KIND)["kind"] == amp.KIND  # --resume
     if old:
-        with pytest.raises(files.InputError, match=r"CVE-2025-32434.*AMP_TRUST_CHECKPOINTS=1"):
-            checkpoints.load_checkpoint(str(folder / "latest.pt"), amp.KIND)
+        for value in ("", "0"):  # no is not yes
+            monkeypatch.setenv("AMP_TRUST_CHECKPOINTS", value)
+            with pytest.raises(files.InputError, match=r"CVE-2025-32434.*AMP_TRUST_CHECKPOINTS=1"):
+                checkpoints.load_checkpoint(str(folder / "latest.pt"), amp.KIND)
         monkeypatch.setenv("AMP_TRUST_CHECKPOINTS", "1")
     assert checkpoints.load_checkpoint(str(folder / "latest.pt"), amp.KIND)["kind"] == amp.KIND
 

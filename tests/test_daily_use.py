@@ -233,13 +233,13 @@ def test_a_save_between_reading_and_locking_is_not_lost(run_script, begun, monke
     refused(result, "another process has just saved there")
 
 
-@pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_a_lock_that_is_a_link_is_not_followed(run_script, tmp_path, begun, link):
+@pytest.mark.parametrize("link", [os.symlink, os.link, lambda _, path: os.mkfifo(str(path))])
+def test_a_lock_that_is_a_link_or_a_pipe_is_not_followed(run_script, tmp_path, begun, link):
     (tmp_path / "victim").write_text("precious")
     (begun / "lock").unlink()
     link(tmp_path / "victim", begun / "lock")
     result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
-    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and "lock" in result.err
     assert (tmp_path / "victim").read_text() == "precious"
 
 

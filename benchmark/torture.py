@@ -9,6 +9,9 @@ disk      a training in DIR, a small file system of its own that is full for a p
           size=16m tmpfs DIR).
 starts    N (40) times Ctrl-C at a moment of the first four seconds of a training: one line, and no traceback, from the
           script's first import of ours on (the interpreter's own start, a tenth of a second, is not ours).
+names     a short training under torchrun on a machine whose own host name does not resolve (as root, with unshare of
+          util-linux): with --local-addr=127.0.0.1 it has to end as any other; without it torchrun hangs, N (60)
+          seconds of which are waited for.
 overhead  seconds that one checkpoint of the default size takes, against the seconds of training between two, from the
           rate of N (80) iterations.
 
@@ -330,7 +333,30 @@ def starts(count: int) -> Dict[str, Any]:
     return dict(starts=count, **found)
 
 
-# ---- 7. overhead ----
+# ---- 7. names ----
+
+
+def names(seconds: int) -> Dict[str, Any]:
+    """torchrun where the own host name does not resolve, with the option that the documents name and without it."""
+    found: Dict[str, Any] = {}
+    for name, options in (("with_local_addr", ["--local-addr=127.0.0.1"]), ("without", [])):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
+        command += [os.path.join(ROOT, SCRIPT), *training(4)]
+        alone = ["unshare", "--uts", "bash", "-c", 'hostname no-such-host.invalid && exec "$@"', "bash", *command]
+        with tempfile.TemporaryDirectory() as folder:
+            child = subprocess.Popen(alone, cwd=folder, env=ENVIRONMENT, start_new_session=True)
+            try:
+                child.wait(timeout=seconds if name == "without" else 600)
+                found[name] = f"exit code {child.returncode}, {'saved' if has_saved(folder) else 'nothing saved'}"
+            except subprocess.TimeoutExpired:
+                found[name] = f"hangs for {seconds} s"
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    return found
+
+
+# ---- 8. overhead ----
 
 
 def saves() -> List[float]:
@@ -367,9 +393,19 @@ def overhead(iterations: int) -> Dict[str, Any]:
     return {**found, "training_between_s": round(between, 1), "share": round(statistics.median(seconds) / between, 4)}
 
 
+PARTS = {  # what each calls, and with which number
+    "kill": (kill, 50),
+    "nan": (nan, 1000),
+    "files": (files, 10000),
+    "starts": (starts, 40),
+    "names": (names, 60),
+    "overhead": (overhead, 80),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=("kill", "nan", "files", "disk", "starts", "overhead"))
+    parser.add_argument("parts", nargs="+", choices=("disk", *PARTS))
     parser.add_argument("--folder", help="for disk: the mounted file system")
     parser.add_argument("--count", type=int, help="instead of the numbers above")
     parser.add_argument("--out", default=os.path.join(ROOT, "benchmark/torture.jsonl"), help="where results are added")
@@ -381,8 +417,8 @@ def main() -> None:
         if part == "disk":
             result = disk(os.path.abspath(given.folder))
         else:
-            count = given.count or dict(kill=50, nan=1000, files=10000, starts=40, overhead=80)[part]
-            result = dict(kill=kill, nan=nan, files=files, starts=starts, overhead=overhead)[part](count)
+            run, count = PARTS[part]
+            result = run(given.count or count)
         record = {"part": part, **stamp(), **result}
         print("\n" + json.dumps(record))
         with open(given.out, "a") as file:

@@ -4,6 +4,7 @@ It is given motions and tensors; it knows no networks and no simulators. Units a
 Dimension key: E episodes, T control steps of the simulation, R frames of the reference, J bodies, C commands.
 """
 
+import itertools
 import math
 import os
 import warnings
@@ -38,36 +39,42 @@ def reference_poses(motions: ml.MotionLib, clip: Tensor, time: Tensor) -> Tensor
     return relative_positions(body_position, state.rotations[..., 0, :])
 
 
+def _costs(simulated: Tensor, reference: Tensor) -> Iterator[Tensor]:
+    """For each of the T simulated frames (E, T, J-1, 3): mean over bodies of the distance to every frame of its
+    reference (G, R, J-1, 3), one for each episode (G = E) or one for all (G = 1): (E, R) [m]."""
+    theirs = reference.permute(0, 2, 3, 1).contiguous()  # (G, J-1, 3, R)
+    G, bodies, _, R = theirs.shape
+    mine = simulated.unflatten(0, (G, -1)).permute(0, 3, 4, 2, 1).contiguous()  # (G, J-1, 3, T, E / G)
+    # E T R (J-1) distances are most of an evaluation's work: a body at a time, as many frames as a core's cache holds
+    for frames in mine.split(max(2**17 // (3 * R * mine.shape[-1]), 1), 3):
+        total = frames.new_zeros(G, *frames.shape[3:], R)  # (G, frames, E / G, R)
+        for g, body in itertools.product(range(G), range(bodies)):
+            square = (frames[g, body, ..., None] - theirs[g, body, :, None, None]).square_()  # (3, frames, E / G, R)
+            total[g] += square[0].add_(square[1]).add_(square[2]).sqrt_()
+        yield from (total / bodies).transpose(1, 2).flatten(0, 1).unbind(1)
+
+
 def _warp(simulated: Tensor, reference: Tensor, any_start: bool) -> Iterator[Tensor]:
-    """For each of the T simulated frames (E, T, J-1, 3): mean cost (E, R) [m] of the best warping path that ends there,
-    for every end in the reference (E, R, J-1, 3)."""
-
-    def shift(x: Tensor) -> Tensor:
-        """Column j of the result is column j - 1 of x (E, R)."""
-        return F.pad(x[:, :-1], (1, 0), value=math.inf)
-
-    columns = reference.shape[1]
-    by_body = reference.transpose(1, 2).contiguous()  # (E, J-1, R, 3)
-    column = torch.arange(columns, device=reference.device)
-    start = columns if any_start else 1  # in how many columns a path may start
-    # sum and number of the costs of the best path to each cell of a row (one simulated frame)
-    total, length = torch.full((2, len(simulated), columns), math.inf, dtype=torch.float64, device=reference.device)
-    for i in range(simulated.shape[1]):
-        distance = torch.cdist(simulated[:, i, :, None], by_body, compute_mode="donot_use_mm_for_euclid_dist")
-        cost = distance[:, :, 0].mean(1).double()  # (E, R)
+    """For each of the T simulated frames: mean cost (E, R) [m] of the best warping path that ends there, for every end
+    in the reference; the shapes are those of _costs."""
+    R = reference.shape[1]
+    column = torch.arange(R, device=reference.device)
+    # sum and number of the costs of the best path to each cell of a row (one simulated frame), a cell in front of it
+    total = torch.full((len(simulated), R + 1), math.inf, dtype=torch.float64, device=reference.device)
+    length = torch.zeros_like(total)
+    total[:, : R + 1 if any_start else 1] = 0.0  # before the first row: where a path may start
+    for cost in _costs(simulated, reference):
+        cost = cost.double()
         # a path enters the row at some column k, from above or diagonally, and goes along it: cost sums from k on
-        diagonal = shift(total)
-        count = shift(length)
-        if i == 0:
-            diagonal[:, :start] = 0.0
-            count[:, :start] = 0.0
-        count = torch.where(total <= diagonal, length, count)
+        above, diagonal = total[:, 1:], total[:, :-1]
+        count = torch.where(above <= diagonal, length[:, 1:], length[:, :-1])
         along = cost.cumsum(1)
         # min over k of enter_k + (cost_k + ... + cost_j) = along_j + min over k of (enter_k - along_k + cost_k)
-        cheapest, k = torch.cummin(torch.minimum(total, diagonal) - along + cost, 1)
-        total = along + cheapest
-        length = count.gather(1, k) + column - k + 1
-        yield total / length
+        cheapest, k = torch.cummin(torch.minimum(above, diagonal) - along + cost, 1)
+        total[:, 1:] = along + cheapest
+        length[:, 1:] = count.gather(1, k) + column - k + 1
+        total[:, 0] = math.inf
+        yield total[:, 1:] / length[:, 1:]
 
 
 def pose_error(
@@ -82,18 +89,12 @@ def pose_error(
     to a fall counts as 1 m.
     -> (E,) [m]; the distance of each body at each frame from where the best path to that frame ends, (E, T, J-1) [m];
     the frame of the reference at which the path ends (E,) long, 0 if steps is"""
-    error = torch.zeros(len(simulated), dtype=torch.float64, device=reference.device)
-    last = torch.zeros(len(simulated), dtype=torch.long, device=reference.device)
-    episode = torch.arange(len(simulated))
-    bodies = []
-    for i, cost in enumerate(_warp(simulated, reference, any_start)):
-        best, end = cost.min(1)  # (E,)
-        error = torch.where(steps == i + 1, best, error)
-        last = torch.where(steps == i + 1, end, last)
-        matched = reference.expand(len(simulated), -1, -1, -1)[episode, end]  # (E, J-1, 3)
-        bodies.append((simulated[:, i] - matched).norm(dim=-1))
+    best, end = [torch.stack(x, 1) for x in zip(*[cost.min(1) for cost in _warp(simulated, reference, any_start)])]
+    episode = torch.arange(len(simulated), device=end.device)[:, None]
+    matched = reference.expand(len(simulated), -1, -1, -1)[episode, end]  # (E, T, J-1, 3)
+    error, last = [F.pad(x, (1, 0)).gather(1, steps[:, None])[:, 0] for x in (best, end)]  # 0 if steps is
     error = (error * steps + (horizon - steps).clamp_min(0)) / horizon
-    return error.float(), torch.stack(bodies, 1), last
+    return error.float(), (simulated - matched).norm(dim=-1), last
 
 
 def mean_over_episodes(bodies: Tensor, steps: Tensor) -> Tensor:

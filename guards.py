@@ -43,7 +43,7 @@ class Terminal:
     """stdout or stderr that never ends a training: text that cannot be written is escaped, or dropped."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream = open(os.devnull, "w") if stream is None else stream  # of a process whose stream is closed
 
     def write(self, text: str) -> int:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"

@@ -85,6 +85,7 @@ def test_a_terminal_that_cannot_be_written_ends_nothing():
         assert terminal.write("text") == 4
         terminal.flush()
         print("more", file=terminal)
+    assert not guards.Terminal(None).isatty()  # tyro asks, before it shows --help
 
 
 def closed():

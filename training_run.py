@@ -64,7 +64,7 @@ class Run:
             raise InputError(f"the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
         self.caught = _note_signals()
         self.stopped = False
-        self.started = self.counted = time.time()
+        self.started = self.counted = time.monotonic()
         self.rate = math.nan  # samples a second
         self.fault = ""
         self.writer: Any = None
@@ -203,7 +203,7 @@ class Run:
             self._give_up(f"no update of {lost[0].split('/')[0]} in an iteration was finite; lower its learning rate")
         self.progress["iteration"] = iteration
         self.progress["samples"] += self.batch
-        now = time.time()
+        now = time.monotonic()  # a clock that is set back is no speed
         self.rate = self.batch / max(now - self.counted, 1e-9)
         self.counted = now
         self.bar.set_postfix_str(console.progress(scalars, self.progress["metrics"]), refresh=False)
@@ -294,7 +294,7 @@ class Run:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
-        minutes = (time.time() - self.started) / 60
+        minutes = (time.monotonic() - self.started) / 60
         print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {folder}/best.pt", flush=True)
         console.tell(self.args, self.motions, self.progress["metrics"], self.shown)
 

@@ -4,12 +4,15 @@ import json
 import math
 import os
 import sys
+import time
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 import console
 from curves import Log, curve_name
+from training_run import Run
 
 ARGS = dict(exp_name=None, motion_file="motions/walk.npz", seed=3, sim="mujoco", num_envs=256, target_speed=None)
 
@@ -124,3 +127,11 @@ def test_figures_that_are_no_numbers_are_no_curves():
     log = Log()
     assert log.keep("eval", {"a": 1.5, "b": "walk", "c": [1, 2], "d": 2}) == {"eval/a": 1.5, "eval/d": 2}
     assert log.smooth == {"eval/a": 1.5, "eval/d": 2}
+
+
+def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    progress = {"iteration": 0, "samples": 0, "metrics": {}}
+    run = SimpleNamespace(progress=progress, batch=64, counted=time.monotonic() - 2, bar=MagicMock())
+    Run.count(run, 1, {"episode/length": 1.0}, "")
+    assert 0 < run.rate <= 32 and progress["samples"] == 64

@@ -107,7 +107,7 @@ def new_folder(path: str) -> str:
     """Make a folder, PATH-2 or so if there is one already -> its path. Raises OSError."""
     number = 1
     while True:
-        folder = path if number == 1 else f"{path}-{number}"
+        folder = path if number == 1 else f"{os.path.normpath(path)}-{number}"
         try:
             os.makedirs(folder)
             return folder

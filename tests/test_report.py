@@ -49,6 +49,7 @@ def test_nothing_that_is_there_is_touched(tmp_path, walk):
     assert [os.path.relpath(name, tmp_path) for name in names] == ["a/b", "a/b-2", "a/b-3"]
     os.symlink("nowhere", tmp_path / "link")
     assert report.new_folder(str(tmp_path / "link")) == str(tmp_path / "link-2")
+    assert report.new_folder(f"{tmp_path}/a/b/") == str(tmp_path / "a/b-4")  # beside it, and not in it
 
 
 def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):

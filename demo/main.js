@@ -282,7 +282,7 @@ async function main() {
     demo.pictures += 1;
     const speed = Math.hypot(walker.data.qvel[0], walker.data.qvel[1]).toFixed(1);
     const told = walker.told ? `, told ${walker.speed.toFixed(1)} m/s` : "";
-    state.textContent = walker.down ? "it fell" : `${speed} m/s${told}`;
+    state.textContent = walker.down ? "it fell, and begins anew" : `${speed} m/s${told}`;
     requestAnimationFrame(frame);
   };
   requestAnimationFrame(frame);

@@ -21,6 +21,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import sys
 import warnings
 import xml.etree.ElementTree as ET
@@ -384,9 +385,13 @@ def main() -> None:
         files = {args.out: onnx_of(loaded.policy), f"{stem}.xml": mjcf_of(loaded).encode()}
         text = json.dumps(description(loaded, checkpoint, args.out, f"{stem}.xml"), indent=2)
         files[f"{stem}.json"] = text.encode() + b"\n"
-        for path, data in files.items():
+        inputs = "qpos, qvel, command" if loaded.policy.commanded else "qpos, qvel"
+        contents = (f"{inputs} -> PD targets", "the character with its drives", "names, rates, units")
+        for (path, data), content in zip(files.items(), contents):
             write_file(path, data)
-            print(f"{path}: {len(data) / 1000:.0f} kB")
+            print(f"{path}: {content}; {len(data) / 1000:.0f} kB")
+        player = os.path.join(os.path.dirname(sys.argv[0]), "player.py")
+        print(f"python {shlex.quote(player)} {shlex.quote(args.out)} walks with it")
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ def test_runs_and_variants(exported, root, run_script, tmp_path):
     (tmp_path / "my_amp.py").write_text(text.replace('KIND = "amp_ppo_heading"', 'KIND = "my_amp"'), encoding="utf-8")
     code, out, err = run_script("deploy/export.py", "run", "mine.onnx", "--script", "my_amp.py")
     written = [line.split(":")[0] for line in out.splitlines()]
-    assert (code, err, written) == (0, "", ["mine.onnx", "mine.xml", "mine.json"])
+    assert (code, err, written[:3]) == (0, "", ["mine.onnx", "mine.xml", "mine.json"])
+    assert written[3].endswith("deploy/player.py mine.onnx walks with it")
     assert (tmp_path / "mine.onnx").read_bytes() == (exported / "heading.onnx").read_bytes()
     assert (tmp_path / "mine.xml").read_bytes() == (exported / "heading.xml").read_bytes()
 

@@ -80,6 +80,8 @@ def typed(option: str, argv: Optional[List[str]] = None) -> bool:
 
 def write_file(path: str, data: bytes) -> None:
     """Write a whole file or nothing: `path` is as it was until all of it is on the disk. Raises OSError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # which a file would replace
+        raise OSError(errno.EEXIST, "a folder, a pipe or a device is there", path)
     temporary = f"{path}.{os.urandom(8).hex()}.tmp"
     file = open(temporary, "xb")  # x: it is new, never a link that somebody has put there
     try:
@@ -88,10 +90,9 @@ def write_file(path: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # it is gone if all went well
             os.remove(temporary)
-        raise
 
 
 @contextlib.contextmanager
@@ -123,6 +124,5 @@ def lock(path: str) -> Any:
         holder = file.read(20).strip()
         raise InputError(f"{os.path.dirname(path)}: process {holder} is training in this folder") from error
     file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    print(os.getpid(), file=file, flush=True)
     return file

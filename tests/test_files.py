@@ -184,6 +184,17 @@ def test_links_are_replaced_and_not_followed(tmp_path):
     assert victim.read_bytes() == b"precious"
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """As root a page for /dev/full would stand in its place."""
+    os.mkfifo(str(tmp_path / "pipe"))
+    os.mkdir(str(tmp_path / "folder"))
+    os.symlink("/dev/null", str(tmp_path / "link"))
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(OSError, match="a folder, a pipe or a device"):
+            files.write_file(str(tmp_path / name), b"new")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"] and os.path.islink(tmp_path / "link")
+
+
 def test_a_temporary_name_that_exists_is_not_taken(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")

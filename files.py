@@ -80,8 +80,8 @@ def typed(option: str, argv: Optional[List[str]] = None) -> bool:
 
 def write_file(path: str, data: bytes) -> None:
     """Write a whole file or nothing: `path` is as it was until all of it is on the disk. Raises OSError."""
-    if os.path.exists(path) and not os.path.isfile(path):  # which a file would replace
-        raise OSError(errno.EEXIST, "a folder, a pipe or a device is there", path)
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # which a file would replace
+        raise OSError(errno.EEXIST, "a pipe or a device is there", path)
     temporary = f"{path}.{os.urandom(8).hex()}.tmp"
     file = open(temporary, "xb")  # x: it is new, never a link that somebody has put there
     try:

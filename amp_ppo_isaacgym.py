@@ -14,12 +14,13 @@ larger is their style reward, which PPO maximises together with a task reward:
 
 What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), PD targets around the clip's
 mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence, a policy that is
-cloned from the clip at the start; see --clone-updates, --disc-noise and --anneal.
+cloned from the clip at the start and averaged for use; see --clone-updates, --disc-noise, --anneal, --average-share.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
 A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in other files.
 """
 
+import copy
 import dataclasses
 import math
 from collections import defaultdict
@@ -100,7 +101,7 @@ class Training:
     update_epochs: int = 2
     """passes over the batch per iteration"""
     num_minibatches: int = 4
-    """minibatches per pass"""
+    """minibatches per pass, the last of which may be smaller"""
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.03
@@ -115,6 +116,8 @@ class Training:
     """norm to which the gradient of each network is scaled down"""
     action_std_log: float = -2.5
     """logarithm of the action noise's standard deviation"""
+    average_share: float = 0.1
+    """last share of the training so far, over which the policy that is evaluated is averaged; 0: the latest"""
     clone_updates: int = 100
     """updates before the training that teach the policy to follow the clips"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
@@ -164,11 +167,9 @@ def check_args(args: Args) -> None:
     if args.disc_steps < 2:
         raise InputError("--disc-steps: a transition has 2 states or more")
     world = processes().world
-    batch = math.ceil(args.num_envs / world) * args.num_steps
-    if batch % args.num_minibatches and not args.evaluate:
-        raise InputError(f"--num-minibatches {args.num_minibatches} does not divide the batch of a process, {batch}")
-    if args.total_timesteps < batch * world:
-        raise InputError(f"--total-timesteps is less than one batch, {batch * world}")
+    batch = world * math.ceil(args.num_envs / world) * args.num_steps
+    if args.total_timesteps < batch:
+        raise InputError(f"--total-timesteps is less than one batch, {batch}")
 
 
 # ---- 2. Observations, task reward ----
@@ -350,13 +351,12 @@ class Normaliser(nn.Module):
         self.mean.add_(delta * n / total)
         self.count.copy_(total)
 
+    def std(self) -> Tensor:
+        return torch.sqrt(self.var + 1e-5)
+
     def forward(self, x: Tensor) -> Tensor:
         """(x - mean) / std, clipped to [-5, 5]."""
-        return ((x - self.mean) / torch.sqrt(self.var + 1e-5)).clamp(-5.0, 5.0)
-
-    def undo(self, x: Tensor) -> Tensor:
-        """Inverse of forward, within its range."""
-        return x * torch.sqrt(self.var + 1e-5) + self.mean
+        return ((x - self.mean) / self.std()).clamp(-5.0, 5.0)
 
 
 def mlp(size_in: int, hidden: Tuple[int, int], size_out: int, last_gain: float) -> nn.Sequential:
@@ -378,6 +378,7 @@ class Agent(nn.Module):
         self.disc_norm = Normaliser(env.disc_obs_size)
         self.return_norm = Normaliser(1)
         self.actor = mlp(obs_size, hidden, env.single_action_space.shape[0], 0.01)
+        self.average_actor = copy.deepcopy(self.actor)  # its average over iterations
         self.critic = mlp(obs_size, hidden, 1, 1.0)
         self.disc = mlp(env.disc_obs_size, hidden, 1, 1.0)
         self.action_std = math.exp(action_std_log)
@@ -388,7 +389,7 @@ class Agent(nn.Module):
 
     def value(self, obs: Tensor) -> Tensor:
         """Expected return of raw observations (..., D) -> (...)."""
-        return self.return_norm.undo(self.critic(self.obs_norm(obs)))[..., 0]
+        return self.critic(self.obs_norm(obs))[..., 0] * self.return_norm.std() + self.return_norm.mean
 
     def logit(self, disc_obs: Tensor) -> Tensor:
         """What the discriminator makes of raw transitions (..., P) -> (...)."""
@@ -498,7 +499,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     sums = defaultdict(float)
     states = [info["state"]]
     for _ in range(env.episode_steps):
-        obs, _, terminated, _, info = env.step(agent.actor(agent.obs_norm(obs)))
+        obs, _, terminated, _, info = env.step(agent.average_actor(agent.obs_norm(obs)))
         info["scores"]["style_reward"] = style_reward(agent.logit(info["disc_obs"]), args.disc_loss)
         for name, x in info["scores"].items():
             sums[name] = sums[name] + x * alive  # (N,)
@@ -552,13 +553,13 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     actor_group = {"params": agent.actor.parameters(), "lr": args.learning_rate}
     critic_group = {"params": agent.critic.parameters(), "lr": args.critic_learning_rate}
     ppo_optimizer = torch.optim.Adam([actor_group, critic_group], fused=True)
-    disc_groups = [{"params": agent.disc.parameters(), "weight_decay": 2 * args.disc_weight_decay}]
-    disc_optimizer = torch.optim.Adam(disc_groups, lr=args.disc_learning_rate, fused=True)
+    decay = 2 * args.disc_weight_decay
+    disc_optimizer = torch.optim.Adam(agent.disc.parameters(), args.disc_learning_rate, weight_decay=decay, fused=True)
     replay = ReplayBuffer(math.ceil(args.replay_size / world), env.disc_obs_size, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
     # The normalisers start from the clip, as the character does, and so does the policy: PD targets q + kd / kp dq
-    # follow the clip, but for the balance. (Adam's moments would make PPO's first steps too large.)
+    # follow the clip, but for the balance.
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
     env.reset(seed)
     agent.obs_norm.update(env.obs())
@@ -632,20 +633,19 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             done_buf = terminated_buf | truncated_buf
             advantage = gae(reward, value[:-1], next_value, terminated_buf, done_buf, args.gamma, args.gae_lambda)
             returns = advantage + value[:-1]
-            centre, variance, _ = moments(torch.stack((advantage, returns), -1).view(B, 2))
+            centre, variance, _ = moments(advantage.view(B, 1))
             agent.return_norm.update(returns.view(B, 1))
             b_obs = agent.obs_norm(obs_buf.view(B, -1))
             b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
-            b_advantage = ((advantage - centre[0]) / (variance[0].sqrt() + 1e-8)).view(B)
+            b_advantage = ((advantage - centre) / (variance.sqrt() + 1e-8)).view(B)
             b_mean = mean_buf.view(B, -1)  # (B, A)
             b_action = action_buf.view(B, -1)
             b_log_prob = agent.log_prob(b_mean, b_action)  # (B,)
         log.add("reward", task=task_buf, style=style_buf, total=reward)
-        log.add("policy", explained_variance=1.0 - variance[0] / variance[1].clamp_min(1e-8))
 
         # 6. Update the policy by PPO.
         for _ in range(args.update_epochs):
-            for mb in torch.randperm(B, device=device).split(B // args.num_minibatches):
+            for mb in torch.randperm(B, device=device).split(math.ceil(B / args.num_minibatches)):
                 new_mean = agent.actor(b_obs[mb])  # (M, A)
                 ratio = torch.exp(agent.log_prob(new_mean, b_action[mb]) - b_log_prob[mb])
                 # L_clip = -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)]   (Schulman et al. 2017, equation 7)
@@ -655,8 +655,11 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 loss = policy_loss + value_loss
                 skipped = update(ppo_optimizer, loss, (agent.actor, agent.critic), args.max_grad_norm)
                 # KL of two Gaussians with the same standard deviation
-                kl = 0.5 * (((new_mean.detach() - b_mean[mb]) / agent.action_std) ** 2).sum(-1).mean()
+                kl = -agent.log_prob(new_mean.detach(), b_mean[mb]).mean()
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)
+        # average += (latest - average) / (1 + share t)   (Shamir and Zhang 2013)
+        for mean, latest in zip(agent.average_actor.parameters(), agent.actor.parameters()):
+            mean.data.lerp_(latest.data, 1.0 / (1.0 + args.average_share * iteration))
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
         # The learning rate follows the KL divergence, whose target falls.

@@ -71,7 +71,7 @@ class Policy(nn.Module):
         self.observe = script.observe
         self.obs = script.AMPEnv.obs
         self.norm = agent.obs_norm
-        self.actor = agent.actor
+        self.actor = agent.average_actor
         self.character = env.motions.character
         self.coordinates = env.sim.shared
         self.offset = env.action_offset  # (A,) [rad]

@@ -134,7 +134,7 @@ def test_the_player_walks_as_well_as_the_policy(loaded, exported, name, run_scri
     """20 s from two of the starts, under different commands, without a fall, as in the policy's own evaluation."""
     script, args, env, policy, _ = loaded[name]
     agent = script.Agent(env, args.hidden, args.action_std_log)
-    agent.actor, agent.obs_norm = policy.actor, policy.norm
+    agent.average_actor, agent.obs_norm = policy.actor, policy.norm
     figures = script.evaluate(agent, env, args)[0]
     for start in (0, 5):
         command = ["--heading", 30 * start, "--speed", 1.2 + 0.4 * start]

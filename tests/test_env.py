@@ -648,7 +648,7 @@ def agent():
     torch.manual_seed(0)
     spaces = dict(single_observation_space=Box(-1, 1, (D,)), single_action_space=Box(-1, 1, (28,)))
     agent = amp.Agent(SimpleNamespace(disc_obs_size=2 * D, **spaces), (16, 16), -2.5)
-    for net in (agent.actor, agent.disc):
+    for net in (agent.average_actor, agent.disc):
         torch.nn.init.zeros_(net[-1].weight)
     return agent
 
@@ -680,7 +680,7 @@ def test_evaluation_of_short_episodes(agent, walk):
 def fold(agent, character):
     """Let hips and knees fold with all their force: everybody falls in less than a second."""
     for name, action in (("right_hip_y", -1.5), ("left_hip_y", -1.5), ("right_knee", 1.5), ("left_knee", 1.5)):
-        agent.actor[-1].bias.data[character.dof_names.index(name)] = action
+        agent.average_actor[-1].bias.data[character.dof_names.index(name)] = action
 
 
 def test_evaluation_of_falls(agent, walk, character):

@@ -275,7 +275,7 @@ def agent(env):
     """It stands in the clips' mean pose, and its discriminator's logit is 0."""
     torch.manual_seed(0)
     agent = heading.Agent(env, (16, 16), -2.5)
-    for net in (agent.actor, agent.disc):
+    for net in (agent.average_actor, agent.disc):
         torch.nn.init.zeros_(net[-1].weight)
     return agent
 

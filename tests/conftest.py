@@ -41,13 +41,16 @@ def put(sim, env_ids, state):
     sim.set_state(chosen, ml.MotionState(*rows))
 
 
-@pytest.fixture(autouse=True)
-def undrawn(request, monkeypatch):
-    """The pictures of an evaluation in this process are empty files: drawing one takes longer than a tiny training.
+# The pictures of an evaluation in this process are empty files: drawing one takes longer than a tiny training.
+DRAW = report._write_figure
+report._write_figure = lambda path, figure: ml.write_file(path, b"")
 
-    They are drawn in test_report.py, by tests marked `drawn`, and in every process of its own."""
-    if not request.node.get_closest_marker("drawn"):
-        monkeypatch.setattr(report, "_write_figure", lambda path, figure: ml.write_file(path, b""))
+
+@pytest.fixture(autouse=True)
+def drawn(request, monkeypatch):
+    """They are drawn in test_report.py, by tests marked `drawn`, and in every process of its own."""
+    if request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(report, "_write_figure", DRAW)
 
 
 @pytest.fixture(scope="session")
@@ -135,8 +138,8 @@ class Result(NamedTuple):
     err: str
 
 
-@pytest.fixture
-def signals():
+@contextlib.contextmanager
+def signals_kept():
     """Put back what a training in this process does to signals."""
     kept = {
         number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -147,12 +150,18 @@ def signals():
 
 
 @pytest.fixture
+def signals():
+    with signals_kept():
+        yield
+
+
+@pytest.fixture
 def run_script(monkeypatch, tmp_path, signals):
     """run_script(script, *arguments) -> Result: what `python script arguments` does in tmp_path, in this process."""
 
-    def run(script, *arguments):
+    def run(script, *arguments, folder=tmp_path):
         out, err = io.StringIO(), io.StringIO()
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setattr(threading, "excepthook", threading.excepthook)

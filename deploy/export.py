@@ -118,7 +118,7 @@ def import_script(path: str) -> Any:
     sys.modules[name] = module  # dataclasses look their types up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path}: it cannot be imported ({type(error).__name__}: {error})") from error
     missing = [
         x for x in ("KIND", "KEY_BODIES", "Args", "AMPEnv", "Agent", "observe", "check_args") if not hasattr(module, x)

@@ -207,13 +207,15 @@ def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):
         (["walk.pt", "a.onnx", "--script", "none.py"], "none.py: no such script"),
         (["walk.pt", "a.onnx", "--script", "empty.py"], "empty.py: not a script like amp_ppo_isaacgym.py; it has no"),
         (["walk.pt", "a.onnx", "--script", "broken.py"], "broken.py: it cannot be imported (SyntaxError: "),
+        (["walk.pt", "a.onnx", "--script", "ends.py"], "ends.py: it cannot be imported (SystemExit: 0"),
         (["walk.pt", "a.onnx", "--motion-file", "nothing.npz"], "nothing.npz: no such motion file"),
     ],
 )
 def test_bad_input_is_one_line(root, run_script, tmp_path, arguments, fault):
     shutil.copy(root / "pretrained/walk.pt", tmp_path)
     (tmp_path / "folder.onnx").mkdir()
-    for name, text in {"README.md": "# no checkpoint", "empty.py": "", "broken.py": "(", "a.onnx": "kept"}.items():
+    scripts = {"empty.py": "", "broken.py": "(", "ends.py": "raise SystemExit(0)"}
+    for name, text in {"README.md": "# no checkpoint", "a.onnx": "kept", **scripts}.items():
         (tmp_path / name).write_text(text)
     code, out, err = run_script("deploy/export.py", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1) and err.replace("'", "").startswith(f"error: {fault}")

@@ -870,19 +870,19 @@ def learn(root, tmp_path, monkeypatch, signals):
 
 @needs_mujoco
 def test_a_short_training_learns_the_task(learn):
-    """The clip walks at 1 m/s, the task is to stop: the task reward grows to 1.8 and 2.2 times with two seeds."""
-    log = learn(target_speed=0, style_weight=0.5, disc_noise=0, total_timesteps=48_000)
+    """The clip walks at 1 m/s, the task is to stop: the task reward at least doubles with any of the seeds tried."""
+    log = learn(target_speed=0, style_weight=0.5, disc_noise=0, total_timesteps=80_000)
     assert log["reward/task"][4] > 1.5 * log["reward/task"][0]
     assert abs(log["episode/speed_m_s"][4]) < 0.7 * log["episode/speed_m_s"][0]
     # meanwhile the discriminator learns to tell the character from the clip, and the critic to foresee the returns
-    assert log["disc/accuracy_demo"][4] > 0.7 and log["disc/accuracy_demo"][4] + log["disc/accuracy_agent"][4] > 1.5
+    assert log["disc/accuracy_demo"][4] > 0.9 and log["disc/accuracy_demo"][4] + log["disc/accuracy_agent"][4] > 1.5
     assert log["policy/value_loss"][4] < 0.2  # of the variance of the returns
 
 
 @needs_mujoco
 def test_a_short_training_earns_style_reward(learn):
     """While the discriminator stands still, style rewards can be compared: they grow by half with any seed."""
-    log = learn(task="none", disc_learning_rate=1e-9, disc_batch=128, total_timesteps=20_480)
+    log = learn(task="none", disc_learning_rate=1e-9, disc_batch=128, total_timesteps=40_000)
     assert np.mean(log["reward/style"][3:]) > 1.2 * log["reward/style"][0]
 
 

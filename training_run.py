@@ -308,16 +308,20 @@ def _note_signals() -> List[int]:
     """From now on signals that end a process are noted in this list, unless they are ignored (nohup); a second one ends
     the process, but not under torchrun, which passes on what a process may have got already."""
     caught: List[int] = []
+    since = 0.0  # [s]
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # of users and of schedulers
     kinds = [kind for kind in signal.Signals if kind.name in names and signal.getsignal(kind) != signal.SIG_IGN]
 
     def note(number: int, frame: Any) -> None:
-        caught.append(number)
-        if not in_group():
-            for kind in kinds:
-                signal.signal(kind, signal.SIG_DFL)
+        nonlocal since
+        if not caught and not in_group():
+            since = time.monotonic()
             with contextlib.suppress(OSError):  # print() might wait for itself here
                 os.write(2, b"\nfinishing this iteration, then saving; once more stops at once\n")
+        elif not in_group() and time.monotonic() > since + 0.2:  # timeout, for one, sends each signal twice
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        caught.append(number)
 
     for kind in kinds:
         signal.signal(kind, note)

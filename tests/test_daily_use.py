@@ -270,6 +270,15 @@ def test_signals_end_a_run_in_good_order(root, tmp_path):
         assert out.splitlines()[-1].endswith(f"python {SCRIPT} --resume {run}")
 
 
+def test_signals_that_come_at_once_are_one(signals, capfd):
+    """As those of timeout, which sends each to the process and to its group; the second would end it unsaved."""
+    caught = training_run._note_signals()
+    for kind in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), kind)
+    assert caught == [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP]
+    assert capfd.readouterr().err.count("finishing this iteration, then saving") == 1
+
+
 TERMINALS = {
     "closed": "SCRIPT >&- 2>&-",
     "stdin too": "SCRIPT <&- >&- 2>&-",

@@ -160,7 +160,7 @@ def test_a_second_signal_ends_the_process_at_once(root, tmp_path):
     process = start(root, tmp_path, SCRIPT, *flags)
     await_file(process, tmp_path, "runs/*/args.json")
     for _ in range(2):
-        time.sleep(0.3)
+        time.sleep(1.0)
         assert process.poll() is None  # the first one is only noted
         process.send_signal(signal.SIGTERM)
     process.communicate()

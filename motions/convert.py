@@ -15,10 +15,12 @@ import os
 import sys
 from typing import List, Optional, Tuple, TypeVar
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import simulators  # noqa: F401  (its guards come before all that is slow)
+
 import numpy as np
 import torch
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as lib
 from motion_lib import Character, Clip, InputError

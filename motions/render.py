@@ -35,12 +35,14 @@ import warnings
 import xml.etree.ElementTree as ET
 from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import simulators  # noqa: F401  (its guards come before all that is slow)
+
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as ml
 from evaluation import load_commands, reference_poses, relative_positions

@@ -31,11 +31,13 @@ import time
 import webbrowser
 from typing import Any, Callable, List, NamedTuple, Tuple
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import simulators  # noqa: F401  (its guards come before all that is slow)
+
 import numpy as np
 import torch
 from torch import Tensor
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import motion_lib as ml
 from evaluation import relative_positions

@@ -37,7 +37,7 @@ except BaseException:
 """
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, "motions/view.py", "motions/render.py", "motions/convert.py"])
 def test_a_ctrl_c_during_the_imports_is_one_line(root, tmp_path, script):
     """Even in a module that would swallow it."""
     (tmp_path / "torch.py").write_text(SWALLOWED)

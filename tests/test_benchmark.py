@@ -1,4 +1,6 @@
-"""benchmark/time_to_walk.py, table.py and heading.py, as a whole, with tiny trainings."""
+"""benchmark/time_to_walk.py, table.py and heading.py, as a whole, with tiny trainings.
+
+Where no signal is sent to them, they run in this process; what they start are processes, but with `at_once`."""
 
 import json
 import os
@@ -6,32 +8,62 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("mujoco")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import heading
+import table
+import time_to_walk
 from table import Row, check_options, minutes, print_table
 
 TINY = "--num-envs 4 --num-steps 4 --num-minibatches 2 --total-timesteps 320 --hidden 8 8 --disc-batch 8 --no-cuda"
 
 
+@pytest.fixture
+def main(monkeypatch, tmp_path, capsys, signals):
+    """main(module, *options) -> (out, err) of a benchmark."""
+
+    def run(module, *options):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module.__file__, *options])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capsys.readouterr()
+        module.main()
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def at_once(monkeypatch, run_script):
+    """What a benchmark starts has run in this process, and ended."""
+
+    def start(script, options, home, core, name):
+        result = run_script(script, *options, folder=home)
+        for kind in ("out", "err"):
+            (Path(home) / f"{name}.{kind}").write_text(getattr(result, kind))
+        return SimpleNamespace(poll=lambda: result.code, returncode=result.code)
+
+    for module in (table, heading):
+        monkeypatch.setattr(module, "start", start)
+
+
 @pytest.mark.parametrize("error, reached", [(2.0, True), (1e-9, False)])
-def test_time_to_walk(root, tmp_path, error, reached):
+def test_time_to_walk(main, tmp_path, error, reached):
     """In a tenth of a second nobody falls, and the pose error is some centimetres."""
     own = ["--seeds", "3", "--every", "16", "--error", str(error), "--out", str(tmp_path / "out.jsonl")]
-    command = [sys.executable, str(root / "benchmark/time_to_walk.py"), *own, *TINY.split(), "--eval-seconds", "0.1"]
-    done = subprocess.run(command, cwd=str(tmp_path), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    said, _ = main(time_to_walk, *own, *TINY.split(), "--eval-seconds", "0.1")
     (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert record["seed"] == 3 and record["error"] == error and "--seed 3" in record["command"]
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("| 3 |", "| median |", "| worst |"))]
+    rows = [line for line in said.splitlines() if line.startswith(("| 3 |", "| median |", "| worst |"))]
     assert len(rows) == 3
     if reached:
         assert 0 < record["seconds"] < 120 and 16 <= record["samples"] <= 320
         assert record["metrics"]["fall_rate"] == 0 and record["metrics"]["pose_error_m"] <= error
-        assert f"{record['seconds']:.1f}" in rows[0] and "not reached" not in done.stdout
+        assert f"{record['seconds']:.1f}" in rows[0] and "not reached" not in said
     else:
         assert record["seconds"] is None and record["samples"] is None
         assert all(row.count("not reached") >= 2 for row in rows)
@@ -41,21 +73,19 @@ def test_time_to_walk(root, tmp_path, error, reached):
 # ---- table.py ----
 
 
-def table(root, tmp_path, *options, wait=True, script="table.py"):
-    own = ["--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.jsonl"), "--seeds", "3"]
-    command = [sys.executable, str(root / "benchmark" / script), *own, *options]
-    child = subprocess.Popen(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return child.communicate(timeout=300) if wait else child
+def places(tmp_path):
+    return ["--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.jsonl"), "--seeds", "3"]
 
 
 def records_of(tmp_path):
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
 
 
-def test_table(root, tmp_path):
+def test_table(root, tmp_path, main):
     """Two clips at a time; what is done is not run again; the policy that is judged is the best of the training."""
-    options = ["--clips", "walk", "spin", *TINY.split(), "--eval-seconds", "0.1", "--eval-interval", "10"]
-    said, errors = table(root, tmp_path, *options)
+    options = [*places(tmp_path), "--clips", "walk", "spin"]
+    options += [*TINY.split(), "--eval-seconds", "0.1", "--eval-interval", "10"]
+    said, errors = main(table, *options)
     assert errors == ""
     records = records_of(tmp_path)
     assert {record["clip"] for record in records} == {"walk", "spin"}
@@ -68,23 +98,25 @@ def test_table(root, tmp_path):
     assert said.count("\n+ ") + said.startswith("+ ") == 2
     rows = [line for line in said.splitlines() if line.startswith(("| walk", "| spin"))]
     assert [row.split()[1] for row in rows] == ["walk", "spin"] and rows[0].endswith("| 0.030 | 0.028 |")
-    again, errors = table(root, tmp_path, *options)
+    again, errors = main(table, *options)
     assert errors == "" and "+ " not in again and again.splitlines() == said.splitlines()[-len(again.splitlines()) :]
-    assert table(root, tmp_path, "--table")[0] == again
+    assert main(table, *places(tmp_path), "--table")[0] == again
 
 
-def test_an_interrupted_table_goes_on(root, tmp_path):
+def test_an_interrupted_table_goes_on(root, tmp_path, main, at_once):
     """After SIGTERM the training has saved; the same command resumes it, and its minutes are those of both parts."""
     tiny = TINY.replace("--total-timesteps 320", "--total-timesteps 1600 --replay-size 99").split()
-    options = ["--clips", "walk", *tiny, "--eval-seconds", "0.1", "--eval-interval", "50", "--save-interval", "5"]
-    child = table(root, tmp_path, *options, wait=False)
+    options = [*places(tmp_path), "--clips", "walk", *tiny, "--eval-seconds", "0.1"]
+    options += ["--eval-interval", "50", "--save-interval", "5"]
+    command = [sys.executable, str(root / "benchmark/table.py"), *options]
+    child = subprocess.Popen(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 60
     while not list(tmp_path.glob("runs/*/runs/*/latest.pt")) and time.time() < deadline:
         time.sleep(0.05)
     child.terminate()
     child.communicate(timeout=60)
     assert child.returncode == 130 and not (tmp_path / "out.jsonl").exists()
-    _, errors = table(root, tmp_path, *options)
+    _, errors = main(table, *options)
     (record,) = records_of(tmp_path)
     assert errors == "" and record["curves"]["samples"] == [800, 1600]
     (run,) = tmp_path.glob("runs/*/runs/*")
@@ -145,11 +177,11 @@ def test_minutes_without_the_interruption(tmp_path):
 # ---- heading.py ----
 
 
-def test_a_style_weight(root, tmp_path):
+def test_a_style_weight(tmp_path, main, at_once):
     """One, evaluated twice; what is done is not run again."""
     tiny = TINY.split() + ["--clone-updates", "0", "--motion-file", "motions/walk.npz"]
     options = ["--style-weights", "0.25", *tiny, "--eval-seconds", "1", "--eval-episodes", "2"]
-    said, errors = table(root, tmp_path, *options, script="heading.py")
+    said, errors = main(heading, *places(tmp_path), *options)
     assert errors == ""
     (record,) = records_of(tmp_path)
     assert record["options"] == ["--style-weight", "0.25", *options[2:]] and record["samples"] == 320
@@ -157,7 +189,7 @@ def test_a_style_weight(root, tmp_path):
     assert record["metrics"]["episodes"] == record["figure_eight"]["episodes"] == 2
     assert record["figure_eight"]["commanded_speed_m_s"] == pytest.approx(1.2, abs=0.02)
     assert record["metrics"]["commanded_speed_m_s"] != record["figure_eight"]["commanded_speed_m_s"]
-    again, errors = table(root, tmp_path, *options, script="heading.py")
+    again, errors = main(heading, *places(tmp_path), *options)
     assert errors == "" and "+ " not in again and said.endswith(again) and again.count("--style-weight 0.25") == 1
 
 

@@ -149,13 +149,13 @@ def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> st
 
 
 def page(out: str, rollout: str, motions: ml.MotionLib) -> None:
-    """Write a page that shows a roll-out, over its clip if there is but one. Raises OSError."""
+    """Write a page that shows a roll-out, beside its clip if there is but one. Raises OSError."""
     if os.environ.get("AMP_PAGE") == "no":  # for many evaluations in a row
         return
     if importlib.util.find_spec("viser") is None:
         raise OSError("no page to look at the motion; pip install viser trimesh (Python 3.10)")
     clips = motions.files if len(motions.files) == 1 else []
-    more = ["--layout", "pinned", "--html", out, "--seconds", "10"]
+    more = ["--layout", "beside", "--html", out, "--seconds", "10"]
     _ask(out, [VIEW, rollout, *clips, *more, "--character-file", motions.character.path])
 
 

@@ -120,7 +120,7 @@ def test_a_page_is_of_one_clip(tmp_path, walk, all_motions, monkeypatch):
     for motions in (walk, all_motions):
         report.page("a/index.html", "a/rollouts/000.npz", motions)
     one, many = asked
-    assert one[:3] == [report.VIEW, "a/rollouts/000.npz", walk.files[0]] and "pinned" in one
+    assert one[:3] == [report.VIEW, "a/rollouts/000.npz", walk.files[0]] and "beside" in one
     assert many[:3] == [report.VIEW, "a/rollouts/000.npz", "--layout"]
 
 

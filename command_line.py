@@ -74,7 +74,7 @@ class Evaluation:
     eval_seconds: float = 20.0
     """longest evaluation episode [s] (the paper's 20)"""
     capture_video: bool = False
-    """film one episode of each evaluation (pip install imageio[ffmpeg])"""
+    """film one episode of each evaluation (pip install -r requirements-motions.txt)"""
 
 
 def merge_options(description: str, *groups: Any) -> Any:
@@ -166,7 +166,7 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if args.track and importlib.util.find_spec("wandb") is None:
         raise InputError("--track: Weights & Biases is not installed; pip install wandb")
     if args.capture_video and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise InputError("--capture-video: pip install imageio[ffmpeg]")
+        raise InputError("--capture-video: pip install -r requirements-motions.txt")
     return args, checkpoint
 
 

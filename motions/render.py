@@ -14,8 +14,8 @@ GIF about fifteen frames a second, over a floor that leads from its last picture
 roll-out of the heading task was told (see --eval-commands): an arrow, the path commanded, the path taken. A clip that
 is compared is in the roll-out's phase (same_phase), at its place and with its heading, so what differs is the pose. It
 needs MuJoCo, an OpenGL that draws without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and
-for films `pip install imageio[ffmpeg]`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take a minute
-on two CPU cores, half of it with --fast.
+for films `pip install -r requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540)
+take a minute on two CPU cores, half of it with --fast.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -413,7 +413,8 @@ def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
             command = [imageio_ffmpeg.get_ffmpeg_exe(), *source, "-i", "-", *target, path]
             ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         except (ImportError, RuntimeError, OSError) as error:
-            raise InputError(f"no ffmpeg ({str(error).splitlines()[0]}); pip install imageio[ffmpeg]") from error
+            fault = f"no ffmpeg ({str(error).splitlines()[0]})"
+            raise InputError(f"{fault}; pip install -r requirements-motions.txt") from error
         with ffmpeg:
             with contextlib.suppress(BrokenPipeError), ffmpeg.stdin:  # an ffmpeg that has given up says why
                 for picture in pictures:

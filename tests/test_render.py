@@ -351,7 +351,7 @@ def test_bad_options_end_with_one_line(run_script, root, tmp_path, name, options
     [
         ("mujoco", "raise ModuleNotFoundError(\"No module named 'mujoco'\")", "pip install -r requirements.txt"),
         ("OpenGL", "raise AttributeError(\"no attribute 'eglQueryString'\\nor so\")", "apt-get install libosmesa6"),
-        ("imageio_ffmpeg", "raise ImportError('No module')", "pip install imageio[ffmpeg]"),
+        ("imageio_ffmpeg", "raise ImportError('No module')", "pip install -r requirements-motions.txt"),
     ],
 )
 def test_what_is_missing_is_named_in_one_line(opengl, root, tmp_path, module, content, words):

@@ -749,7 +749,7 @@ def test_options_that_this_machine_cannot_serve(run_script, root, tmp_path, monk
     for module in ("wandb", "imageio_ffmpeg"):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     refused(run_script(SCRIPT, *options(root), "--track"), "wandb")
-    refused(run_script(SCRIPT, *options(root), "--capture-video"), "imageio[ffmpeg]")
+    refused(run_script(SCRIPT, *options(root), "--capture-video"), "requirements-motions.txt")
     refused(run_script(SCRIPT, *options(root), "--evaluate"), "--checkpoint")
     refused(run_script(SCRIPT, *options(root), "--evaluate", "--checkpoint", ""))  # an empty variable of a shell script
     assert os.listdir(tmp_path) == []

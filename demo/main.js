@@ -57,6 +57,7 @@ class Walker {
   reset() {
     this.start = (this.start + 1) % this.about.starts;
     this.mujoco.mj_resetDataKeyframe(this.model, this.data, this.start);
+    this.mujoco.mj_forward(this.model, this.data); // where the geoms are, which the first picture draws
     this.heading = 0.0; // that it is told [rad, world]
     this.speed = this.speeds[0]; // [m/s]
     this.steps = 0;

@@ -90,6 +90,8 @@ def test_it_walks_and_turns(site, tab):  # noqa: F811
         for key, code in {"m": "demo.pace === 1.0 || demo.pace === 0.2", "r": "demo.walker.start === 1"}.items():
             tab.keyboard.press(key)
             tab.wait_for_function(code)
+        anew = "(demo.walker.reset(), Math.hypot(...demo.walker.data.geom_xmat.slice(9, 18)))"  # before any step
+        assert tab.evaluate(anew) == pytest.approx(3**0.5, abs=1e-6)
         tab.wait_for_function("document.getElementById('state').textContent.includes('told 1.0 m/s')")
     finally:
         server.shutdown()

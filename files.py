@@ -52,8 +52,9 @@ def check_archive(path: str, names: Tuple[str, ...]) -> None:
     """Refuse what is not an archive of torch.save that holds as much as it says, and names no others than these, or
     storages, to be called when it is read. Raises InputError, or whatever a broken archive leads to."""
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":  # an older form would allocate what it is told to
-            raise InputError(f"{path}: not an archive that torch.save writes")
+        new = file.read(4) == b"PK\3\4"  # an older form would allocate what it is told to
+    if not new or not any(name.endswith("/data.pkl") for name in zipfile.ZipFile(path).namelist()):
+        raise InputError(f"{path}: no checkpoint, not an archive that torch.save writes")
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         whole = {member.filename for member in members if member.file_size == member.compress_size}
@@ -101,8 +102,7 @@ def optional() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        fault = plain(str(error) or type(error).__name__)
-        print(f"the figures stand, but not all could be written: {fault}", file=sys.stderr)
+        print("the figures stand, but not all could be written:", plain(str(error) or repr(error)), file=sys.stderr)
 
 
 def lock(path: str) -> Any:

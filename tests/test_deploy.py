@@ -200,7 +200,8 @@ def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):
     "arguments, fault",
     [
         (["nothing.pt", "a.onnx"], "nothing.pt: no such file"),
-        (["README.md", "a.onnx"], "README.md: not an archive that torch.save writes"),
+        (["README.md", "a.onnx"], "README.md: no checkpoint, not an archive that torch.save writes"),
+        (["walk.npz", "a.onnx"], "walk.npz: no checkpoint, not an archive that torch.save writes"),
         (["walk.pt", "a.pt"], "a.pt: expected a name that ends in .onnx"),
         (["walk.pt", "no/such/a.onnx"], "no/such/a.onnx: there is no such folder"),
         (["walk.pt", "folder.onnx"], "folder.onnx: Is a directory"),
@@ -212,7 +213,8 @@ def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(root, run_script, tmp_path, arguments, fault):
-    shutil.copy(root / "pretrained/walk.pt", tmp_path)
+    for name in ("pretrained/walk.pt", "motions/walk.npz"):
+        shutil.copy(root / name, tmp_path)
     (tmp_path / "folder.onnx").mkdir()
     scripts = {"empty.py": "", "broken.py": "(", "ends.py": "raise SystemExit(0)"}
     for name, text in {"README.md": "# no checkpoint", "a.onnx": "kept", **scripts}.items():

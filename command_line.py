@@ -160,9 +160,9 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
         if args.evaluate and steps > 1e8 and not typed("--eval-episodes", argv):  # a stranger's, perhaps
             raise InputError(f"the checkpoint asks for {steps:.2g} physics steps; if meant, type --eval-episodes")
     args.resume = resume
-    _fill_in(args)
     if args.cuda and torch.cuda.device_count() < local_world():
-        raise InputError("--cuda: PyTorch does not find a GPU for each process; --no-cuda trains on the CPU")
+        raise InputError("--cuda: PyTorch finds no CUDA device, or fewer than processes; --no-cuda trains on the CPU")
+    _fill_in(args)
     if args.track and importlib.util.find_spec("wandb") is None:
         raise InputError("--track: Weights & Biases is not installed; pip install wandb")
     if args.capture_video and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -177,7 +177,7 @@ def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]
             low = -1e15 if name in signed else 1 if type(x) is int and name not in from_zero else 0
             high = 1e8 if type(x) is int and name not in ("seed", "total_timesteps") else 1e15
             if type(x) in (int, float) and not low <= x <= high:
-                raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:g} to {high:.0e}")
+                raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:,.0f} to {high:,.0f}")
 
 
 # ---- 2. Launch ----------

@@ -718,7 +718,7 @@ BAD_OPTIONS = {
     "NaN": (dict(learning_rate="nan"), "--learning-rate"),
     "infinity": (dict(target_speed="inf"), "--target-speed"),
     "no environments": (dict(num_envs=0), "--num-envs"),
-    "negative environments": (dict(num_envs=-8), "--num-envs"),
+    "negative environments": (dict(num_envs=-8), "--num-envs -8: expected a number from 1 to 100,000,000"),
     "a layer without units": (dict(hidden=(16, 0)), "--hidden"),
     "negative seed": (dict(seed=-1), "--seed"),
     "no episode": (dict(eval_episodes=0), "--eval-episodes"),
@@ -745,7 +745,8 @@ def test_options_that_cannot_work(run_script, root, tmp_path, changes, word):
 @needs_mujoco
 def test_options_that_this_machine_cannot_serve(run_script, root, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    refused(run_script(SCRIPT, *options(root)[1:], "--cuda"), "--cuda")
+    told = run_script(SCRIPT, *options(root)[1:], "--cuda")
+    refused(told, "--cuda: PyTorch finds no CUDA device")
     for module in ("wandb", "imageio_ffmpeg"):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     refused(run_script(SCRIPT, *options(root), "--track"), "wandb")

@@ -87,8 +87,7 @@ def check_kind(name: str, own: Any, state: Any, inside: bool = True) -> None:
     if not isinstance(state, kind) or (isinstance(state, bool) and kind is not bool):
         raise ValueError(f"{name} is a {type(state).__name__} there and a {type(own).__name__} here")
     if isinstance(own, Tensor) and (own.dtype != state.dtype or own.shape != state.shape):
-        there = f"{state.dtype} {tuple(state.shape)}"
-        raise ValueError(f"{name} is {there} there and {own.dtype} {tuple(own.shape)} here")
+        raise ValueError(f"{name} is {state.dtype} {(*state.shape,)} there and {own.dtype} {(*own.shape,)} here")
     if isinstance(own, (list, tuple)) and inside:
         check_kind(name, dict(enumerate(own)), dict(enumerate(state)))
     if isinstance(own, dict) and inside:
@@ -110,7 +109,8 @@ def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
     own = os.path.isdir(path)
     path = os.path.join(path, "latest.pt") if own else path
     if not os.path.isfile(path):
-        raise InputError(f"{path!r}: no such file; a run stopped before its first save has to be started anew")
+        early = "; a run stopped before its first save has to be started anew"
+        raise InputError(f"{path!r}: no such file{early if path.endswith('latest.pt') else ' or folder'}")
     version = [int(x) for x in torch.__version__.split("+")[0].split(".")[:2]]
     if version < [2, 6] and not own and os.environ.get("AMP_TRUST_CHECKPOINTS") != "1":
         danger = "with this old PyTorch a foreign checkpoint can execute code (CVE-2025-32434)"

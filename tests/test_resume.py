@@ -235,7 +235,7 @@ def test_what_shapes_tensors_cannot_be_changed(run, run_script, changes, word):
 @needs_mujoco
 def test_what_cannot_be_resumed(tmp_path, run, run_script):
     longer = ("--total-timesteps", BATCH * 30)
-    refused(run_script(SCRIPT, "--resume", "gone", *longer), "gone", "no such file")
+    refused(run_script(SCRIPT, "--resume", "gone", *longer), "'gone': no such file or folder\n")
     (tmp_path / "young").mkdir()
     refused(run_script(SCRIPT, "--resume", "young", *longer), "young", "started anew")
     refused(run_script(HEADING, "--resume", run, *longer), "amp_ppo_isaacgym", "amp_ppo_heading")

@@ -31,11 +31,11 @@ def main() -> None:
     args = parser.parse_args()
     stem = args.policy.removesuffix(".onnx")
     try:
+        session = onnxruntime.InferenceSession(open(f"{stem}.onnx", "rb").read(), providers=["CPUExecutionProvider"])
         about = json.load(open(f"{stem}.json", encoding="utf-8"))
         model = mujoco.MjModel.from_xml_path(f"{stem}.xml")
-        session = onnxruntime.InferenceSession(f"{stem}.onnx", providers=["CPUExecutionProvider"])
     except Exception as error:  # each of the three raises its own
-        parser.exit(2, f"error: {stem}: {' '.join(str(error).split())}\n")
+        parser.exit(2, f"error: {args.policy}: {' '.join(str(error).split())}\n")
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, args.start % model.nkey)
     screen = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")

@@ -154,7 +154,9 @@ def test_the_player_says_that_it_fell(exported, run_script, tmp_path):
     assert (code, err) == (1, "") and out.endswith(", it fell\n") and float(out.split()[0]) < 5.0
     (tmp_path / "walk.xml").unlink()
     code, out, err = run_script("deploy/player.py", "walk.onnx", "--headless")
-    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: walk: ") and "walk.xml" in err
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: walk.onnx: ") and "walk.xml" in err
+    code, out, err = run_script("deploy/player.py", "nothing.onnx", "--headless")
+    assert (code, out) == (2, "") and err.startswith("error: nothing.onnx: ") and "'nothing.onnx'" in err
 
 
 def test_the_player_is_small_and_needs_nothing_of_ours(root):

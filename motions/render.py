@@ -322,15 +322,18 @@ def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size
     size = (size[0], size[1] // len(rows))
     top = top_of(position)
     wide = max(row, (top + 0.44) * size[0] / size[1])  # as wide as the row, and as high as the tallest pose [m]
+    tall = wide * size[1] / size[0]
+    focus = np.array([0, 0, max(0.5 * top, 0.51 * tall - 0.3)])  # no lower: the floor ends 3 m before them
     twice = (2 * size[0], 2 * size[1])  # for smooth edges
     pictures = []
     for (who, (_, rotation)), place in zip(rows, position.chunk(len(rows), 1)):
-        stage = Stage(character, [who] * len(place), STRIP, wide * size[1] / size[0], twice)
+        stage = Stage(character, [who] * len(place), STRIP, tall, twice)
         with stage.renderer:
-            picture = stage.draw(place, rotation, np.array([0, 0, 0.5 * top]))
+            picture = stage.draw(place, rotation, focus)
         image = stage.image.fromarray(picture).resize(size, stage.image.LANCZOS)
         name = names[1 if who == "clip" else 0] if names else who
-        write_on(image, [(f"{name}   right limbs dark, left limbs light", who)] if other else [])
+        limbs = "right limbs dark, left limbs light" if other else "right limbs orange, left limbs blue"
+        write_on(image, [(f"{name}   {limbs}", who)])
         pictures.append(np.asarray(image))
     file = io.BytesIO()
     stage.image.fromarray(np.concatenate(pictures)).save(file, "png", optimize=True)

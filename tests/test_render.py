@@ -243,7 +243,8 @@ def test_command_path_ghost_and_a_camera_that_turns(draw, root, tmp_path):
 def test_strip(draw, root):
     (picture,), _ = draw(root / "motions/walk.npz", "strip.png", "--poses", 5, "--size", 300, 120)
     assert picture.shape == (120, 300, 3)
-    assert (picture[:5] > 250).all()  # a white sky
+    assert (picture[:5] > 250).all() and (picture[-3:] < 240).all()  # a white sky, and a floor
+    assert (picture[5:24, :150] < 120).any()  # what it is stands there
     orange, blue = limbs(picture)
     occupied = (orange | blue).any(0)  # columns
     begin = (occupied[1:] & ~occupied[:-1]).nonzero()[0]
@@ -258,6 +259,7 @@ def test_a_strip_does_not_depend_on_where_the_clip_was_recorded(draw, root, writ
     (one,), _ = draw(path, "one.png", "--size", 300, 120)
     (two,), _ = draw(turned(path, write_clip, 130, 40, -70), "two.png", "--size", 300, 120)
     (other,), _ = draw(path, "other.png", "--size", 300, 120, "--start", 0.3)
+    one, two, other = (picture[24:] for picture in (one, two, other))  # below the names
     assert np.abs(one - two).mean() < 0.05 and np.abs(one - other).mean() > 1.0
 
 

@@ -34,6 +34,11 @@ def new_agent(amp):
     return amp.Agent(env, (32, 16), -2.0)
 
 
+def trained(agent):
+    """The parameters that have gradients."""
+    return [parameter for net in (agent.disc, agent.actor, agent.critic) for parameter in net.parameters()]
+
+
 def loss(amp, agent, demo, rows):
     """Of all networks, on rows (n, 22)."""
     demo = demo.clone().requires_grad_(True)
@@ -62,24 +67,24 @@ def equality(amp):
 
     loss(amp, agent, demo[part], rows[part]).backward()
     loss(amp, one, demo, rows).backward()
-    expected = [x.grad for x in one.parameters()]
-    own = [x.grad.clone() for x in agent.parameters()]
-    average(*[x.grad for x in agent.parameters()])
-    errors["gradient"] = distance([x.grad for x in agent.parameters()], expected)
+    expected = [x.grad for x in trained(one)]
+    own = [x.grad.clone() for x in trained(agent)]
+    average(*[x.grad for x in trained(agent)])
+    errors["gradient"] = distance([x.grad for x in trained(agent)], expected)
     errors["own gradient"] = distance(own, expected)  # which differs, or this compares nothing
 
     # a step along the mean gradient, which is clipped after the mean is taken
     for model, chosen in ((agent, part), (one, slice(None))):
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        optimizer = torch.optim.SGD(trained(model), lr=1.0, fused=True)
         amp.update(
             optimizer, loss(amp, model, demo[chosen], rows[chosen]), (model.disc, model.actor, model.critic), 0.1
         )
-    errors["step"] = distance(agent.parameters(), one.parameters())
-    before = [x.clone() for x in agent.parameters()]
-    adam = torch.optim.Adam(agent.parameters(), fused=True)
+    errors["step"] = distance(trained(agent), trained(one))
+    before = [x.clone() for x in trained(agent)]
+    adam = torch.optim.Adam(trained(agent), fused=True)
     broken = loss(amp, agent, demo[part], rows[part]) * (float("nan") if rank == world - 1 else 1.0)
-    errors["left out by all"] = 1.0 - float(amp.update(adam, broken, (agent,), 1.0))
-    errors["as before"] = distance(agent.parameters(), before)
+    errors["left out by all"] = 1.0 - float(amp.update(adam, broken, (agent.disc, agent.actor, agent.critic), 1.0))
+    errors["as before"] = distance(trained(agent), before)
 
     # 20 rows of each process before, then these 64
     early = torch.randn(20 * world, 22)

@@ -358,10 +358,10 @@ def test_another_number_of_processes_does_not_go_on(root, tmp_path, pair, run_sc
 # ---- Refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_minibatches_do_not_divide_is_refused_once(root, tmp_path):
+def test_a_training_of_less_than_a_batch_is_refused_once(root, tmp_path):
     """Which all processes find, and one of them says."""
-    out, err = finish(launch(tmp_path, [root / SCRIPT, *flags(root, num_minibatches=5)]), code=1)
-    assert faults(err) == ["error: --num-minibatches 5 does not divide the batch of a process, 32"]
+    out, err = finish(launch(tmp_path, [root / SCRIPT, *flags(root, total_timesteps=63)]), code=1)
+    assert faults(err) == ["error: --total-timesteps is less than one batch, 64"]
     assert out == "" and no_traceback_of_ours(err) and not (tmp_path / "runs").exists()
 
 
@@ -380,10 +380,11 @@ def test_defaults_can_be_divided_among_any_number_of_processes(monkeypatch, scri
     args, _ = parse_args(script.Args, script.KIND, ["--no-cuda"])
     for world in (1, 2, 3, 7, 10):
         monkeypatch.setattr(script, "processes", lambda world=world: group.processes()._replace(world=world))
-        args.num_minibatches = 4
+        batch = world * -(-256 // world) * 8  # each process has as many environments, 256 or a few more in all
+        args.total_timesteps = batch
         script.check_args(args)
-        args.num_minibatches = 5
-        with pytest.raises(InputError, match="--num-minibatches 5 does not divide the batch of a process"):
+        args.total_timesteps = batch - 1
+        with pytest.raises(InputError, match=f"--total-timesteps is less than one batch, {batch}"):
             script.check_args(args)
 
 

@@ -885,12 +885,3 @@ def test_a_short_training_earns_style_reward(learn):
     """While the discriminator stands still, style rewards can be compared: they grow by half with any seed."""
     log = learn(task="none", disc_learning_rate=1e-9, disc_batch=128, total_timesteps=40_000)
     assert np.mean(log["reward/style"][3:]) > 1.2 * log["reward/style"][0]
-
-
-def test_an_evaluation_does_not_mind_how_a_batch_was_shared_out():
-    """9 environments of 8 steps are two batches of 40 with two processes, and one of 72, which 5 does not divide."""
-    sizes = dict(num_envs=9, num_steps=8, num_minibatches=5, total_timesteps=80, hidden=(8, 8), disc_updates=1)
-    sizes.update(disc_batch=8, eval_interval=0, cuda=False)
-    with pytest.raises(ml.InputError, match="does not divide"):
-        amp.check_args(amp.Args(**sizes))
-    amp.check_args(amp.Args(**sizes, evaluate=True, checkpoint="some.pt"))

@@ -272,6 +272,7 @@ def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, 
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
+    view.entitle(server, "Steer the policy")
     scene, arrow = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds)
     nearest = Nearest(walker.env.motions, PICTURES)

@@ -8,7 +8,7 @@
 FILE is a clip, a folder of clips, or a dataset file (JSON). Needs Python 3.10 or newer.
 A policy with live physics, steered by keys: deploy/steer.py.
 Right limbs are dark, left ones light. Bodies that touch the ground turn red; the line on the ground is the root's path.
-Keys: space plays and pauses, N and B go a frame on and back, V looks from the right.
+Keys: space plays and pauses, N and B go a frame on and back, V looks from the right (side by side: also from ahead).
 Bad input ends with one line that says what is wrong, and exit code 2.
 
 Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the
@@ -48,6 +48,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
+GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its pattern repeats after 1 m
 RED = (214, 69, 65)
 COLOURS = {  # of the characters, in turn
     "blue": (74, 122, 178),
@@ -158,6 +159,7 @@ class Scene(NamedTuple):
     centre: Any  # an invisible node that goes where the characters go
     bodies: List[List[Any]]  # C lists of J meshes
     paths: List[Any]  # C lines on the ground
+    ground: Any  # the grid
 
 
 def body_meshes(path: str) -> Meshes:
@@ -205,7 +207,8 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     centre = scene.add_frame("/world/centre", show_axes=False)
     look = dict(cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246))
     look.update(plane_opacity=1.0)
-    scene.add_grid("/world/ground", 400, 400, fade_distance=30, shadow_opacity=0.35, position=(0, 0, -0.001), **look)
+    look.update(fade_distance=30, shadow_opacity=0.35, position=GROUND)
+    ground = scene.add_grid("/world/ground", 400, 400, **look)
     bodies = []
     paths = []
     for i, take in enumerate(takes):
@@ -239,7 +242,7 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     view = torch.tensor([0.85, -0.5, 0.0] if apart else [0.4, -0.9, 0.0])
     view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
     server.initial_camera.position = focus + size * view + [0, 0, 0.85 + 0.15 * size]
-    return Scene(world, centre, bodies, paths)
+    return Scene(world, centre, bodies, paths, ground)
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -250,9 +253,21 @@ def centre_of(takes: List[Take], frame: int) -> np.ndarray:
     return (middle + takes[0].root[frame] - takes[0].root[0]).numpy() * [1, 1, 0]
 
 
+def viewpoint(takes: List[Take]) -> List[float]:
+    """Where key V looks from, a unit vector in the axes of the first character: from the right, and if others stand
+    beside it from ahead and above, too, so that none hides another."""
+    apart = max(float((take.root[0] - takes[0].root[0])[:2].norm()) for take in takes) > 0.5 * SPACING
+    return [0.56, -0.74, 0.37] if apart else [0.0, -1.0, 0.0]
+
+
 def show(scene: Scene, character: Character, takes: List[Take], frame: int, contacts: bool = True) -> None:
-    """Put every character into the pose of a frame, and colour what touches the ground."""
-    scene.centre.position = centre_of(takes, frame)
+    """Put every character into the pose of a frame, and colour what touches the ground.
+
+    The grid, which fades away from its middle, goes along by whole patterns."""
+    centre = centre_of(takes, frame)
+    scene.centre.position = centre
+    if not np.allclose(scene.ground.position, centre.round() + GROUND):
+        scene.ground.position = centre.round() + GROUND
     for i, (take, nodes) in enumerate(zip(takes, scene.bodies)):
         nodes[0].position = take.root[frame].numpy()
         for j, node in enumerate(nodes):
@@ -290,13 +305,14 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
+    page = page.replace("<title>Viser<", f"<title>{html.escape(' and '.join(take.name for take in takes))}<", 1)
     return page.replace("</head>", head_of(takes, rate) + "</head>", 1)
 
 
 def head_of(takes: List[Take], rate: float) -> str:
     """view_head.html with the rate, and the legend as a text of its script: JSON, in which nothing ends the script."""
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
-        head = file.read().replace("FRAMES_A_SECOND", repr(rate))
+        head = file.read().replace("FRAMES_A_SECOND", repr(rate)).replace("VIEWPOINT", repr(viewpoint(takes)))
     return head.replace("LEGEND", json.dumps(legend_of(takes)).replace("<", "\\u003c"))
 
 
@@ -330,6 +346,14 @@ def start_server(host: str, port: int) -> Any:
         raise InputError(f"--host {host} --port {port}: {fault}; {advice}") from error
     with contextlib.redirect_stdout(io.StringIO()):  # its banner
         return viser.ViserServer(host=host, port=port, verbose=False)
+
+
+def entitle(server: Any, title: str) -> None:
+    """Give the page's tab a title, for which viser has no call of its own."""
+    from viser import _messages
+
+    script = f"document.title = {json.dumps(title)}"
+    server.gui._websock_interface.queue_message(_messages.RunJavascriptMessage(script))
 
 
 class Controls:
@@ -391,7 +415,7 @@ class Controls:
         frame = self.frame()
         turn = ml.quat_from_yaw(ml.heading(self.takes[0].rotations[frame, 0]))
         middle = centre_of(self.takes, 0 if self.follow.value else frame) + [0, 0, 0.85]
-        client.camera.position = middle + 4.0 * ml.quat_rotate(turn, torch.tensor([0.0, -1.0, 0.0])).numpy()
+        client.camera.position = middle + 4.0 * ml.quat_rotate(turn, torch.tensor(viewpoint(self.takes))).numpy()
         client.camera.look_at = middle
 
 
@@ -399,6 +423,7 @@ def serve(
     server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event
 ) -> None:
     """Move the scene on the server's page, with controls, until `stop` is set."""
+    entitle(server, " and ".join(take.name for take in takes))
     controls = Controls(server, scene, takes, rate)
     start = centre_of(takes, 0)
     last = time.perf_counter()

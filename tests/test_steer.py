@@ -194,6 +194,7 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         tab.goto(address)
         wait_for(tab, f"{PELVIS}/right_thigh/right_shin/right_foot")
         tab.locator("canvas").first.wait_for()
+        assert tab.title() == "Steer the policy"
         for key in "jji":
             tab.keyboard.press(key)
         assert soon(lambda: controls.heading.value == 30.0 and controls.speed.value == 1.25)

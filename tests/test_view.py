@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,6 +174,18 @@ def test_without_files_it_shows_what_is_committed(character, monkeypatch):
 
 
 # ---- The scene ----
+
+
+def test_the_ground_goes_along_by_whole_patterns(character, root):
+    """Its middle, where it does not fade, is never further than half a pattern from where the camera looks."""
+    _, takes = view.load_takes(character, [str(root / "motions/walk.npz")], "side", seconds=9.0)
+    world, centre, ground = (SimpleNamespace(position=np.array(view.GROUND)) for _ in range(3))
+    scene = view.Scene(world, centre, [], [], ground)
+    for frame in (0, 100, len(takes[0].root) - 1):
+        view.show(scene, character, takes, frame)
+        place = ground.position - view.GROUND
+        assert np.abs(place - centre.position).max() < 0.51 and np.allclose(place, place.round(), atol=1e-6)
+    assert np.linalg.norm(place) > 5.0
 
 
 def test_body_meshes_are_the_files_geoms(character):
@@ -542,8 +555,10 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     left = (place_of(tab, other) - place_of(tab, pelvis))[[0, 2]]  # there the other one is
 
     def from_the_right():
+        """From ahead and above as well, so that both are seen."""
         x, y, z = tab.evaluate(code)  # three.js' Y is up
-        return abs(y) < 0.01 and np.dot([x, z], left) < -0.98 * np.hypot(x, z) * np.hypot(*left)
+        aside = np.dot([x, z], left) / np.hypot(x, z) / np.hypot(*left)
+        return abs(y / np.hypot(x, z) - 0.4) < 0.02 and abs(aside + 0.8) < 0.05
 
     assert until(tab, from_the_right)
     tab.keyboard.press("Space")
@@ -559,6 +574,7 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         wait_for(tab, foot)
         wait_for(tab, other)
         assert until(tab, lambda: share_of_blue(tab) > 0.01)
+        assert tab.title() == "clip motions/walk and clip motions/run"
         moves(tab, foot)
         # the world moves under the character, which so keeps its place
         centre, before = "/world/centre", place_of(tab, "/world/centre")

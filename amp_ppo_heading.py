@@ -81,7 +81,7 @@ class Task:
     """add the left-right reflection of every clip"""
     task_reward: Literal["velocity", "projection"] = "velocity"
     """what counts: the velocity as a whole, or, as in the paper, its part along the target heading"""
-    task_weights: Tuple[float, float] = (1.0, 0.25)
+    task_weights: Tuple[float, float] = (4.0, 0.25)
     """c [s^2/m^2] and w in the reward of the velocity: (1 / (1 + c |v* d* - v|^2) + w max(0, cos a)) / (1 + w)"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
     """target speeds, drawn evenly [m/s], below 0.3 standing; the clips walk at 1 and run at 3.5; the paper: 1 to 5"""
@@ -103,7 +103,7 @@ class Task:
 class Training:
     """PPO."""
 
-    total_timesteps: by_device(int, 10_000_000, 100_000_000) = None
+    total_timesteps: by_device(int, 20_000_000, 100_000_000) = None
     """control steps of training, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""

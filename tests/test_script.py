@@ -447,7 +447,8 @@ def test_a_film_that_fails_costs_the_film_and_not_the_training(run_script, root,
         assert result.err.count("\n") == 3 and "film.mp4: not written: error: no OpenGL here" in result.err
     else:
         words = (shown / "film.mp4").read_text().split()
-        assert words[0].endswith("rollouts/000.npz") and words[2] == "--ghost" and words[4:6] == ["--fast", "--character-file"]
+        assert words[0].endswith("rollouts/000.npz") and words[2] == "--ghost"
+        assert words[4:6] == ["--fast", "--character-file"]
 
 
 @needs_mujoco

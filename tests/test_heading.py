@@ -249,7 +249,7 @@ def test_steps_hang_together(env):
         progress = (velocity * way).sum(-1)
         paper = torch.exp(-0.25 * (speed - progress) ** 2) * (progress > 0) * ~terminated
         torch.testing.assert_close(info["scores"]["task_return"], paper, atol=1e-5, rtol=1e-5)
-        moves = 1 / (1 + (velocity - speed[:, None] * way).square().sum(-1))
+        moves = 1 / (1 + 4 * (velocity - speed[:, None] * way).square().sum(-1))
         facing = info["final_obs"][:, -3].clamp_min(0.0)
         expected = (moves + 0.25 * facing) / 1.25 * ~terminated
         torch.testing.assert_close(reward, expected, atol=1e-5, rtol=1e-5)

@@ -101,7 +101,7 @@ class Training:
     update_epochs: int = 2
     """passes over the batch per iteration"""
     num_minibatches: int = 4
-    """minibatches per pass, the last of which may be smaller"""
+    """minibatches per pass"""
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.03
@@ -167,9 +167,9 @@ def check_args(args: Args) -> None:
     if args.disc_steps < 2:
         raise InputError("--disc-steps: a transition has 2 states or more")
     world = processes().world
-    batch = world * math.ceil(args.num_envs / world) * args.num_steps
-    if args.total_timesteps < batch:
-        raise InputError(f"--total-timesteps is less than one batch, {batch}")
+    batch = math.ceil(args.num_envs / world) * args.num_steps
+    if args.num_minibatches > batch or args.total_timesteps < batch * world:
+        raise InputError(f"a process has batches of {batch}: fewer --num-minibatches, or more --total-timesteps")
 
 
 # ---- 2. Observations, task reward ----
@@ -352,6 +352,7 @@ class Normaliser(nn.Module):
         self.count.copy_(total)
 
     def std(self) -> Tensor:
+        """(size,)."""
         return torch.sqrt(self.var + 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -378,7 +379,7 @@ class Agent(nn.Module):
         self.disc_norm = Normaliser(env.disc_obs_size)
         self.return_norm = Normaliser(1)
         self.actor = mlp(obs_size, hidden, env.single_action_space.shape[0], 0.01)
-        self.average_actor = copy.deepcopy(self.actor)  # its average over iterations
+        self.average_actor = copy.deepcopy(self.actor)
         self.critic = mlp(obs_size, hidden, 1, 1.0)
         self.disc = mlp(env.disc_obs_size, hidden, 1, 1.0)
         self.action_std = math.exp(action_std_log)
@@ -486,7 +487,7 @@ def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...
 
 @torch.no_grad()
 def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
-    """Run the policy without noise, one episode per environment. The simulator is left as it was found.
+    """Run the averaged policy without noise, one episode per environment. The simulator is left as it was found.
 
     -> figures, episodes as clips, pose error of each body but the root over time (T, J-1) [m], sums of scores (N,)"""
     before = env.sim.state_dict()
@@ -645,7 +646,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
 
         # 6. Update the policy by PPO.
         for _ in range(args.update_epochs):
-            for mb in torch.randperm(B, device=device).split(math.ceil(B / args.num_minibatches)):
+            for mb in torch.randperm(B, device=device).tensor_split(args.num_minibatches):
                 new_mean = agent.actor(b_obs[mb])  # (M, A)
                 ratio = torch.exp(agent.log_prob(new_mean, b_action[mb]) - b_log_prob[mb])
                 # L_clip = -E[min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)]   (Schulman et al. 2017, equation 7)
@@ -657,9 +658,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 # KL of two Gaussians with the same standard deviation
                 kl = -agent.log_prob(new_mean.detach(), b_mean[mb]).mean()
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)
-        # average += (latest - average) / (1 + share t)   (Shamir and Zhang 2013)
-        for mean, latest in zip(agent.average_actor.parameters(), agent.actor.parameters()):
-            mean.data.lerp_(latest.data, 1.0 / (1.0 + args.average_share * iteration))
+        # old += (new - old) / (1 + share t)   (Shamir and Zhang 2013)
+        for old, new in zip(agent.average_actor.parameters(), agent.actor.parameters()):
+            old.data.lerp_(new.data, 1.0 / (1.0 + args.average_share * iteration))
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
         # The learning rate follows the KL divergence, whose target falls.

@@ -54,7 +54,7 @@ class Sim(ABC):
 
 
 def finite(state: MotionState, diverged: Tensor) -> Tuple[MotionState, Tensor]:
-    """What a step returns, without NaN, infinities and characters in the sky: these have diverged, too."""
+    """What a step returns, held within 1e6 and without NaN; who had these, or is in the sky, has diverged, too."""
     size = torch.cat([x.flatten(1) for x in state], -1).abs().amax(-1)  # (n,)
     diverged = diverged | ~(size < 1e6) | (state.root_position[:, 2] > 100.0)
     return MotionState(*[x.nan_to_num(0.0, 0.0, 0.0).clamp_(-1e6, 1e6) for x in state]), diverged

@@ -1,7 +1,9 @@
 """Several processes under torchrun: equal to one process where they have to be, never lost. Groups of two, gloo."""
 
+import contextlib
 import datetime
 import json
+import math
 import os
 import signal
 import socket
@@ -361,7 +363,7 @@ def test_another_number_of_processes_does_not_go_on(root, tmp_path, pair, run_sc
 def test_a_training_of_less_than_a_batch_is_refused_once(root, tmp_path):
     """Which all processes find, and one of them says."""
     out, err = finish(launch(tmp_path, [root / SCRIPT, *flags(root, total_timesteps=63)]), code=1)
-    assert faults(err) == ["error: --total-timesteps is less than one batch, 64"]
+    assert faults(err) == ["error: a process has batches of 32: fewer --num-minibatches, or more --total-timesteps"]
     assert out == "" and no_traceback_of_ours(err) and not (tmp_path / "runs").exists()
 
 
@@ -380,12 +382,16 @@ def test_defaults_can_be_divided_among_any_number_of_processes(monkeypatch, scri
     args, _ = parse_args(script.Args, script.KIND, ["--no-cuda"])
     for world in (1, 2, 3, 7, 10):
         monkeypatch.setattr(script, "processes", lambda world=world: group.processes()._replace(world=world))
-        batch = world * -(-256 // world) * 8  # each process has as many environments, 256 or a few more in all
-        args.total_timesteps = batch
-        script.check_args(args)
-        args.total_timesteps = batch - 1
-        with pytest.raises(InputError, match=f"--total-timesteps is less than one batch, {batch}"):
-            script.check_args(args)
+        batch = math.ceil(256 / world) * 8  # of a process: each has as many environments
+        for samples, minibatches, fits in (
+            (batch * world, 4, True),
+            (batch * world - 1, 4, False),
+            (batch * world, batch, True),
+            (batch * world, batch + 1, False),
+        ):
+            args.total_timesteps, args.num_minibatches = samples, minibatches
+            with contextlib.nullcontext() if fits else pytest.raises(InputError, match=f"batches of {batch}:"):
+                script.check_args(args)
 
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")

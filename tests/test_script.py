@@ -712,6 +712,7 @@ def test_bad_character_files(run_script, root, tmp_path):
 
 
 BAD_OPTIONS = {
+    "more minibatches than rows": (dict(num_minibatches=128), "--num-minibatches"),
     "negative style weight": (dict(style_weight=-1), "--style-weight"),
     "negative gradient penalty": (dict(grad_penalty=-0.1), "--grad-penalty"),
     "NaN": (dict(learning_rate="nan"), "--learning-rate"),

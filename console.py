@@ -57,16 +57,20 @@ def start_lines(
 
 
 def progress(scalars: Dict[str, float], metrics: Dict[str, Any]) -> str:
-    """What stands behind the progress bar."""
+    """What stands behind the progress bar, or where there is none each minute."""
     length = short(scalars["episode/length"], 0)
     return f"length {length}, error {short(metrics.get('pose_error_m', math.nan), 3)} m"
 
 
-def evaluation_line(samples: int, metrics: Dict[str, Any], rate: float) -> str:
-    """An evaluation of a training in one line, for a file."""
+def verdict(metrics: Dict[str, Any]) -> str:
+    """An evaluation of a training in a line, for a file."""
     falls = f"falls {short(100 * metrics.get('fall_rate', math.nan), 0)} %"
-    figures = f"error {short(metrics.get('pose_error_m'), 3)} m, speed {short(metrics.get('speed_m_s'))} m/s"
-    return f"{samples:,} samples, {falls}, {figures}, {short(rate, 0)} samples/s"
+    return f"{falls}, error {short(metrics.get('pose_error_m'), 3)} m, speed {short(metrics.get('speed_m_s'))} m/s"
+
+
+def line(samples: int, text: str, rate: float) -> str:
+    """Where a training stands, for a file."""
+    return f"{samples:,} samples, {text}, {short(rate, 0)} samples/s"
 
 
 def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:

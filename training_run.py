@@ -28,6 +28,8 @@ from files import HERE, InputError, find, lock, plain, read_file, reading, typed
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
+MINUTE = 60.0  # between two lines, where there is no bar [s]
+
 
 class Run:
     """Folder of a training, its curves and checkpoints, how far it is, and the signals that end it in good order.
@@ -66,6 +68,7 @@ class Run:
         self.stopped = False
         self.started = self.counted = time.monotonic()
         self.rate = math.nan  # samples a second
+        self.told = self.started  # when a line was last printed, where there is no bar
         self.fault = ""
         self.writer: Any = None
         self.shown = ""  # folder of the last evaluation
@@ -208,8 +211,15 @@ class Run:
         self.counted = now
         self.bar.set_postfix_str(console.progress(scalars, self.progress["metrics"]), refresh=False)
         self.bar.update(self.batch)
+        if self.rank == 0 and self.bar.disable and now - self.told >= MINUTE:
+            self._tell(console.progress(scalars, self.progress["metrics"]))
         if iteration >= 400:
             self._say(warning)
+
+    def _tell(self, text: str) -> None:
+        """How far the training is, and a text, in a line, where there is no bar."""
+        self.told = time.monotonic()
+        print(console.line(self.progress["samples"], text, self.rate), file=sys.stderr, flush=True)
 
     def _give_up(self, text: str) -> None:
         """Raise Unsound, with what is left of the run."""
@@ -245,7 +255,7 @@ class Run:
             self.attempt(self._write, "best.pt", policy, {})
         iteration = self.progress["iteration"]
         if self.bar.disable:
-            print(console.evaluation_line(self.progress["samples"], metrics, self.rate), file=sys.stderr, flush=True)
+            self._tell(console.verdict(metrics))
         if self.args.capture_video:
             self.attempt(report.film_episode, f"{self.folder}/episode_{iteration}.mp4", clips[0], self.motions)
         if iteration == self.iterations:

@@ -98,9 +98,9 @@ def test_an_evaluation_in_a_sentence(walk, changes, options, said):
 
 
 def test_an_evaluation_in_a_line():
-    said = console.evaluation_line(1_024_000, {**FIGURES, "fall_rate": 0.031}, 12_345.6)
+    said = console.line(1_024_000, console.verdict({**FIGURES, "fall_rate": 0.031}), 12_345.6)
     assert said == "1,024,000 samples, falls 3 %, error .022 m, speed 1.04 m/s, 12346 samples/s"
-    assert "nan" not in console.evaluation_line(1, {}, math.nan) and len(said) <= 80
+    assert "nan" not in console.line(1, console.verdict({}), math.nan) and len(said) <= 80
     assert console.progress({"episode/length": math.nan}, {}) == "length -, error - m"
 
 

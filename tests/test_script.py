@@ -16,6 +16,7 @@ import amp_ppo_isaacgym as amp
 import command_line
 import motion_lib as ml
 import report
+import training_run
 
 SCRIPT, HEADING = "amp_ppo_isaacgym.py", "amp_ppo_heading.py"
 MODULES = {SCRIPT: amp, HEADING: heading}
@@ -179,6 +180,16 @@ def test_what_stands_on_the_terminal_of_a_training(trained):
     assert re.fullmatch(rf"\d+\.\d minutes; {script} runs/{re.escape(run.name)}/best\.pt", command)
     told = json.loads((the_evaluation(run, "latest") / "figures.json").read_text())["figures"]
     assert json.loads(last) == pytest.approx(told, rel=5e-4) and json.loads(last) != told  # four significant digits
+
+
+@needs_mujoco
+def test_a_line_a_minute_where_there_is_no_bar(root, run_script, monkeypatch):
+    """A minute is made to have no length: a line after each iteration, and that of the evaluation after the last."""
+    monkeypatch.setattr(training_run, "MINUTE", 0.0)
+    done = run_script(SCRIPT, *options(root, total_timesteps=BATCH * 3, eval_interval=0))
+    told = re.findall(r"^([\d,]+) samples, length (?:\d+|-), error - m, \d+ samples/s$", done.err, re.M)
+    assert (done.code, told) == (0, [str(BATCH * i) for i in (1, 2, 3)])
+    assert len(re.findall(rf"^{BATCH * 3} samples, falls ", done.err, re.M)) == 1
 
 
 @needs_mujoco

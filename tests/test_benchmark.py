@@ -1,4 +1,4 @@
-"""benchmark/time_to_walk.py, table.py and heading.py, as a whole, with tiny trainings.
+"""benchmark/time_to_walk.py, table.py and heading.py, as a whole, with tiny trainings; skrl_amp.py without skrl.
 
 Where no signal is sent to them, they run in this process; what they start are processes, but with `at_once`."""
 
@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("mujoco")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import heading
+import skrl_amp
 import table
 import time_to_walk
 from table import Row, check_options, minutes, print_table
@@ -207,3 +208,30 @@ def test_the_table_of_headings(capsys):
     assert cells["return"] == "0.800 ± 0.141" and cells["8: course error"] == "8.0 ± 0.0" and cells["lag [s]"] == ""
     assert second.startswith("| --style-weight 4 | 2 |") and "| 0.900 |" in second
     assert rest == ["", "commit: a, b", "", "machine: m"]
+
+
+# ---- skrl_amp.py ----
+
+
+def test_without_skrl(main, monkeypatch, capsys):
+    monkeypatch.setattr(skrl_amp, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        main(skrl_amp)
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == ""
+    assert said.err == "error: skrl is missing: pip install skrl==2.1.1\n"
+
+
+def test_the_table_beside_skrl(capsys):
+    """Medians of three turns of 100 samples; ratios of turns side by side: 4, 2 and 3."""
+    figures = [{"samples": 2e6, "pose_error_m": 0.03, "fall_rate": 0.5}]
+
+    def learner(*seconds):
+        turns = [{"physics": x / 2, "env": x / 4, "learner": x / 4} for x in seconds]
+        return {"turns": turns, "evaluations": figures}
+
+    raw = {"commit": "a", "machine": "m", "versions": {"skrl": "2"}, "samples_a_turn": 100}
+    skrl_amp.print_table({**raw, "learners": {"ours": learner(1.0, 2.0, 4.0), "skrl": learner(4.0, 4.0, 12.0)}})
+    ours, skrl = capsys.readouterr().out.splitlines()[-2:]
+    assert ours == "| ours | 50 | 1.00 (1.00, 1.00) | 10000.0 | 5000.0 | 5000.0 | 0.030, 0.50 |"
+    assert skrl == "| skrl | 25 | 3.00 (2.00, 4.00) | 20000.0 | 10000.0 | 10000.0 | 0.030, 0.50 |"

@@ -559,8 +559,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     replay = ReplayBuffer(math.ceil(args.replay_size / world), env.disc_obs_size, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
-    # The normalisers start from the clip, as the character does, and so does the policy: PD targets q + kd / kp dq
-    # follow the clip, but for the balance.
+    # Normalisers and policy start from the clip, as the character does: PD targets q + kd / kp dq almost follow it.
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
     env.reset(seed)
     agent.obs_norm.update(env.obs())
@@ -663,8 +662,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             old.data.lerp_(new.data, 1.0 / (1.0 + args.average_share * iteration))
         agent.obs_norm.update(obs_buf.view(B, -1))
         scalars = log.means()
-        # The learning rate follows the KL divergence, whose target falls.
-        kl_ratio = scalars["policy/kl"] / (args.target_kl * max(left, 0.05))
+        # The learning rate follows the KL divergence, whose target falls after a quarter.
+        kl_ratio = scalars["policy/kl"] / (args.target_kl * min(max(left / 0.75, 0.05), 1.0))
         factor = 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
         actor_group = ppo_optimizer.param_groups[0]
         actor_group["lr"] = min(max(actor_group["lr"] * factor, 1e-6), 1e-2)

@@ -17,6 +17,7 @@ from motion_lib import MotionLib
 # options that stand in the name of a run anyhow, or tell no runs apart
 NAMED = "exp.name|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
 NAMED += "|total.timesteps"
+MINUTE = 60.0  # between two lines about a training, where there is no bar [s]
 BASE = "isaacgym"  # runs of amp_ppo_isaacgym.py are not named after their script
 
 
@@ -66,11 +67,6 @@ def verdict(metrics: Dict[str, Any]) -> str:
     """An evaluation of a training in a line, for a file."""
     falls = f"falls {short(100 * metrics.get('fall_rate', math.nan), 0)} %"
     return f"{falls}, error {short(metrics.get('pose_error_m'), 3)} m, speed {short(metrics.get('speed_m_s'))} m/s"
-
-
-def line(samples: int, text: str, rate: float) -> str:
-    """Where a training stands, for a file."""
-    return f"{samples:,} samples, {text}, {short(rate, 0)} samples/s"
 
 
 def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:

@@ -28,8 +28,6 @@ from files import HERE, InputError, find, lock, plain, read_file, reading, typed
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
-MINUTE = 60.0  # between two lines, where there is no bar [s]
-
 
 class Run:
     """Folder of a training, its curves and checkpoints, how far it is, and the signals that end it in good order.
@@ -66,9 +64,7 @@ class Run:
             raise InputError(f"the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
         self.caught = _note_signals()
         self.stopped = False
-        self.started = self.counted = time.monotonic()
-        self.rate = math.nan  # samples a second
-        self.told = self.started  # when a line was last printed, where there is no bar
+        self.started = self.counted = self.told = time.monotonic()
         self.fault = ""
         self.writer: Any = None
         self.shown = ""  # folder of the last evaluation
@@ -135,11 +131,8 @@ class Run:
         told = {"args": vars(args), "processes": self.world, "versions": versions, "command": sys.argv}
         note = f"args_resumed_{now}.json" if args.resume else "args.json"
         write_file(os.path.join(folder, note), json.dumps(told, indent=1).encode())
-        mine = [
-            os.path.join(glob.escape(HERE), x)
-            for x in ("*.py", "simulators/*.py", "motions/render.py", "motions/view*")
-        ]
-        sources = [path for pattern in mine for path in glob.glob(pattern)]
+        mine = ("*.py", "simulators/*.py", "motions/render.py", "motions/view*")
+        sources = [path for x in mine for path in glob.glob(os.path.join(glob.escape(HERE), x))]
         data = [find(path) for path in (args.motion_file, self.motions.character.path, *self.motions.files)]
         for source in () if args.resume else (*sources, *data):
             place = os.path.relpath(os.path.abspath(source), HERE)
@@ -156,9 +149,8 @@ class Run:
         """Say what is to come, in five lines, and start the progress bar; falls: what counts as one."""
         samples = (self.progress["samples"], self.iterations * self.batch)
         where = f"learning on {self.device}" + f", {self.world} processes" * (self.world > 1)
-        print(
-            *console.start_lines(self.args, self.motions, falls, samples, where, self.folder), sep="\n", file=sys.stderr
-        )
+        lines = console.start_lines(self.args, self.motions, falls, samples, where, self.folder)
+        print(*lines, sep="\n", file=sys.stderr)
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left, {rate_noinv_fmt}{postfix}"
         style = dict(unit="", unit_scale=True, dynamic_ncols=True, bar_format=form)
         self.bar = tqdm(total=samples[1], initial=samples[0], disable=None, **style)  # None: where there is a terminal
@@ -207,19 +199,22 @@ class Run:
         self.progress["iteration"] = iteration
         self.progress["samples"] += self.batch
         now = time.monotonic()  # a clock that is set back is no speed
-        self.rate = self.batch / max(now - self.counted, 1e-9)
+        self.rate = self.batch / max(now - self.counted, 1e-9)  # samples a second
         self.counted = now
         self.bar.set_postfix_str(console.progress(scalars, self.progress["metrics"]), refresh=False)
         self.bar.update(self.batch)
-        if self.rank == 0 and self.bar.disable and now - self.told >= MINUTE:
+        if now - self.told >= console.MINUTE:
             self._tell(console.progress(scalars, self.progress["metrics"]))
         if iteration >= 400:
             self._say(warning)
 
     def _tell(self, text: str) -> None:
-        """How far the training is, and a text, in a line, where there is no bar."""
+        """Say how far the training is, and a text, where there is no bar."""
         self.told = time.monotonic()
-        print(console.line(self.progress["samples"], text, self.rate), file=sys.stderr, flush=True)
+        if self.rank == 0 and self.bar.disable:
+            print(
+                f"{self.progress['samples']:,} samples, {text}, {self.rate:.0f} samples/s", file=sys.stderr, flush=True
+            )
 
     def _give_up(self, text: str) -> None:
         """Raise Unsound, with what is left of the run."""
@@ -254,8 +249,7 @@ class Run:
             self.progress["best"] = score
             self.attempt(self._write, "best.pt", policy, {})
         iteration = self.progress["iteration"]
-        if self.bar.disable:
-            self._tell(console.verdict(metrics))
+        self._tell(console.verdict(metrics))
         if self.args.capture_video:
             self.attempt(report.film_episode, f"{self.folder}/episode_{iteration}.mp4", clips[0], self.motions)
         if iteration == self.iterations:
@@ -304,8 +298,8 @@ class Run:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
-        minutes = (time.monotonic() - self.started) / 60
-        print(f"{minutes:.1f} minutes; python {script} --evaluate --checkpoint {folder}/best.pt", flush=True)
+        judge = f"python {script} --evaluate --checkpoint {folder}/best.pt"
+        print(f"{(time.monotonic() - self.started) / 60:.1f} minutes; {judge}", flush=True)
         console.tell(self.args, self.motions, self.progress["metrics"], self.shown)
 
 

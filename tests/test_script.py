@@ -14,9 +14,9 @@ import torch
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
 import command_line
+import console
 import motion_lib as ml
 import report
-import training_run
 
 SCRIPT, HEADING = "amp_ppo_isaacgym.py", "amp_ppo_heading.py"
 MODULES = {SCRIPT: amp, HEADING: heading}
@@ -185,7 +185,7 @@ def test_what_stands_on_the_terminal_of_a_training(trained):
 @needs_mujoco
 def test_a_line_a_minute_where_there_is_no_bar(root, run_script, monkeypatch):
     """A minute is made to have no length: a line after each iteration, and that of the evaluation after the last."""
-    monkeypatch.setattr(training_run, "MINUTE", 0.0)
+    monkeypatch.setattr(console, "MINUTE", 0.0)
     done = run_script(SCRIPT, *options(root, total_timesteps=BATCH * 3, eval_interval=0))
     told = re.findall(r"^([\d,]+) samples, length (?:\d+|-), error - m, \d+ samples/s$", done.err, re.M)
     assert (done.code, told) == (0, [str(BATCH * i) for i in (1, 2, 3)])

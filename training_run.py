@@ -65,6 +65,7 @@ class Run:
         self.caught = _note_signals()
         self.stopped = False
         self.started = self.counted = self.told = time.monotonic()
+        self.rate = math.nan  # samples a second
         self.fault = ""
         self.writer: Any = None
         self.shown = ""  # folder of the last evaluation
@@ -129,8 +130,8 @@ class Run:
         versions = {x: getattr(sys.modules[x], "__version__", "unknown") for x in packages if x in sys.modules}
         versions.update(python=sys.version, platform=platform.platform())
         told = {"args": vars(args), "processes": self.world, "versions": versions, "command": sys.argv}
-        note = f"args_resumed_{now}.json" if args.resume else "args.json"
-        write_file(os.path.join(folder, note), json.dumps(told, indent=1).encode())
+        self.options = json.dumps(told, indent=1)
+        write_file(os.path.join(folder, f"args{f'_resumed_{now}' if args.resume else ''}.json"), self.options.encode())
         mine = ("*.py", "simulators/*.py", "motions/render.py", "motions/view*")
         sources = [path for x in mine for path in glob.glob(os.path.join(glob.escape(HERE), x))]
         data = [find(path) for path in (args.motion_file, self.motions.character.path, *self.motions.files)]
@@ -142,7 +143,6 @@ class Run:
         if os.path.isfile(script):  # it may lie elsewhere, or have changed
             copy = f"resumed_{now}_" * bool(args.resume) + os.path.basename(script)
             write_file(os.path.join(folder, copy), read_file(script))
-        self.options = json.dumps(told, indent=1)  # for the log
         return folder
 
     def begin(self, falls: str) -> None:
@@ -199,7 +199,7 @@ class Run:
         self.progress["iteration"] = iteration
         self.progress["samples"] += self.batch
         now = time.monotonic()  # a clock that is set back is no speed
-        self.rate = self.batch / max(now - self.counted, 1e-9)  # samples a second
+        self.rate = self.batch / max(now - self.counted, 1e-9)
         self.counted = now
         self.bar.set_postfix_str(console.progress(scalars, self.progress["metrics"]), refresh=False)
         self.bar.update(self.batch)
@@ -212,9 +212,8 @@ class Run:
         """Say how far the training is, and a text, where there is no bar."""
         self.told = time.monotonic()
         if self.rank == 0 and self.bar.disable:
-            print(
-                f"{self.progress['samples']:,} samples, {text}, {self.rate:.0f} samples/s", file=sys.stderr, flush=True
-            )
+            line = f"{self.progress['samples']:,} samples, {text}, {self.rate:.0f} samples/s"
+            print(line, file=sys.stderr, flush=True)
 
     def _give_up(self, text: str) -> None:
         """Raise Unsound, with what is left of the run."""
@@ -274,8 +273,7 @@ class Run:
         self._write("latest.pt", self.shared, {"processes": parts, "progress": self.progress})
 
     def _write(self, name: str, shared: Dict[str, Any], more: Dict[str, Any]) -> None:
-        content = {**self.content, **self.progress, **more}
-        content["shared"] = {key: get_state(x) for key, x in shared.items()}
+        content = {**self.content, **self.progress, **more, "shared": {key: get_state(x) for key, x in shared.items()}}
         fault = unsound({key: content.get(key) for key in ("shared", "processes", "progress")})
         if fault:
             self._give_up(f"{fault} is not finite any more, so it is not saved; lower the learning rates")

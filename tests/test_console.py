@@ -131,6 +131,7 @@ def test_figures_that_are_no_numbers_are_no_curves():
 def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     progress = {"iteration": 0, "samples": 0, "metrics": {}}
-    run = SimpleNamespace(progress=progress, batch=64, counted=time.monotonic() - 2, bar=MagicMock())
+    now = time.monotonic()
+    run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=now, bar=MagicMock())
     Run.count(run, 1, {"episode/length": 1.0}, "")
     assert 0 < run.rate <= 32 and progress["samples"] == 64

@@ -1,6 +1,6 @@
 """How long it takes from the command to a character that walks: one table, a row a seed.
 
-    python benchmark/time_to_walk.py [--seeds 1 2 3 4 5] [--error .030] [--every 50000] [--limit 600]
+    python benchmark/time_to_walk.py [--seeds 1 2 3 4 5] [--error .030] [--every 100000] [--limit 600]
                                      [--processes K] [--out FILE.jsonl] [option of amp_ppo_isaacgym.py ...]
 
 Each seed is the default command in a process of its own, with --processes under torchrun. It is evaluated every so many
@@ -93,7 +93,7 @@ def main() -> None:
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default: 1 2 3 4 5")
     add("--error", type=float, default=0.030, help="pose error that counts as walking [m] (default .030)")
-    add("--every", type=int, default=50_000, help="samples from one evaluation to the next (default 50000)")
+    add("--every", type=int, default=100_000, help="samples from one evaluation to the next (default 100000)")
     add("--limit", type=float, default=600.0, help="longest training [s] (default 600)")
     add("--processes", type=int, default=0, help="processes of torchrun (default 0: python alone)")
     add("--out", default=os.path.join(ROOT, "benchmark", "time_to_walk.jsonl"), help="raw figures, added to the file")

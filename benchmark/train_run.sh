@@ -4,5 +4,5 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 exec python "$here/train.py" "$here/train_run.jsonl" \
-  "--motion-file motions/run.npz --task speed --total-timesteps 5000000" \
-  "--motion-file motions/run.npz --task none --total-timesteps 5000000" -- "$@"
+  "--motion-file motions/run.npz --task speed --substeps 4 --total-timesteps 5000000" \
+  "--motion-file motions/run.npz --task none --substeps 4 --total-timesteps 5000000" -- "$@"

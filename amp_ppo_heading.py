@@ -223,15 +223,15 @@ def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, gen
 
 
 def task_reward(v: Tensor, goal: Tensor, weights: Tuple[float, float], task: str) -> Tensor:
-    """Reward for root velocities (..., 3) [m/s], X along d*, under goals as in obs() (..., 3). (...) ValueError."""
+    """(...) for root velocities (2, ..., 3) [m/s], of 1/4 s and of now, X along d*; goals (..., 3). ValueError."""
     cos, _, speed = goal.unbind(-1)  # of a, from where it faces to d*; v* [m/s]
     if task == "velocity":
         # r_task = (1 / (1 + c |v* d* - v|^2) + w max(0, cos a)) / (1 + w); who is to stand may face anywhere
-        moves = 1.0 / (1.0 + weights[0] * ((speed - v[..., 0]) ** 2 + v[..., 1] ** 2))
+        moves = 1.0 / (1.0 + weights[0] * ((speed - v[0, ..., 0]) ** 2 + v[0, ..., 1] ** 2))
         return (moves + weights[1] * torch.where(speed > 0, cos.clamp_min(0.0), 1.0)) / (1.0 + weights[1])
     if task == "projection":
         # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
-        return torch.exp(-0.25 * (speed - v[..., 0]) ** 2) * ((v[..., 0] > 0) | (speed == 0))
+        return torch.exp(-0.25 * (speed - v[1, ..., 0]) ** 2) * ((v[1, ..., 0] > 0) | (speed == 0))
     raise ValueError(f"no reward for the task {task}")
 
 
@@ -263,7 +263,7 @@ class Goals:
         turn = torch.where(self.uniform(0, 1) < self.args.sharp_turn_share, self.uniform(-math.pi, math.pi), turn)
         self.heading = torch.where(new, 0.0, self.heading + due * turn)
         changed = new | (due & (self.uniform(0, 1) < self.args.speed_change_share))
-        speed = F.threshold(self.uniform(*self.args.speed_range), course.STANDING, 0.0)  # or it would creep
+        speed = F.threshold(self.uniform(*self.args.speed_range), course.STANDING, 0.0)
         self.speed = torch.where(changed, speed, self.speed)
         self.timer = torch.where(due, self.uniform(*self.args.change_seconds), self.timer) - 1.0 / self.args.control_hz
         if self.commands is not None:
@@ -293,6 +293,7 @@ class AMPEnv:
         self.generator = torch.Generator(device)
         self.goals = Goals(args, num_envs, self.generator)
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
+        self.velocity = torch.zeros(num_envs, 3, device=device)  # mean of some 1/4 s, since a gait sways [m/s]
         # Zero action is the clips' mean pose.
         self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
@@ -375,10 +376,11 @@ class AMPEnv:
         terminated = self.fallen(self.clip, self.time + self.steps * self.dt, lowest) | diverged
         truncated = (self.steps >= self.episode_steps) & ~terminated
         speed = ml.forward_speed(state)
-        velocity = ml.quat_rotate(ml.quat_from_yaw(-self.goals.heading), state.root_velocity)  # (N, 3) d* is X [m/s]
-        reward = task_reward(velocity, final_obs[:, -3:], self.args.task_weights, self.args.task_reward) * ~terminated
+        self.velocity = torch.lerp(self.velocity, state.root_velocity, (1 / self.steps).clamp(4 * self.dt, 1)[:, None])
+        v = ml.quat_rotate(ml.quat_from_yaw(-self.goals.heading), torch.stack((self.velocity, state.root_velocity)))
+        reward = task_reward(v, final_obs[:, -3:], self.args.task_weights, self.args.task_reward) * ~terminated
         scores = {"speed_m_s": speed, "task_reward": reward}
-        scores["task_return"] = task_reward(velocity, final_obs[:, -3:], (0.0, 0.0), "projection") * ~terminated
+        scores["task_return"] = task_reward(v, final_obs[:, -3:], (0.0, 0.0), "projection") * ~terminated
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
         self.pool_age += 1
@@ -573,8 +575,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     metrics["fall_bodies"] = env.fallen.bodies
     errors = evaluation.mixture(env.motions, states, steps, env.episode_steps, env.dt, FEET, args.evaluate)
     metrics.update(errors[0])
-    followed = course.figures(states, goals, steps, env.dt)
-    followed["task_return"] = sums["task_return"] / env.episode_steps  # 1 is the best
+    followed = {"task_return": sums["task_return"] / env.episode_steps, **course.figures(states, goals, steps, env.dt)}
     metrics.update(course.averages(followed))
     sums.update(followed)
     return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums

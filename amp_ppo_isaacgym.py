@@ -492,8 +492,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     -> figures, episodes as clips, pose error of each body but the root over time (T, J-1) [m], sums of scores (N,)"""
     before = env.sim.state_dict()
     obs, info = env.reset(args.seed + 1000)
-    clip = env.clip
-    start = env.time
+    clip, start = env.clip, env.time
     limit = evaluation.episode_limit(env.motions, clip, start, env.dt, env.episode_steps)  # (N,) control steps
     alive = torch.ones_like(limit, dtype=torch.bool)
     steps = torch.zeros_like(limit)

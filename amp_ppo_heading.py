@@ -3,7 +3,6 @@
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
     python amp_ppo_heading.py  # an hour or so on two CPU cores
-    python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
 larger is their style reward, which PPO maximises together with a task reward:
@@ -121,7 +120,7 @@ class Training:
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.03
     """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
-    anneal: float = 0.5
+    anneal: float = 0.2
     """last share of the training, over which the action noise falls (.5: to 1 / e)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""

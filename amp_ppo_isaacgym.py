@@ -3,7 +3,6 @@
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
     python amp_ppo_isaacgym.py  # walk; some 4 minutes on two CPU cores
-    python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
 larger is their style reward, which PPO maximises together with a task reward:

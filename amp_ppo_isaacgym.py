@@ -3,6 +3,7 @@
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
     python amp_ppo_isaacgym.py  # walk; some 4 minutes on two CPU cores
+    python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
 larger is their style reward, which PPO maximises together with a task reward:
@@ -253,7 +254,7 @@ class AMPEnv:
         self.pool = self._new_pool()
         self.history = self.pool[-1].clone()  # (N, S - 1, D) what was seen last
         D = self.history.shape[-1]
-        self.single_observation_space = Box(-math.inf, math.inf, (D,))
+        self.single_observation_space = Box(-math.inf, math.inf, self.obs().shape[1:])
         self.single_action_space = Box(-math.inf, math.inf, (len(character.dof_names),))
         self.disc_obs_size = args.disc_steps * D
 

@@ -7,11 +7,12 @@ import atexit
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import os
 import shutil
 import sys
 import traceback
-from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
 
 import simulators
 
@@ -19,11 +20,12 @@ import torch
 import torch.distributed as dist
 import tyro
 from tqdm import tqdm
-from typing_extensions import Annotated, get_args, get_origin
+from typing_extensions import Annotated
 
 from checkpoints import Unsound, load_checkpoint
 from files import HERE, InputError, plain, typed
 from guards import STOPPED, guard_terminal, limit_memory
+from options import complaint, is_a
 from processes import in_group, join_processes, local_world, processes
 
 # ---- 1. Options ----------
@@ -88,13 +90,24 @@ def merge_options(description: str, *groups: Any) -> Any:
 
 
 def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]) -> Any:
-    """Args of the command line; `defaults` go before those of the class."""
+    """Args of the command line; `defaults` go before the class's. Raises InputError; SystemExit for --help."""
     names = [{field.name for field in dataclasses.fields(group)} for group in kind.groups]
     start = [group(**{x: defaults[x] for x in own & defaults.keys()}) for group, own in zip(kind.groups, names)]
     form = dataclasses.make_dataclass("All", [(x.__name__.lower(), tyro.conf.OmitArgPrefixes[x]) for x in kind.groups])
     if shutil.get_terminal_size().columns < 20:  # tyro would never end
         os.environ["COLUMNS"] = "80"
-    parsed = tyro.cli(form, args=argv, default=form(*start), description=kind.__doc__)
+
+    def parse(words: List[str]) -> Any:
+        with contextlib.redirect_stderr(io.StringIO()):  # tyro's own complaint has ten lines
+            return tyro.cli(form, args=words, default=form(*start), description=kind.__doc__)
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parsed = parse(["--help"] if {"--help", "-h"} & set(words) else words)
+    except SystemExit as end:
+        if end.code:
+            raise InputError(complaint(kind, words, parse)) from end
+        raise
     return kind(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
 
 
@@ -107,25 +120,11 @@ def _fill_in(args: Any) -> None:
             setattr(args, field.name, by_device[args.cuda and args.sim != "mujoco"])
 
 
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of an option."""
-    parts = get_args(kind)
-    if get_origin(kind) in (Annotated, Union):
-        return any(_is_a(value, part) for part in parts)
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in parts
-    if get_origin(kind) is tuple:
-        parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
-    alike = type(value) is kind or (kind is float and type(value) is int)
-    return alike and (type(value) is not int or abs(value) < 2**63)
-
-
 def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]], evaluate: bool) -> Dict[str, Any]:
     """Options that a checkpoint gives as defaults; but what belongs to a machine if it is to evaluate."""
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     for name, value in checkpoint["args"].items():
-        if name not in types or not _is_a(value, types[name]):
+        if name not in types or not is_a(value, types[name]):
             odd = [str(x)[:50] if isinstance(x, (str, float, int)) else f"a {type(x).__name__}" for x in (name, value)]
             raise InputError(f"the checkpoint is of another version of this script: option {' is '.join(odd)}")
         option = f"--{name.replace('_', '-')}"

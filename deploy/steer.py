@@ -34,7 +34,7 @@ from files import find
 from motions import view
 from motions.render import one_line
 
-PICTURES = 60.0  # a second, at most
+PICTURES = 60.0  # a second, at most, that the page is sent; what it draws is the browser's affair
 LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
 PUSH_SECONDS = 0.1  # how long a push takes
 TURN = 15.0  # by a key [degrees]
@@ -46,7 +46,7 @@ TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
-TOLD = "**J L** turn, **I K** faster, slower. Click on the ground: go there.  \n"
+TOLD = "**J L** turn, **I K** faster, slower: {:g} to {:g} m/s, as in its training. Click on the ground: go there.  \n"
 HELP = "**P** push, **M** slow motion, **R** reset, **space** pause. Shift and click on a limb: push it where you look."
 HELP += "  \nBlue: the policy. Orange: the nearest moment of its clips. Right limbs are dark. Red touches the ground."
 
@@ -110,12 +110,14 @@ class Walker:
         if self.pushed == 0:
             self.data.xfrc_applied[:] = 0.0
 
-    def advance(self, seconds: float) -> None:
-        """Let time pass [s]: as many steps as fit into it; the rest is owed."""
-        self.owed = min(self.owed + seconds, LATE)
+    def advance(self, seconds: float) -> float:
+        """Let time pass [s]: as many steps as fit into it; the rest is owed -> what was not dropped of it [s]."""
+        kept = min(seconds, LATE - self.owed)
+        self.owed += kept
         while self.owed >= self.model.opt.timestep:
             self.step()
             self.owed -= self.model.opt.timestep
+        return kept
 
     def state(self) -> ml.MotionState:
         """State of batch (1,) at this moment, which may lie between two steps."""
@@ -162,7 +164,7 @@ class Controls:
     """What stands beside the picture, and what keys and mouse do. The sliders hold what the character is told."""
 
     def __init__(self, server: Any, scene: view.Scene, walker: Walker, speeds: Tuple[float, float]) -> None:
-        """speeds: range of the commands [m/s]."""
+        """speeds: range of the commands that it was trained with [m/s]."""
         gui = server.gui
         told = walker.policy.commanded
         self.walker = walker
@@ -170,17 +172,16 @@ class Controls:
         self.jobs: List[Any] = []  # for the thread of the physics
         self.readout = gui.add_markdown("")
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
-        self.speed = gui.add_slider("Speed [m/s]", 0.0, math.ceil(speeds[1]), 0.05, speeds[0], visible=told)
+        self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, speeds[0], visible=told)
         self.pace = gui.add_slider("Time", 0.05, 1.0, 0.05, 1.0)
         self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 40.0)
-        self.follow, self.ghost, self.again = (
-            gui.add_checkbox(x, True) for x in ("Follow", "Ghost", "Up after a fall")
-        )
+        shown = ("Follow", "Ghost", "Begin anew after a fall")
+        self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
         self.pause = gui.add_button("Pause")
         self.playing = True
         gui.add_button("Reset").on_click(lambda _: self.jobs.append(walker.reset))
         self.pause.on_click(lambda _: self.play_or_pause())
-        gui.add_markdown((TOLD if told else "") + HELP)
+        gui.add_markdown((TOLD.format(*speeds) if told else "") + HELP)
         self.keys(server, told)
         self.mouse(server, told)
 
@@ -269,6 +270,16 @@ def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, 
     return takes, lowest, f"{name}, {distance:.3f} m"
 
 
+def readout(walker: Walker, share: float, near: str) -> str:
+    """What the page says: its speed and the one it is told [m/s], how fast the physics runs (share: of real time), and
+    how near it is."""
+    speed = f"{np.linalg.norm(walker.data.qvel[:2]):.2f} m/s"
+    if walker.policy.commanded:
+        speed += f", told {walker.speed:.2f} m/s"
+    pace = "in real time" if share > 0.97 else f"at {100 * share:.0f} % of real time"
+    return f"{speed}  \nphysics {pace}  \nnearest: {near}"
+
+
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
@@ -279,7 +290,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     middle = np.zeros(3)  # where the camera looks
     trail = np.zeros((TRAIL + 1, 3), np.float32)
     drawn = -1  # when the trail has grown
-    pictures = PICTURES  # a second, on average
+    share = 1.0  # of real time, that passes in the physics; over a second
     last = time.perf_counter()
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
@@ -287,14 +298,13 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         walker.speed = controls.speed.value
         while controls.jobs:
             controls.jobs.pop(0)()
-        if controls.playing:
-            walker.advance((now - last) * controls.pace.value)
+        passed = walker.advance((now - last) * controls.pace.value) if controls.playing else 0.0  # [s]
+        share += min(now - last, 1.0) * (passed / (now - last) - share)
         takes, lowest, near = picture(walker, nearest)
         if walker.down or walker.ended(lowest):
             walker.down += now - last
         if controls.again.value and walker.down > REST:
             walker.reset()
-        pictures += 0.05 * (1.0 / (now - last) - pictures)
         last = now
         moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
         with server.atomic():
@@ -309,8 +319,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
                 spot = takes[0].root.numpy() * [1, 1, 0] + [0, 0, 0.01]  # (1, 3) [m]
                 trail = np.concatenate((trail[1:], spot)) if moment > drawn >= 0 else np.tile(spot, (TRAIL + 1, 1))
                 scene.paths[0].points = np.stack((trail[:-1], trail[1:]), 1).astype(np.float32)
-                speed = float(np.linalg.norm(walker.data.qvel[:2]))
-                controls.readout.content = f"{speed:.2f} m/s, {pictures:.0f} pictures/s  \nnearest: {near}"
+                controls.readout.content = readout(walker, share, near)
                 drawn = moment
 
 

@@ -20,7 +20,7 @@ SCRIPTS = {"amp_ppo_isaacgym.py": amp, "amp_ppo_heading.py": heading}
 FOLDER = Path(amp.__file__).resolve().parent
 SIMULATORS = sorted(str(path.relative_to(FOLDER)) for path in (FOLDER / "simulators").glob("*.py"))
 ROOMS = ("checkpoints", "command_line", "course", "evaluation", "falls", "files", "guards", "motion_lib", "processes")
-ROOMS += ("console", "curves", "gait", "report", "training_run")
+ROOMS += ("console", "curves", "gait", "options", "report", "training_run")
 PRODUCT = (*SCRIPTS, *(f"{room}.py" for room in ROOMS), *SIMULATORS)
 DEPLOY = ("deploy/export.py", "deploy/player.py", "deploy/steer.py")
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
@@ -42,7 +42,8 @@ BUDGETS = {
     "console.py": (110, None),
     "curves.py": (60, None),
     "simulators": (600, None),
-    "command_line.py": (244, None),
+    "command_line.py": (243, None),
+    "options.py": (62, None),
     "processes.py": (113, None),
     "checkpoints.py": (167, None),
     "training_run.py": (330, None),
@@ -130,10 +131,11 @@ ALLOWED = {
     "curves": {"processes"},
     "report": {"console", "files", "motion_lib"},
     "falls": {"files", "motion_lib"},
+    "options": set(),
     "processes": {"files", "motion_lib"},
     "simulators": {"files", "guards", "motion_lib", "simulators"},
     "training_run": {"checkpoints", "console", "curves", "files", "motion_lib", "processes", "report"},
-    "command_line": {"checkpoints", "files", "guards", "processes", "simulators"},
+    "command_line": {"checkpoints", "files", "guards", "options", "processes", "simulators"},
 }
 
 
@@ -169,7 +171,7 @@ def test_nothing_imports_a_script(root):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_knows_few_names_of_each_room(root, script):
     tree = ast.parse(read(root, script))
-    for room in set(ALLOWED) - {"files", "gait", "guards", "motion_lib"}:
+    for room in set(ALLOWED) - {"files", "gait", "guards", "motion_lib", "options"}:
         names = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module == room:

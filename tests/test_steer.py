@@ -84,8 +84,15 @@ def test_time_passes_in_whole_steps_and_pictures_lie_between(walker):
     assert walker.steps == 2 and walker.owed == pytest.approx(0.5 * step)
     shown = walker.state().root_position[0].numpy()
     assert np.allclose(shown, walker.data.qpos[:3] + 0.5 * step * walker.data.qvel[:3], atol=1e-6)
-    walker.advance(100.0)  # what was asleep does not run after the clock
-    assert walker.steps <= 2 + steer.LATE / step
+    kept = walker.advance(100.0)  # what was asleep does not run after the clock
+    assert kept == pytest.approx(steer.LATE - 0.5 * step) and walker.steps <= 2 + steer.LATE / step
+
+
+def test_what_the_page_says_of_speed_and_time(loaded, walker):
+    walker.data.qvel[:2] = 0.6, 0.8
+    assert steer.readout(walker, 1.0, "near") == "1.00 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near"
+    told_nothing = steer.readout(steer.Walker(loaded["walk"]), 0.2, "near").split("  \n")
+    assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20 % of real time"
 
 
 def test_a_push_is_an_impulse(walker):
@@ -156,6 +163,7 @@ def served(loaded, monkeypatch):
 
 def test_time_is_real_and_controls_act(loaded, monkeypatch):
     with served(loaded["heading"], monkeypatch) as (_, walker, controls):
+        assert (controls.speed.min, controls.speed.max) == tuple(loaded["heading"].args.speed_range)
         begin, before = time.perf_counter(), walker.steps
         time.sleep(1.5)
         passed = (walker.steps - before) * walker.model.opt.timestep
@@ -175,7 +183,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         assert soon(lambda: walker.steps == 0)
 
 
-def test_it_stands_up_after_a_fall(loaded, monkeypatch):
+def test_it_begins_anew_after_a_fall(loaded, monkeypatch):
     monkeypatch.setattr(steer, "REST", 0.3)
     with served(loaded["walk"], monkeypatch) as (_, walker, controls):
         assert not controls.heading.visible and not controls.speed.visible

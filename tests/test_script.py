@@ -767,6 +767,7 @@ def test_options_that_this_machine_cannot_serve(run_script, root, tmp_path, monk
     assert os.listdir(tmp_path) == []
 
 
+NONE = "there is no such option."
 WORDS = {
     "--learning-rate abc": "--learning-rate abc: it takes a number",
     "--seed 1 --num_envs=many": "--num_envs=many: it takes a whole number",
@@ -775,9 +776,9 @@ WORDS = {
     "--hidden 5": "--hidden 5: it takes 2 whole numbers",
     "--no-cuda 3": "--no-cuda 3: it takes no value",
     "--resume --seed 2": "--resume: it takes a word",
-    "--total-timestep 5": "--total-timestep: there is no such option. Perhaps you meant --total-timesteps. --help shows all.",
-    "--xyzzy 4": "--xyzzy: there is no such option. --help shows all.",
-    "walk.npz": "walk.npz: there is no such option. --help shows all.",
+    "--total-timestep 5": f"--total-timestep: {NONE} Perhaps you meant --total-timesteps. --help shows all.",
+    "--xyzzy 4": f"--xyzzy: {NONE} --help shows all.",
+    "walk.npz": f"walk.npz: {NONE} --help shows all.",
 }
 
 

@@ -1,0 +1,62 @@
+"""Options and their types: whether a value fits one, and what is wrong with a command line, in a line.
+
+Nothing here knows what is trained, or how.
+"""
+
+import dataclasses
+import difflib
+import re
+from typing import Any, Callable, List, Literal, Union
+
+from typing_extensions import Annotated, get_args, get_origin
+
+WORDS = {int: "whole number", float: "number", str: "word"}
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of an option."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Annotated, Union):
+        return any(is_a(value, part) for part in parts)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in parts
+    if get_origin(kind) is tuple:
+        parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(is_a, value, parts))
+    alike = type(value) is kind or (kind is float and type(value) is int)
+    return alike and (type(value) is not int or abs(value) < 2**63)
+
+
+def wanted(kind: Any) -> str:
+    """What an option of a type takes: "a number", "one of speed, none"."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Annotated, Union):
+        return wanted(parts[0])  # of Optional[X], X
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(parts)}"
+    if get_origin(kind) is tuple:
+        return f"{'' if parts[-1] is Ellipsis else len(parts)} {WORDS[parts[0]]}s".strip()
+    return "no value" if kind is bool else f"a {WORDS[kind]}"
+
+
+def complaint(args: Any, words: List[str], parse: Callable) -> str:
+    """What is wrong with a command line that parse(words) refuses with SystemExit, and what to do.
+
+    args: dataclass of all options."""
+    kinds = {f"--{field.name.replace('_', '-')}": field.type for field in dataclasses.fields(args)}
+    kinds.update({name.replace("--", "--no-", 1): bool for name, kind in kinds.items() if kind is bool})
+    parts: List[List[str]] = []  # an option and its values each
+    for word in words:
+        if not parts or re.match("--|-[A-Za-z]", word):
+            parts.append([])
+        parts[-1].append(word)
+    for part in parts:
+        name = part[0].split("=")[0].replace("_", "-")
+        if name not in kinds:
+            near = [f"Perhaps you meant {x}." for x in difflib.get_close_matches(name, kinds, 1)]
+            return " ".join([f"{part[0]}: there is no such option.", *near, "--help shows all."])
+        try:
+            parse(part)
+        except SystemExit:
+            return f"{' '.join(part)}: it takes {wanted(kinds[name])}"
+    return f"{' '.join(words)}: these options do not go together; --help shows all"

@@ -298,8 +298,9 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         walker.speed = controls.speed.value
         while controls.jobs:
             controls.jobs.pop(0)()
-        passed = walker.advance((now - last) * controls.pace.value) if controls.playing else 0.0  # [s]
-        share += min(now - last, 1.0) * (passed / (now - last) - share)
+        if controls.playing:
+            passed = walker.advance((now - last) * controls.pace.value)  # [s]
+            share += min(now - last, 1.0) * (passed / (now - last) - share)
         takes, lowest, near = picture(walker, nearest)
         if walker.down or walker.ended(lowest):
             walker.down += now - last

@@ -20,23 +20,14 @@ import torch
 import torch.distributed as dist
 import tyro
 from tqdm import tqdm
-from typing_extensions import Annotated
 
 from checkpoints import Unsound, load_checkpoint
 from files import HERE, InputError, plain, typed
 from guards import STOPPED, guard_terminal, limit_memory
-from options import complaint, is_a
+from options import by_device, complaint, is_a
 from processes import in_group, join_processes, local_world, processes
 
 # ---- 1. Options ----------
-
-
-def by_device(kind: Any, cpu: Any, cuda: Any) -> Any:
-    """Type of an option (int, or two of them) whose default depends on the device; in the class its default is None."""
-    shown = [str(x).strip("()").replace(",", "") for x in (cpu, cuda)]
-    hint = f"(default: {shown[0]}, with physics on a GPU {shown[1]})"
-    metavar = "INT INT" if isinstance(cpu, tuple) else "INT"
-    return Annotated[Optional[kind], tyro.conf.arg(metavar=metavar, help_behavior_hint=hint), (cpu, cuda)]
 
 
 @dataclasses.dataclass
@@ -66,7 +57,7 @@ class Evaluation:
     evaluate: bool = False
     """no training: evaluate --checkpoint, print one JSON object, write roll-outs, pictures and a page to look at"""
     checkpoint: Optional[str] = None
-    """checkpoint to evaluate"""
+    """checkpoint to evaluate, or folder of a run: its best.pt, or latest.pt where there is none"""
     out: Optional[str] = None
     """folder to be made by --evaluate; None: beside the checkpoint, with its name and the time"""
     eval_interval: by_device(int, 100, 250) = None
@@ -144,14 +135,15 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     resume = None if args.evaluate else restarted if args.resume is None else args.resume
     checkpoint = None
     if args.evaluate != (args.checkpoint is not None) or (args.evaluate and args.resume is not None):
-        raise InputError("--evaluate and --checkpoint FILE go together, and without --resume")
+        raise InputError("--evaluate and --checkpoint FILE (or FOLDER of a run) go together, and without --resume")
     if not args.evaluate and (args.out or getattr(args, "eval_commands", None)) is not None:
         raise InputError("--out and --eval-commands need --evaluate")
     if args.evaluate or resume is not None:
         resume = os.path.dirname(resume) or "." if resume is not None and os.path.isfile(resume) else resume
-        if args.evaluate and os.path.isdir(args.checkpoint):
-            args.checkpoint = os.path.join(args.checkpoint, "latest.pt")
         path = args.checkpoint
+        if args.evaluate and os.path.isdir(path):
+            best = os.path.join(path, "best.pt")
+            path = best if os.path.exists(best) else os.path.join(path, "latest.pt")
         checkpoint = load_checkpoint(path if args.evaluate else resume, name)
         args = _command_line(kind, argv, _options_of(checkpoint, kind, argv, args.evaluate))
         args.checkpoint = path

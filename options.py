@@ -6,11 +6,20 @@ Nothing here knows what is trained, or how.
 import dataclasses
 import difflib
 import re
-from typing import Any, Callable, List, Literal, Union
+from typing import Any, Callable, List, Literal, Optional, Union
 
+import tyro
 from typing_extensions import Annotated, get_args, get_origin
 
 WORDS = {int: "whole number", float: "number", str: "word"}
+
+
+def by_device(kind: Any, cpu: Any, cuda: Any) -> Any:
+    """Type of an option (int, or two of them) whose default depends on the device; in the class its default is None."""
+    shown = [str(x).strip("()").replace(",", "") for x in (cpu, cuda)]
+    hint = f"(default: {shown[0]}, with physics on a GPU {shown[1]})"
+    metavar = "INT INT" if isinstance(cpu, tuple) else "INT"
+    return Annotated[Optional[kind], tyro.conf.arg(metavar=metavar, help_behavior_hint=hint), (cpu, cuda)]
 
 
 def is_a(value: Any, kind: Any) -> bool:

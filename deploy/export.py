@@ -1,7 +1,7 @@
 """Export a policy: one ONNX file from MuJoCo's coordinates to PD targets, and the physics that belongs to it.
 
     python deploy/export.py pretrained/heading.pt policy.onnx       # policy.onnx, policy.xml, policy.json
-    python deploy/export.py runs/NAME policy.onnx                   # the last checkpoint of a run of yours
+    python deploy/export.py runs/NAME policy.onnx                   # the best policy of a run of yours
     python deploy/export.py my.pt policy.onnx --script my_amp.py    # of a copy of a script (it is executed)
 
 Observation, normaliser, actor, offset and scale are in the ONNX file; policy.xml is the character with its drives,
@@ -325,12 +325,11 @@ def onnx_of(policy: Policy) -> bytes:
     return buffer.getvalue()
 
 
-def description(loaded: Loaded, checkpoint: str, onnx: str, mjcf: str) -> Dict[str, Any]:
-    """What policy.json says; paths of the checkpoint, or its run's folder, and of the files beside it."""
+def description(loaded: Loaded, onnx: str, mjcf: str) -> Dict[str, Any]:
+    """What policy.json says; onnx, mjcf: paths of the files beside it."""
     args = loaded.args
     env = loaded.env
     model = env.sim.shared.compiled
-    path = os.path.join(checkpoint, "latest.pt") if os.path.isdir(checkpoint) else checkpoint
     names = env.motions.character.body_names
     falls = [name for name, always in zip(names, env.fallen.watched.all(0).tolist()) if always]
     inputs = {
@@ -352,8 +351,8 @@ def description(loaded: Loaded, checkpoint: str, onnx: str, mjcf: str) -> Dict[s
     if loaded.policy.commanded:
         inputs["command"] = "(n, 2) double: target heading [rad, world, from +X to the left], target speed [m/s]"
         result["speed_range_m_s"] = list(args.speed_range)
-    digest = hashlib.sha256(read_file(path)).hexdigest()
-    result["checkpoint"] = {"file": os.path.basename(path), "sha256": digest, "kind": loaded.script.KIND}
+    digest = hashlib.sha256(read_file(args.checkpoint)).hexdigest()
+    result["checkpoint"] = {"file": os.path.basename(args.checkpoint), "sha256": digest, "kind": loaded.script.KIND}
     result["checkpoint"]["samples"] = loaded.samples
     return result
 
@@ -383,7 +382,7 @@ def main() -> None:
         stem = args.out[: -len(".onnx")]
         loaded = load(checkpoint, args.script, tuple(options))
         files = {args.out: onnx_of(loaded.policy), f"{stem}.xml": mjcf_of(loaded).encode()}
-        text = json.dumps(description(loaded, checkpoint, args.out, f"{stem}.xml"), indent=2)
+        text = json.dumps(description(loaded, args.out, f"{stem}.xml"), indent=2)
         files[f"{stem}.json"] = text.encode() + b"\n"
         inputs = "qpos, qvel, command" if loaded.policy.commanded else "qpos, qvel"
         contents = (f"{inputs} -> PD targets", "the character with its drives", "names, rates, units")

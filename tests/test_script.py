@@ -791,6 +791,20 @@ def test_words_that_are_no_options(capsys, words, said):
     assert command_line._explain(error.value) == (f"error: {said}", 2)
 
 
+@needs_mujoco
+def test_the_folder_of_a_run_is_its_best_policy(tmp_path, monkeypatch):
+    """latest.pt where there is none; --resume goes on from the folder."""
+    read = []
+    monkeypatch.setattr(command_line, "load_checkpoint", lambda path, name: read.append(path) or {"args": {}})
+    evaluate = ["--no-cuda", "--evaluate", "--checkpoint", str(tmp_path)]
+    for name in ("latest.pt", "best.pt"):
+        (tmp_path / name).touch()
+        args, _ = command_line.parse_args(amp.Args, amp.KIND, evaluate)
+        assert read.pop() == args.checkpoint == str(tmp_path / name)
+    command_line.parse_args(amp.Args, amp.KIND, ["--no-cuda", "--resume", str(tmp_path)])
+    assert read == [str(tmp_path)]
+
+
 def test_help_on_a_terminal_that_is_too_narrow(run_script, monkeypatch):
     """tyro would look for room for a word without end."""
     monkeypatch.setenv("COLUMNS", "3")

@@ -42,6 +42,9 @@ FASTER = 0.25  # by a key [m/s]
 TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
 SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall [s]
+SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
+SLIM = -0.015  # how much slimmer the ghost is, so that it shows where the pose differs by more [m]
+GREEN = (0, 150, 40)  # of the arrow
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
 POSES = 20_000  # that a pose is compared to, at most
@@ -205,6 +208,11 @@ class Controls:
         for body, node in enumerate(self.scene.bodies[0]):
             node.on_click(modifier="shift")(lambda event, body=body: self.push(body, event.ray_direction))
 
+    def work(self) -> None:
+        """Do what keys and mouse have asked of the physics."""
+        while self.jobs:
+            self.jobs.pop(0)()
+
     def play_or_pause(self) -> None:
         """Let time stand still, or go on."""
         self.playing = not self.playing
@@ -241,18 +249,31 @@ class Controls:
         self.push(0, (math.cos(angle), math.sin(angle), 0.0))
 
 
-def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any]:
-    """The viewer's scene with the character, a ghost of it and its trail, and an arrow that shows where it is to go."""
+def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, List[Any], Any]:
+    """The viewer's scene with the character, a ghost of it and its trail -> it, a red skin of each body (J), and an
+    arrow that shows where it is to go.
+
+    The page draws a colour a picture or more after a pose, but what is visible with it: so skins come and go."""
     state = walker.state()
     root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
     rotations = state.rotations.expand(TRAIL + 1, -1, -1)
     takes = [view.Take(name, root, rotations, rotations[..., 0] > 1.0) for name in ("policy", "nearest clip")]
     scene = view.build(server, walker.character, meshes, takes, "pinned")
     scene.paths[1].visible = False
+    path = walker.character.path
+    for node, (vertices, _) in zip(scene.bodies[1], view.body_meshes(path, SLIM)):
+        node.vertices = vertices
+        node.opacity = None
+        node.cast_shadow = False
+    add = server.scene.add_mesh_simple
+    skins = [
+        add(f"{node.name}/skin", *mesh, color=view.RED, visible=False)
+        for node, mesh in zip(scene.bodies[0], view.body_meshes(path, SKIN))
+    ]
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
-    arrow = server.scene.add_arrows("/world/centre/goal", np.array(line, np.float32), (98, 155, 98), head_length=0.2)
+    arrow = server.scene.add_arrows("/world/centre/goal", np.array(line, np.float32), GREEN, head_length=0.2)
     arrow.visible = walker.policy.commanded
-    return scene, arrow
+    return scene, skins, arrow
 
 
 def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, str]:
@@ -284,7 +305,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy")
-    scene, arrow = build(server, walker, meshes)
+    scene, skins, arrow = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds)
     nearest = Nearest(walker.env.motions, PICTURES)
     middle = np.zeros(3)  # where the camera looks
@@ -296,8 +317,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         now = time.perf_counter()
         walker.goal = math.radians(controls.heading.value)
         walker.speed = controls.speed.value
-        while controls.jobs:
-            controls.jobs.pop(0)()
+        controls.work()
         if controls.playing:
             passed = walker.advance((now - last) * controls.pace.value)  # [s]
             share += min(now - last, 1.0) * (passed / (now - last) - share)
@@ -309,7 +329,9 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         last = now
         moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
         with server.atomic():
-            view.show(scene, walker.character, takes, 0)
+            view.show(scene, walker.character, takes, 0, contacts=False)
+            for skin, touching in zip(skins, takes[0].touching[0]):
+                skin.visible = bool(touching)
             if controls.follow.value:
                 middle = view.centre_of(takes, 0)
             scene.world.position = -middle

@@ -162,10 +162,11 @@ class Scene(NamedTuple):
     ground: Any  # the grid
 
 
-def body_meshes(path: str) -> Meshes:
+def body_meshes(path: str, thicker: float = 0.0) -> Meshes:
     """Vertices (V, 3) in the body's frame [m] and triangles (N, 3) of each body of an MJCF file.
 
-    These are its spheres, capsules and boxes. Raises InputError when MuJoCo cannot read the file."""
+    These are its spheres, capsules and boxes, thicker by so much on all sides [m]. Raises InputError when MuJoCo cannot
+    read the file."""
     import mujoco
     import trimesh
 
@@ -175,7 +176,7 @@ def body_meshes(path: str) -> Meshes:
         raise InputError(f"{path}: MuJoCo refuses the character file: {' '.join(str(error).split())}") from error
     parts: List[List[Any]] = [[] for _ in range(model.nbody)]
     for geom in range(model.ngeom):
-        size, kind = model.geom_size[geom], model.geom_type[geom]
+        size, kind = model.geom_size[geom] + thicker, model.geom_type[geom]
         if kind == mujoco.mjtGeom.mjGEOM_BOX:
             mesh = trimesh.creation.box(extents=2 * size)
             mesh.unmerge_vertices()  # no normals that are smoothed over an edge

@@ -123,6 +123,13 @@ def test_the_nearest_clip(loaded):
         assert found == clip and abs(moment - 0.4) < 0.02 and distance < 0.02
 
 
+def test_bodies_grow_on_all_sides(character):
+    meshes = view.body_meshes(character.path), view.body_meshes(character.path, 0.01)
+    for name in ("left_foot", "head"):  # a box, a sphere
+        body, thick = (mesh[character.body_names.index(name)][0] for mesh in meshes)
+        assert np.allclose(thick.max(0) - body.max(0), 0.01) and np.allclose(thick.min(0) - body.min(0), -0.01)
+
+
 # ---- The page ----
 
 
@@ -136,15 +143,18 @@ def soon(condition):
 
 @contextlib.contextmanager
 def served(loaded, monkeypatch):
-    """Run the page in a thread -> its address, the walker, its controls."""
+    """Run the page in a thread -> its address, the walker, its controls, which know the red skins here."""
     made = []
+    built = []
 
     class Kept(steer.Controls):
         def __init__(self, *arguments):
             super().__init__(*arguments)
+            self.skins = built[0][1]
             made.append(self)
 
     monkeypatch.setattr(steer, "Controls", Kept)
+    monkeypatch.setattr(steer, "build", lambda *x, build=steer.build: built.append(build(*x)) or built[0])
     walker = steer.Walker(loaded)
     meshes = view.body_meshes(walker.character.path)
     speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))
@@ -179,6 +189,13 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         before = walker.steps
         time.sleep(0.3)
         assert walker.steps == before
+        # what touches the ground is red by what is visible, and keeps its colour
+        foot = walker.character.body_names.index("left_foot")
+        blue = controls.scene.bodies[0][foot].color
+        controls.jobs.append(lambda: walker.data.qpos.__setitem__(2, 0.3))
+        assert soon(lambda: controls.skins[foot].visible) and controls.scene.bodies[0][foot].color == blue
+        controls.jobs.append(lambda: walker.data.qpos.__setitem__(2, 3.0))
+        assert soon(lambda: not any(skin.visible for skin in controls.skins))
         controls.jobs.append(walker.reset)
         assert soon(lambda: walker.steps == 0)
 

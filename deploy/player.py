@@ -1,10 +1,8 @@
 """Walk with an exported policy: python deploy/player.py policy.onnx [--heading 90] [--speed 1.2] [--headless]
-
 It needs numpy, mujoco and onnxruntime, nothing of this repository. Exit code 1: it fell, 2: it cannot be used."""
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -12,12 +10,6 @@ import time
 import mujoco.viewer
 import numpy as np
 import onnxruntime
-
-
-def fallen(model: mujoco.MjModel, data: mujoco.MjData, about: dict) -> bool:
-    """Whether a body of policy.json's list touches the floor (of body 0, the world), or the physics has broken down."""
-    touching = {model.body(max(pair)).name for pair in model.geom_bodyid[data.contact.geom] if 0 in pair}
-    return bool(touching & {*about["fall_bodies"]} or data.warning.number.any())
 
 
 def main() -> None:
@@ -31,29 +23,37 @@ def main() -> None:
     args = parser.parse_args()
     stem = args.policy.removesuffix(".onnx")
     try:
-        session = onnxruntime.InferenceSession(open(f"{stem}.onnx", "rb").read(), providers=["CPUExecutionProvider"])
+        if stem == args.policy:
+            raise ValueError("expected policy.onnx, as deploy/export.py writes it")
+        session = onnxruntime.InferenceSession(open(args.policy, "rb").read(), providers=["CPUExecutionProvider"])
         about = json.load(open(f"{stem}.json", encoding="utf-8"))
         model = mujoco.MjModel.from_xml_path(f"{stem}.xml")
-    except Exception as error:  # each of the three raises its own
+        if not 0 <= args.start < model.nkey:
+            raise ValueError(f"--start {args.start}: it has {model.nkey} states to start from, 0 to {model.nkey - 1}")
+        if "command" not in about["inputs"] and (args.heading, args.speed) != (0.0, 1.2):
+            raise ValueError("it takes no commands: leave out --heading and --speed")
+    except Exception as error:  # whatever the three libraries raise
         parser.exit(2, f"error: {args.policy}: {' '.join(str(error).split())}\n")
     data = mujoco.MjData(model)
-    mujoco.mj_resetDataKeyframe(model, data, args.start % model.nkey)
+    mujoco.mj_resetDataKeyframe(model, data, args.start)
     screen = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     window = screen and not args.headless and mujoco.viewer.launch_passive(model, data, show_left_ui=False)
+    print("" if screen or args.headless else "no screen: it walks without a window\n", end="", flush=True)
     seen = {"qpos": data.qpos[None], "qvel": data.qvel[None], "command": np.array([[0.0, args.speed]])}  # live views
-    while not (fell := fallen(model, data, about)) and data.time < args.seconds and (not window or window.is_running()):
+    fell = False
+    while not fell and data.time < args.seconds and (not window or window.is_running()):
         due = time.perf_counter() + 1.0 / about["control_hz"]
-        seen["command"][0, 0] = math.radians(math.remainder(args.heading, 360.0)) * min(data.time / 2.0, 1.0)
+        seen["command"][0, 0] = np.radians(180.0 - (180.0 - args.heading) % 360.0) * min(data.time / 2.0, 1.0)
         data.ctrl[:] = session.run(["targets"], {name: seen[name] for name in about["inputs"]})[0][0]
         mujoco.mj_step(model, data, about["substeps"])
+        touch = {model.body(max(pair)).name for pair in model.geom_bodyid[data.contact.geom] if 0 in pair}  # 0: world
+        fell = bool(touch & {*about["fall_bodies"]} or data.warning.number.any())
         if window:
             window.cam.lookat[:] = data.qpos[:3]
             window.sync()
             time.sleep(max(due - time.perf_counter(), 0.0))
     print(f"{data.time:.1f} s, {np.hypot(*data.qpos[:2]):.1f} m away, {'it fell' if fell else 'no fall'}", flush=True)
-    if window:  # its thread still draws, and taking the interpreter down beneath it crashes or hangs
-        os._exit(int(fell))
-    sys.exit(int(fell))
+    (os._exit if window else sys.exit)(int(fell))  # the window's thread still draws: to end it with Python may hang
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_the_player_walks_as_well_as_the_policy(loaded, exported, name, run_scri
     agent.average_actor, agent.obs_norm = policy.actor, policy.norm
     figures = script.evaluate(agent, env, args)[0]
     for start in (0, 5):
-        command = ["--heading", 30 * start, "--speed", 1.2 + 0.4 * start]
+        command = ["--heading", 30 * start, "--speed", 1.2 + 0.4 * start] if policy.commanded else []
         options = ["--headless", "--seconds", 20, "--start", start, *command]
         code, out, err = run_script("deploy/player.py", exported / f"{name}.onnx", *options)
         assert (code, err) == (0, "") and out.startswith("20.0 s, ") and out.endswith(", no fall\n")
@@ -157,6 +157,27 @@ def test_the_player_says_that_it_fell(exported, run_script, tmp_path):
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: walk.onnx: ") and "walk.xml" in err
     code, out, err = run_script("deploy/player.py", "nothing.onnx", "--headless")
     assert (code, out) == (2, "") and err.startswith("error: nothing.onnx: ") and "'nothing.onnx'" in err
+
+
+def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
+    (tmp_path / "README.md").write_text("# no policy")
+    cases = [
+        (["README.md"], "README.md: expected policy.onnx, as deploy/export.py writes it\n"),
+        ([exported / "walk.onnx", "--start", 99], "--start 99: it has 8 states to start from, 0 to 7\n"),
+        ([exported / "walk.onnx", "--start", -1], "--start -1: it has 8 states to start from, 0 to 7\n"),
+        ([exported / "walk.onnx", "--speed", 2], "it takes no commands: leave out --heading and --speed\n"),
+    ]
+    for arguments, fault in cases:
+        code, out, err = run_script("deploy/player.py", *arguments, "--headless")
+        assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and err.endswith(fault)
+
+
+def test_the_player_says_that_there_is_no_screen(exported, run_script, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    code, out, err = run_script("deploy/player.py", exported / "walk.onnx", "--seconds", 0.1)
+    assert (code, err) == (0, "") and out.startswith("no screen: it walks without a window\n0.1 s, ")
 
 
 def test_the_player_is_small_and_needs_nothing_of_ours(root):

@@ -16,7 +16,6 @@ from motion_lib import MotionLib
 
 # options that stand in the name of a run anyhow, or tell no runs apart
 NAMED = "exp.name|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
-NAMED += "|total.timesteps"
 MINUTE = 60.0  # between two lines about a training, where there is no bar [s]
 BASE = "isaacgym"  # runs of amp_ppo_isaacgym.py are not named after their script
 
@@ -57,15 +56,25 @@ def start_lines(
     return [textwrap.fill(plain(line), 79, **whole) for line in lines]
 
 
-def progress(scalars: Dict[str, float], metrics: Dict[str, Any]) -> str:
-    """What stands behind the progress bar, or where there is none each minute."""
-    length = short(scalars["episode/length"], 0)
-    return f"length {length}, error {short(metrics.get('pose_error_m', math.nan), 3)} m"
+def amount(n: int) -> str:
+    """A number of samples in few characters: 0, 205k, 1.23M."""
+    return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.0f}k" if n >= 1e4 else str(n)
 
 
-def verdict(metrics: Dict[str, Any]) -> str:
+def progress(done: int, total: int, length: float = math.nan, longest: int = 0, judged: Tuple = ()) -> str:
+    """What stands behind the progress bar, at most 63 columns, or where there is none each minute, as far as it is known.
+
+    length, longest: of episodes [steps]; judged: error [m] of the last evaluation, and samples until then."""
+    parts = [f"{amount(done)}/{amount(total)} samples"]
+    parts += [f"episode {short(length, 0)}/{longest} steps"] * math.isfinite(length)
+    if judged:
+        parts.append(f"error {short(judged[0], 3)} m at {amount(judged[1])}")
+    return ", ".join(parts)
+
+
+def verdict(samples: int, metrics: Dict[str, Any]) -> str:
     """An evaluation of a training in a line, for a file."""
-    falls = f"falls {short(100 * metrics.get('fall_rate', math.nan), 0)} %"
+    falls = f"{samples:,} samples, falls {short(100 * metrics.get('fall_rate', math.nan), 0)} %"
     return f"{falls}, error {short(metrics.get('pose_error_m'), 3)} m, speed {short(metrics.get('speed_m_s'))} m/s"
 
 
@@ -86,13 +95,8 @@ def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
 
 def four_digits(x: Any) -> Any:
     """Figures as JSON has them: with four significant digits, and null for what is not finite."""
-    if isinstance(x, dict):
-        return {name: four_digits(part) for name, part in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [four_digits(part) for part in x]
-    if isinstance(x, float):
-        return float(f"{x:.4g}") if math.isfinite(x) else None
-    return x
+    text = json.dumps(x)
+    return json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"), parse_constant=lambda name: None)
 
 
 def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str) -> None:

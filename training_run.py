@@ -66,9 +66,9 @@ class Run:
         self.stopped = False
         self.started = self.counted = self.told = time.monotonic()
         self.rate = math.nan  # samples a second
-        self.fault = ""
+        self.judged: Tuple = ()  # pose error [m] of the last evaluation, and samples until then
         self.writer: Any = None
-        self.shown = ""  # folder of the last evaluation
+        self.shown = self.fault = ""  # folder of the last evaluation; why nothing can be written
         self.folder = self._start() if self.rank == 0 else ""
 
     def _restore(self, checkpoint: Dict[str, Any]) -> None:
@@ -147,13 +147,11 @@ class Run:
 
     def begin(self, falls: str) -> None:
         """Say what is to come, in five lines, and start the progress bar; falls: what counts as one."""
-        samples = (self.progress["samples"], self.iterations * self.batch)
+        span = (self.progress["samples"], self.iterations * self.batch)
         where = f"learning on {self.device}" + f", {self.world} processes" * (self.world > 1)
-        lines = console.start_lines(self.args, self.motions, falls, samples, where, self.folder)
-        print(*lines, sep="\n", file=sys.stderr)
-        form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left, {rate_noinv_fmt}{postfix}"
-        style = dict(unit="", unit_scale=True, dynamic_ncols=True, bar_format=form)
-        self.bar = tqdm(total=samples[1], initial=samples[0], disable=None, **style)  # None: where there is a terminal
+        print(*console.start_lines(self.args, self.motions, falls, span, where, self.folder), sep="\n", file=sys.stderr)
+        style = dict(dynamic_ncols=True, bar_format="{bar} {remaining} left, {desc}", disable=None)  # off a terminal
+        self.bar = tqdm(total=span[1], initial=span[0], desc=console.progress(*span), **style)
 
     def _track(self, folder: str) -> None:
         """Log to Weights & Biases as well; whatever it raises costs only that."""
@@ -201,10 +199,12 @@ class Run:
         now = time.monotonic()  # a clock that is set back is no speed
         self.rate = self.batch / max(now - self.counted, 1e-9)
         self.counted = now
-        self.bar.set_postfix_str(console.progress(scalars, self.progress["metrics"]), refresh=False)
+        steps = (scalars["episode/length"], self.args.episode_steps)
+        text = console.progress(self.progress["samples"], self.iterations * self.batch, *steps, self.judged)
+        self.bar.set_description_str(text, refresh=False)
         self.bar.update(self.batch)
         if now - self.told >= console.MINUTE:
-            self._tell(console.progress(scalars, self.progress["metrics"]))
+            self._tell(text)
         if iteration >= 400:
             self._say(warning)
 
@@ -212,8 +212,7 @@ class Run:
         """Say how far the training is, and a text, where there is no bar."""
         self.told = time.monotonic()
         if self.rank == 0 and self.bar.disable:
-            line = f"{self.progress['samples']:,} samples, {text}, {self.rate:.0f} samples/s"
-            print(line, file=sys.stderr, flush=True)
+            print(f"{text}, {self.rate:.0f} samples/s", file=sys.stderr, flush=True)
 
     def _give_up(self, text: str) -> None:
         """Raise Unsound, with what is left of the run."""
@@ -248,7 +247,8 @@ class Run:
             self.progress["best"] = score
             self.attempt(self._write, "best.pt", policy, {})
         iteration = self.progress["iteration"]
-        self._tell(console.verdict(metrics))
+        self.judged = (metrics.get("pose_error_m"), self.progress["samples"])
+        self._tell(console.verdict(self.progress["samples"], metrics))
         if self.args.capture_video:
             self.attempt(report.film_episode, f"{self.folder}/episode_{iteration}.mp4", clips[0], self.motions)
         if iteration == self.iterations:

@@ -38,7 +38,8 @@ def test_numbers_in_sentences():
     "words, changes, name",
     [
         ([], {}, "walk__T"),
-        (["--total-timesteps", "3", "--no-cuda", "--eval-seconds=2"], {}, "walk__T"),
+        (["--no-cuda", "--eval-seconds=2", "--save-interval", "9"], {}, "walk__T"),
+        (["--total-timesteps", "1000000", "--no-cuda"], {}, "walk__total-timesteps-1000000__T"),
         (["--style-weight", "0.5", "--seed", "3"], {}, "walk__style-weight-0.5-seed-3__T"),
         (["--cuda", "--gamma", "0.9", "--exp-name", "a"], dict(exp_name="a"), "a__walk__gamma-0.9__T"),
         (["--motion-file", "x/y z/"], dict(motion_file="x/y z/"), "y z__T"),
@@ -98,9 +99,20 @@ def test_an_evaluation_in_a_sentence(walk, changes, options, said):
 
 
 def test_an_evaluation_in_a_line():
-    said = console.verdict({**FIGURES, "fall_rate": 0.031})
-    assert said == "falls 3 %, error .022 m, speed 1.04 m/s" and "nan" not in console.verdict({})
-    assert console.progress({"episode/length": math.nan}, {}) == "length -, error - m"
+    said = console.verdict(20_480, {**FIGURES, "fall_rate": 0.031})
+    assert said == "20,480 samples, falls 3 %, error .022 m, speed 1.04 m/s" and "nan" not in console.verdict(1, {})
+
+
+def test_how_far_a_training_is_in_a_line_that_fits_80_columns():
+    """What is not known is left out; a bar of one column and the time that is left stand before it."""
+    assert [console.amount(n) for n in (0, 999, 9999, 299_008, 1_230_848, 20_000_000)] == [
+        *("0", "999", "9999", "299k", "1.23M", "20M"),
+    ]
+    assert console.progress(0, 299_008) == console.progress(0, 299_008, math.nan, 300) == "0/299k samples"
+    assert console.progress(4096, 10**7, 78.4, 300) == "4096/10M samples, episode 78/300 steps"
+    longest = console.progress(19_300_000, 20_000_000, 300.0, 300, (0.123, 19_300_000))
+    assert longest == "19.3M/20M samples, episode 300/300 steps, error .123 m at 19.3M"
+    assert len(f"# 10:03:20 left, {longest}") == 80
 
 
 def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
@@ -132,6 +144,9 @@ def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     progress = {"iteration": 0, "samples": 0, "metrics": {}}
     now = time.monotonic()
-    run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=now, bar=MagicMock())
+    args = args_of(episode_steps=300)
+    run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=now, bar=MagicMock(), args=args)
+    run.iterations, run.judged = 2, ()
     Run.count(run, 1, {"episode/length": 1.0}, "")
     assert 0 < run.rate <= 32 and progress["samples"] == 64
+    run.bar.set_description_str.assert_called_once_with("64/128 samples, episode 1/300 steps", refresh=False)

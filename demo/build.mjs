@@ -17,7 +17,7 @@ if (policy.every((name) => existsSync(name))) {
   try {
     execFileSync(process.env.PYTHON ?? "python3", command, { stdio: "inherit" });
   } catch {
-    console.error("error: no policy to show; python deploy/export.py CHECKPOINT demo/policy.onnx makes one");
+    console.error("error: no policy to show; python ../deploy/export.py CHECKPOINT policy.onnx makes one");
     process.exit(2);
   }
 }

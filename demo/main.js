@@ -11,6 +11,7 @@ const FASTER = 1.0; // the same [m/s^2]
 const PUSH = 40.0; // impulse of a push [N s]
 const PUSH_SECONDS = 0.1;
 const REST = 2.0; // how long it lies after a fall [s]
+const ALSO = { j: "ArrowLeft", l: "ArrowRight", i: "ArrowUp", k: "ArrowDown" }; // the keys of deploy/steer.py
 const COLOURS = { right: 0xe68033, left: 0x4078b8, other: 0xc7c9d1 };
 const PLANE = 0, SPHERE = 2, CAPSULE = 3, BOX = 6; // MuJoCo's mjtGeom
 
@@ -234,7 +235,10 @@ function press(key) {
 }
 
 function listen() {
-  const keyOf = (event) => (event.key.length === 1 ? event.key.toLowerCase() : event.key);
+  const keyOf = (event) => {
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    return ALSO[key] ?? key;
+  };
   addEventListener("keydown", (event) => {
     if (event.key.startsWith("Arrow")) event.preventDefault();
     if (!event.repeat) press(keyOf(event));

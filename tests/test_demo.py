@@ -87,6 +87,9 @@ def test_it_walks_and_turns(site, tab):  # noqa: F811
         tab.wait_for_function(f"demo.walker.steps * demo.walker.dt > {turned['time'] + 4.0}")
         end = tab.evaluate(LOOK)
         assert end["place"][1] > turned["place"][1] + 2.0 and end["down"] == 0 and end["start"] == 0
+        tab.keyboard.down("l")  # as in deploy/steer.py
+        tab.wait_for_function(f"demo.walker.heading < {end['heading']} - 0.1")
+        tab.keyboard.up("l")
         for key, code in {"m": "demo.pace === 1.0 || demo.pace === 0.2", "r": "demo.walker.start === 1"}.items():
             tab.keyboard.press(key)
             tab.wait_for_function(code)

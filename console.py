@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import textwrap
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from files import plain
 from motion_lib import MotionLib
@@ -61,14 +61,13 @@ def amount(n: int) -> str:
     return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.0f}k" if n >= 1e4 else str(n)
 
 
-def progress(done: int, total: int, length: float = math.nan, longest: int = 0, judged: Tuple = ()) -> str:
-    """What stands behind the progress bar, at most 63 columns, or where there is none each minute, as far as it is known.
+def progress(done: int, total: int, length: float = math.nan, longest: int = 0, judged: Sequence[Tuple] = ()) -> str:
+    """What stands behind the progress bar, at most 63 columns, or each minute where there is none, if it is known.
 
-    length, longest: of episodes [steps]; judged: error [m] of the last evaluation, and samples until then."""
+    length, longest: of episodes [steps]; judged: error [m] of the last evaluation, samples until then."""
     parts = [f"{amount(done)}/{amount(total)} samples"]
     parts += [f"episode {short(length, 0)}/{longest} steps"] * math.isfinite(length)
-    if judged:
-        parts.append(f"error {short(judged[0], 3)} m at {amount(judged[1])}")
+    parts += [f"error {short(error, 3)} m at {amount(at)}" for error, at in judged]
     return ", ".join(parts)
 
 
@@ -90,7 +89,8 @@ def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
     else:
         wanted = getattr(args, "target_speed", None)
         parts.append(f"speed {speed} of {short(motions.statistics()[1] if wanted is None else wanted)} m/s")
-    return ", ".join(parts)
+    early = metrics.get("fall_rate") == 1.0 and args.total_timesteps < 1_000_000
+    return ", ".join(parts) + "\nall fell; most clips take 1 to 10 million samples (--total-timesteps)" * early
 
 
 def four_digits(x: Any) -> Any:

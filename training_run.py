@@ -66,7 +66,7 @@ class Run:
         self.stopped = False
         self.started = self.counted = self.told = time.monotonic()
         self.rate = math.nan  # samples a second
-        self.judged: Tuple = ()  # pose error [m] of the last evaluation, and samples until then
+        self.judged: List[Tuple] = []  # pose error [m] of the last evaluation, and samples until then
         self.writer: Any = None
         self.shown = self.fault = ""  # folder of the last evaluation; why nothing can be written
         self.folder = self._start() if self.rank == 0 else ""
@@ -247,7 +247,7 @@ class Run:
             self.progress["best"] = score
             self.attempt(self._write, "best.pt", policy, {})
         iteration = self.progress["iteration"]
-        self.judged = (metrics.get("pose_error_m"), self.progress["samples"])
+        self.judged = [(metrics.get("pose_error_m"), self.progress["samples"])]
         self._tell(console.verdict(self.progress["samples"], metrics))
         if self.args.capture_video:
             self.attempt(report.film_episode, f"{self.folder}/episode_{iteration}.mp4", clips[0], self.motions)
@@ -296,8 +296,8 @@ class Run:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
-        judge = f"python {script} --evaluate --checkpoint {folder}/best.pt"
-        print(f"{(time.monotonic() - self.started) / 60:.1f} minutes; {judge}", flush=True)
+        print(f"trained for {(time.monotonic() - self.started) / 60:.1f} minutes; the best policy:", file=sys.stderr)
+        print(f"python {script} --evaluate --checkpoint {folder}/best.pt", flush=True)
         console.tell(self.args, self.motions, self.progress["metrics"], self.shown)
 
 

@@ -15,6 +15,7 @@ from curves import Log, curve_name
 from training_run import Run
 
 ARGS = dict(exp_name=None, motion_file="motions/walk.npz", seed=3, sim="mujoco", num_envs=256, target_speed=None)
+ARGS["total_timesteps"] = 3_000_000
 
 
 def args_of(**changes):
@@ -92,6 +93,18 @@ FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412
             "32 episodes, no falls, pose error - m, task return .87, speed 1.04 m/s",
         ),
         ({}, {}, "32 episodes, no falls, pose error .022 m, speed 1.04 of .97 m/s"),  # the clip's
+        (dict(fall_rate=1.0), {}, "32 episodes, 32 falls, pose error .022 m, speed 1.04 of .97 m/s"),
+        (
+            dict(fall_rate=1.0),
+            dict(total_timesteps=299_008),
+            "32 episodes, 32 falls, pose error .022 m, speed 1.04 of .97 m/s\n"
+            "all fell; most clips take 1 to 10 million samples (--total-timesteps)",
+        ),
+        (
+            dict(fall_rate=0.5),
+            dict(total_timesteps=9),
+            "32 episodes, 16 falls, pose error .022 m, speed 1.04 of .97 m/s",
+        ),
     ],
 )
 def test_an_evaluation_in_a_sentence(walk, changes, options, said):
@@ -110,7 +123,7 @@ def test_how_far_a_training_is_in_a_line_that_fits_80_columns():
     ]
     assert console.progress(0, 299_008) == console.progress(0, 299_008, math.nan, 300) == "0/299k samples"
     assert console.progress(4096, 10**7, 78.4, 300) == "4096/10M samples, episode 78/300 steps"
-    longest = console.progress(19_300_000, 20_000_000, 300.0, 300, (0.123, 19_300_000))
+    longest = console.progress(19_300_000, 20_000_000, 300.0, 300, [(0.123, 19_300_000)])
     assert longest == "19.3M/20M samples, episode 300/300 steps, error .123 m at 19.3M"
     assert len(f"# 10:03:20 left, {longest}") == 80
 
@@ -146,7 +159,7 @@ def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
     now = time.monotonic()
     args = args_of(episode_steps=300)
     run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=now, bar=MagicMock(), args=args)
-    run.iterations, run.judged = 2, ()
+    run.iterations, run.judged = 2, []
     Run.count(run, 1, {"episode/length": 1.0}, "")
     assert 0 < run.rate <= 32 and progress["samples"] == 64
     run.bar.set_description_str.assert_called_once_with("64/128 samples, episode 1/300 steps", refresh=False)

@@ -182,7 +182,7 @@ def test_two_processes_stay_the_same_and_one_of_them_speaks_writes_and_evaluates
     assert "said by 0" in out and "said by 1" not in out and "told by 0" in err and "told by 1" not in err
     assert err.count("simulator mujoco") == 1 and "2 processes" in " ".join(err.split())
     assert out.count('"pose_error_m"') == 1
-    assert out.count("minutes;") == 1 and err.count(" samples/s") == 7  # a line for each evaluation
+    assert err.count("minutes;") == 1 and err.count(" samples/s") == 7  # a line for each evaluation
     assert len(list(run.glob("events.*"))) == 1
     assert json.loads((run / "args.json").read_text())["processes"] == 2
     # what a refusal below goes by

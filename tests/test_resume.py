@@ -540,5 +540,5 @@ def test_a_signal_in_the_last_iteration_finds_a_run_that_is_complete(root, tmp_p
         if n == last - 1:
             os.kill(os.getpid(), signal.SIGTERM)
     assert n == last
-    out = capsys.readouterr().out
-    assert "stopped after" not in out and "minutes; python" in out
+    out, err = capsys.readouterr()
+    assert "stopped after" not in out and "\npython " in f"\n{out}" and " minutes; " in err

@@ -3,8 +3,8 @@
 #
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
-# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/walk.gif, docs/walk.html and, with playwright and
-# Chromium, docs/view.png. It needs requirements-motions.txt and an OpenGL (motions/README.md). The evaluations
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/walk.gif, docs/figure_eight.mp4, docs/walk.html and,
+# with playwright and Chromium, docs/view.png. It needs requirements-motions.txt and an OpenGL (motions/README.md). The evaluations
 # are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Two to three minutes on two CPU cores.
 set -e
 cd "$(dirname "$0")/.."

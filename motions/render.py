@@ -7,15 +7,15 @@
     python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, translucent, in the roll-out's place
     python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --turn 90
 
-CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written.
-Right limbs are orange, left ones blue; compared, the roll-out is blue and the clip orange, right limbs dark, left ones
-light. The way through the clip leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a
-GIF about fifteen frames a second, over a floor that leads from its last picture to its first. --commands draws what a
-roll-out of the heading task was told (see --eval-commands): an arrow, the path commanded, the path taken. A clip that
-is compared is in the roll-out's phase (same_phase), at its place and with its heading, so what differs is the pose. It
-needs MuJoCo, an OpenGL that draws without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and
-for films `pip install -r requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540)
-take a minute on two CPU cores, half of it with --fast.
+CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written. A
+roll-out is blue and a clip orange, right limbs dark, left ones light; the picture says so. The way through the clip
+leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a GIF about fifteen frames a
+second, over a floor that leads from its last picture to its first. --commands draws what a roll-out of the heading task
+was told (see --eval-commands): an arrow, the path commanded, the path taken. A clip that is compared is in the
+roll-out's phase (same_phase), at its place and with its heading, so what differs is the pose. It needs MuJoCo, an
+OpenGL that draws without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip
+install -r requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take a minute on
+two CPU cores, half of it with --fast.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -54,7 +54,7 @@ Size = Tuple[int, int]  # width and height of a picture [pixels]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SIZES = {".png": (1200, 400), ".mp4": (960, 540), ".gif": (480, 270)}
-COLOURS = {  # of right limbs, left limbs and trunk
+COLOURS = {  # of right limbs, left limbs and trunk; "one" is of models that deploy/export.py writes
     "one": ("0.90 0.50 0.20 1", "0.25 0.47 0.72 1", "0.78 0.79 0.82 1"),
     "policy": ("0.14 0.28 0.50 1", "0.58 0.76 0.94 1", "0.29 0.48 0.74 1"),
     "clip": ("0.62 0.34 0.07 1", "0.98 0.80 0.46 1", "0.93 0.58 0.20 1"),
@@ -65,10 +65,16 @@ CELLS = 4  # time steps of a compared clip in a frame of the roll-out; its pace 
 # Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves no perspective to speak
 # of. `floor`: half its lengths along X and Y [m], and a spacing that does not show. Fine shadows and edges take time.
 STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=8192, offsamples=16, sky=WHITE)
-FILM = dict(azimuth=120, elevation=-12, fovy=30, floor="60 60 1", shadowsize=1024, offsamples=4, sky=SKY)
+FILM = dict(azimuth=120, elevation=-10, fovy=30, floor="60 60 1", shadowsize=2048, offsamples=4, sky=SKY)
+# Where the sun stands and which way it shines; half the width of its shadow map is `reach` times 4 m. MuJoCo pushes
+# shadows back by 1.5 times the depth's slope along one axis of that map; across both it may be twice that, and then the
+# floor shades itself in dots. The map's axes follow the sun's X and Y, so a film's sun shines along one of these alone.
+STRIP.update(sun='pos="-3 -4 6" dir="0.35 0.5 -1"', reach=1.0)
+FILM.update(sun='pos="0 -3.6 6" dir="0 0.6 -1"', reach=0.5)
 FILM_OF_TWO = dict(FILM, azimuth=140)  # more from the front, so that none hides the other
 BESIDE = 1.1  # of the clip, to the left of the roll-out in a film [m]
 GHOST = "0.35"  # its opacity
+LIMBS = "right limbs dark, left limbs light"
 PATTERN = 2.0  # the floor repeats after this [m]
 PATH_STEP = 0.1  # between the points of a path [s]
 TOLD, DONE = (0.05, 0.75, 0.20, 1.0), (0.14, 0.28, 0.50, 1.0)  # colours of the command and of the path taken
@@ -78,7 +84,7 @@ SCENE = """<mujoco>
     <global offwidth="{width}" offheight="{height}" fovy="{fovy}"/>
     <quality shadowsize="{shadowsize}" offsamples="{offsamples}"/>
     <headlight ambient="0.48 0.48 0.48" diffuse="0.30 0.30 0.30" specular="0 0 0"/>
-    <map znear="0.5" zfar="40" haze="0.6"/>
+    <map znear="0.5" zfar="40" haze="0.6" shadowclip="{reach}"/>
     <rgba haze="0.93 0.96 0.99 1"/>
   </visual>
   <asset>
@@ -89,7 +95,9 @@ SCENE = """<mujoco>
   <worldbody>
     <body mocap="true">
       <geom type="plane" size="{floor}" material="floor"/>
-      <light type="directional" pos="-3 -4 6" dir="0.35 0.5 -1" diffuse="0.42 0.42 0.42" specular="0.1 0.1 0.1"/>
+    </body>
+    <body mocap="true">
+      <light type="directional" {sun} diffuse="0.42 0.42 0.42" specular="0.1 0.1 0.1"/>
     </body>
     {figures}
   </worldbody>
@@ -106,6 +114,11 @@ def name_of(path: str) -> str:
     return f"policy {policy[-52:]}" if policy and not before else f"clip {'/'.join(parts)}"
 
 
+def kind_of(names: Sequence[str]) -> str:
+    """Whose colours a figure has that is alone: a "policy" has one, a "clip" the other. names: see name_of."""
+    return "policy" if names[0].startswith("policy") else "clip"
+
+
 def window(clip: Clip, start: float, seconds: float) -> Tuple[int, int]:
     """First and last frame of the part that begins at `start` and takes `seconds` [s], or ends with the clip."""
     end = len(clip.root_position) - 1
@@ -116,6 +129,15 @@ def window(clip: Clip, start: float, seconds: float) -> Tuple[int, int]:
     if last == first:
         raise InputError(f"--seconds {seconds} is less than a frame of the clip ({1 / clip.fps:.3f} s)")
     return first, last
+
+
+def gone_on(clip: Clip, path: str, character: Character, end: float) -> Clip:
+    """A clip of the file `path` that goes on over its seam until `end` [s], if it wraps and is shorter."""
+    count = math.ceil(end * clip.fps) + 1 if end < math.inf else 0
+    if clip.loop != "wrap" or count <= len(clip.root_position):
+        return clip
+    state = ml.MotionLib(path, character).state(torch.zeros(count, dtype=torch.long), torch.arange(count) / clip.fps)
+    return Clip(clip.fps, "clamp", state.root_position.double().numpy(), state.rotations.double().numpy())
 
 
 def way_of(clip: Clip, first: int, last: int) -> Tensor:
@@ -273,10 +295,11 @@ class Stage:
         """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle.
 
         marks: lines on the ground, each points (n, 2) [m] and a colour; a single line of two points is an arrow."""
-        # floor and light go along, by whole patterns
+        # the floor goes along by whole patterns, and the sun, whose shadows are fine near it
         self.data.mocap_pos[0] = self.pattern * np.round(focus / self.pattern * [1, 1, 0])
-        self.data.mocap_pos[1:] = position.reshape(-1, 3).numpy()
-        self.data.mocap_quat[1:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
+        self.data.mocap_pos[1] = focus * [1, 1, 0]
+        self.data.mocap_pos[2:] = position.reshape(-1, 3).numpy()
+        self.data.mocap_quat[2:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
         self.mujoco.mj_kinematics(self.model, self.data)
         self.mujoco.mj_camlight(self.model, self.data)
         self.camera.lookat[:] = focus
@@ -289,8 +312,9 @@ class Stage:
         """Put a line through points (n, 2) [m] on the ground into the scene; two points are an arrow."""
         scene = self.renderer.scene
         kinds = self.mujoco.mjtGeom
-        kind, width = (kinds.mjGEOM_ARROW, 0.04) if len(points) == 2 else (kinds.mjGEOM_CAPSULE, 0.012)
-        points = np.pad(points, ((0, 0), (0, 1)), constant_values=0.02).astype(np.float64)
+        kind, width = (kinds.mjGEOM_ARROW, 0.04) if len(points) == 2 else (kinds.mjGEOM_CAPSULE, 0.02)
+        height = 0.02 if len(points) == 2 else -0.01  # a line's top alone looks out of the ground: it casts no shadow
+        points = np.pad(points, ((0, 0), (0, 1)), constant_values=height).astype(np.float64)
         for start, end in zip(points, points[1:]):
             if scene.ngeom < scene.maxgeom and np.linalg.norm(end - start) > 1e-6:
                 geom = scene.geoms[scene.ngeom]
@@ -302,22 +326,23 @@ class Stage:
 
 
 def write_on(image: Any, lines: Sequence[Tuple[str, str]]) -> None:
-    """Write lines (text, colours as in COLOURS, or "told") into the upper left corner of a picture of PIL."""
+    """Write lines (text, who as in COLOURS, or "told", "done", "") into the upper left corner of a picture of PIL."""
     from PIL import ImageDraw, ImageFont
 
     height = max(image.size[1] // 22, 11)
     font = ImageFont.load_default(height)
     for n, (text, who) in enumerate(lines):
-        shade = TOLD if who == "told" else [float(x) for x in COLOURS[who][2].split()]
-        colour = (40, 44, 52) if who == "one" else tuple(int(200 * x) for x in shade[:3])
+        shade = {"told": TOLD, "done": DONE, "": (0.2, 0.22, 0.26)}.get(who)
+        shade = shade or [float(x) for x in COLOURS[who][2].split()]
+        colour = tuple(int(200 * x) for x in shade[:3])
         ImageDraw.Draw(image).text((height, (0.7 + 1.35 * n) * height), text, colour, font)
 
 
-def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size, names: Sequence[str] = ()) -> bytes:
+def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size, names: Sequence[str]) -> bytes:
     """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above.
 
-    names: what is written on them, of the poses and of the other's."""
-    rows = [("one", poses)] if not other else [("clip", other), ("policy", poses)]
+    names: what is written on them, of the poses and of the other's (see name_of)."""
+    rows = [(kind_of(names), poses)] if not other else [("clip", other), ("policy", poses)]
     position, row = in_a_row(torch.cat([p for _, (p, _) in rows], 1))  # (T, 1 or 2 J, 3), so in one scale
     size = (size[0], size[1] // len(rows))
     top = top_of(position)
@@ -331,9 +356,8 @@ def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size
         with stage.renderer:
             picture = stage.draw(place, rotation, focus)
         image = stage.image.fromarray(picture).resize(size, stage.image.LANCZOS)
-        name = names[1 if who == "clip" else 0] if names else who
-        limbs = "right limbs dark, left limbs light" if other else "right limbs orange, left limbs blue"
-        write_on(image, [(f"{name}   {limbs}", who)])
+        name = names[1 if other and who == "clip" else 0]
+        write_on(image, [(f"{name}   {LIMBS}", who)])
         pictures.append(np.asarray(image))
     file = io.BytesIO()
     stage.image.fromarray(np.concatenate(pictures)).save(file, "png", optimize=True)
@@ -372,7 +396,7 @@ def film(
     fast: without smooth edges."""
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
-    who = ["policy", "ghost" if ghost else "clip"] if other else ["one"]
+    who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
     top = top_of(position)
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
     focus = np.full((len(position), 3), 0.45 * top)
@@ -380,18 +404,18 @@ def film(
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
     stage_look = dict(FILM_OF_TWO if other and not ghost else FILM, **(dict(offsamples=0) if fast else {}))
     pattern = seamless(focus[::every, 0]) if again else PATTERN
-    stage = Stage(character, who, stage_look, top + 0.9, size, pattern)
+    stage = Stage(character, who, stage_look, top + 0.5, size, pattern)
     way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
     step = max(round(PATH_STEP * fps), 1)
+    lines = [*zip(names, ("policy", "clip") if other else who), (LIMBS, "")]
+    lines += [("green: where it was told to go", "told"), ("blue line: the way it went", "done")] if told else []
     with stage.renderer:
         for t in tqdm(range(0, len(position), every), "pictures", disable=None, leave=False):  # on a terminal only
             stage.camera.azimuth = stage_look["azimuth"] + turn * t / max(len(position) - 1, 1)
             marks = marks_of(told, way, t, step) if told else ()
             image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks))
-            lines = list(zip(names, ("policy", "clip"))) if other else []
-            lines += [("told where to go", "told"), ("way taken", "policy")] if told else []
-            asked = f" of {told.speed[t]:.2f}" if told else ""
-            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f}{asked} m/s", "one")])
+            asked = f", told {told.speed[t]:.2f}" if told else ""
+            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}", "")])
             yield np.asarray(image)
 
 
@@ -463,7 +487,7 @@ def parse() -> argparse.Namespace:
     add(
         "--seconds",
         type=float,
-        help="from first to last pose [s] (default: strip 1.2, or the compared clip's length; film all)",
+        help="from first to last pose [s]; a loop goes on (default: all, or in a strip the compared clip's length)",
     )
     add("--poses", type=int, default=7, help="how many a strip has (default 7); a film has every frame")
     sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif 480 270"
@@ -501,8 +525,9 @@ def main() -> None:
         motions = ml.MotionLib(other_file, character) if other_file else None
         if motions and len(motions.files) > 1:
             raise InputError(f"{other_file}: expected one clip, not {len(motions.files)}")
-        cycle = float(motions.length[0]) if motions else 1.2
-        seconds = args.seconds or (cycle if still else math.inf)
+        seconds = args.seconds or (float(motions.length[0]) if still and motions else math.inf)
+        window(clip, args.start, seconds)  # --start lies in the clip itself
+        clip = gone_on(clip, args.clip, character, args.start + seconds)
         first, last = window(clip, args.start, seconds)
         poses = poses_of(clip, character, first, last, last - first + 1)
         names = [name_of(path) for path in (args.clip, *(motions.files if motions else ()))]
@@ -527,6 +552,9 @@ def main() -> None:
             pictures = film(character, poses, other, clip.fps, args.size, every, **more)
             data = film_of(pictures, clip.fps / every, args.size, args.ending)
         ml.write_file(args.out, data)
+        shown = f"{args.poses} poses" if still else f"{math.ceil((last - first + 1) / every)} pictures"
+        size = f"{args.size[0]} x {args.size[1]}"
+        print(f"{args.out}: {(last - first) / clip.fps:.2f} s, {shown}, {size}, {len(data) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -187,6 +187,8 @@ def launch(main: Callable, kind: Any, name: str, check: Callable) -> None:
         with contextlib.redirect_stdout(quiet or sys.stdout), contextlib.redirect_stderr(quiet or sys.stderr):
             args, checkpoint = parse_args(kind, name, restarted=restarted)
             check(args)
+            if args.evaluate and sys.stderr.isatty():  # it is silent for a while
+                print(f"evaluating {args.eval_episodes} episodes of {args.eval_seconds:g} s ...", file=sys.stderr)
             if not args.cuda:  # CUDA's address space is larger than any memory
                 limit_memory(local_world())
             resumed = args.resume or ""  # a run that goes on, until it has saved anew

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -318,6 +319,18 @@ def test_evaluation(trained, run_script, tmp_path, checkpoint, character):
         "all fell" in err
     )  # a pipe gets JSON and nothing else
     assert checkpoint.read_bytes() == (trained[0][0] / "latest.pt").read_bytes()
+
+
+@pytest.mark.parametrize("terminal, said", [(True, "evaluating 32 episodes of 20 s ...\n"), (False, "")])
+def test_an_evaluation_says_on_a_terminal_that_it_has_begun(monkeypatch, capsys, terminal, said):
+    values = dict(evaluate=True, eval_episodes=32, eval_seconds=20.0, cuda=True, resume=None)
+    parsed = (types.SimpleNamespace(**values), {})
+    monkeypatch.setattr(command_line, "guard_terminal", lambda: None)
+    monkeypatch.setattr(command_line, "parse_args", lambda *_, **__: parsed)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with pytest.raises(SystemExit) as end:
+        command_line.launch(lambda args, checkpoint: (), None, "", lambda args: None)
+    assert (end.value.code, *capsys.readouterr()) == (0, "", said)
 
 
 @needs_mujoco

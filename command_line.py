@@ -75,7 +75,8 @@ def merge_options(description: str, *groups: Any) -> Any:
     groups = (General, *groups, Evaluation)
     fields = [field for group in groups for field in dataclasses.fields(group)]
     args = dataclasses.make_dataclass("Args", [(f.name, f.type, dataclasses.field(default=f.default)) for f in fields])
-    args.__doc__ = description
+    first = "--motion-file (what is imitated), --style-weight (how closely), --total-timesteps (how long), --seed"
+    args.__doc__ = description.split("\n\n")[0] + f"\n\nBegin with {first}; --evaluate judges a policy."
     args.groups = groups
     return args
 

@@ -44,14 +44,14 @@ SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall [s]
 SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
 SLIM = -0.015  # how much slimmer the ghost is, so that it shows where the pose differs by more [m]
-GREEN = (0, 150, 40)  # of the arrow
+GREEN = (0, 110, 25)  # of the arrow
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
 TOLD = "**J L** turn, **I K** faster, slower: {:g} to {:g} m/s, as in its training. Click on the ground: go there.  \n"
 HELP = "**P** push, **M** slow motion, **R** reset, **space** pause. Shift and click on a limb: push it where you look."
-HELP += "  \nBlue: the policy. Orange: the nearest moment of its clips. Right limbs are dark. Red touches the ground."
+HELP += "  \nBlue: the policy, its right limbs dark. Orange: the nearest moment of its clips. Red touches the ground."
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -263,6 +263,7 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     path = walker.character.path
     for node, (vertices, _) in zip(scene.bodies[1], view.body_meshes(path, SLIM)):
         node.vertices = vertices
+        node.color = view.COLOURS["orange"]  # on both sides: brown would hardly show on dark blue
         node.opacity = None
         node.cast_shadow = False
     add = server.scene.add_mesh_simple
@@ -289,6 +290,16 @@ def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, 
     takes = [view.Take("policy", *here, lowest <= view.TOUCH), view.Take("nearest clip", *ghost, lowest > math.inf)]
     name = os.path.basename(motions.files[clip]).replace(".npz", "")
     return takes, lowest, f"{name}, {distance:.3f} m"
+
+
+def show(scene: view.Scene, skins: List[Any], character: ml.Character, takes: List[view.Take]) -> None:
+    """Put the character and its ghost, `takes`, into their poses, red where the character touches the ground."""
+    view.show(scene, character, takes[:1], 0, contacts=False)
+    for skin, touching in zip(skins, takes[0].touching[0]):
+        skin.visible = bool(touching)
+    scene.bodies[1][0].position = takes[1].root[0].numpy()
+    for node, rotation in zip(scene.bodies[1], takes[1].rotations[0]):
+        node.wxyz = rotation.numpy()[[3, 0, 1, 2]]
 
 
 def readout(walker: Walker, share: float, near: str) -> str:
@@ -329,9 +340,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         last = now
         moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
         with server.atomic():
-            view.show(scene, walker.character, takes, 0, contacts=False)
-            for skin, touching in zip(skins, takes[0].touching[0]):
-                skin.visible = bool(touching)
+            show(scene, skins, walker.character, takes)
             if controls.follow.value:
                 middle = view.centre_of(takes, 0)
             scene.world.position = -middle

@@ -107,7 +107,7 @@ class Training:
     target_kl: float = 0.03
     """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
-    """last share of the training, over which the action noise falls (.5: to 1 / e)"""
+    """last share of the training, over which the action noise falls (.5: to 37 %)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2

@@ -279,7 +279,7 @@ def test_a_run_is_resumed_by_its_folder_or_a_file_in_it(run, run_script):
         assert load(run / "latest.pt")["iteration"] == number
     result = run_script(SCRIPT, "--evaluate", "--checkpoint", run)
     assert result.code == 0
-    assert_alike(figures(result), load(run / "latest.pt")["metrics"])
+    assert_alike(figures(result), load(run / "best.pt")["metrics"])
 
 
 @needs_mujoco

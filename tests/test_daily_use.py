@@ -340,9 +340,9 @@ def test_evaluations_of_one_checkpoint_at_once_into_a_pipe(root, tmp_path, polic
     assert [sorted(os.listdir(x)) for x in written] == [["figures.json", "pose_error.png", "rollouts"]] * 2
 
 
-def test_a_folder_stands_for_its_last_checkpoint(run_script, begun):
+def test_a_folder_stands_for_its_best_checkpoint(run_script, begun):
     result = run_script(SCRIPT, "--evaluate", "--checkpoint", begun, *QUICK)
-    assert result.code == 0 and list(begun.glob("latest_2*/pose_error.png")), result.err
+    assert result.code == 0 and list(begun.glob("best_2*/pose_error.png")), result.err
 
 
 def test_a_ctrl_c_during_an_evaluation_is_one_line(run_script, policy, monkeypatch):

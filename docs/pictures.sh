@@ -41,7 +41,12 @@ with sync_playwright() as playwright:
     tab.goto("file://" + os.path.abspath("docs/walk.html") + "?fixedDpr=1")
     tab.wait_for_function("window.__viserMutable && __viserMutable.nodeRefFromName['/world/centre']")
     tab.wait_for_timeout(1000)
-    tab.locator("input[type=text]").first.fill("3.2")  # seconds; this pauses, too
+    number = tab.locator("input[type=text]").first
+    tab.keyboard.press("Space")  # as long as it plays, it runs over what is typed
+    tab.locator("button .tabler-icon-player-play-filled").wait_for()
+    tab.wait_for_timeout(1000)
+    number.fill("3.2")  # seconds
+    tab.wait_for_function("Math.abs(document.querySelector('[role=slider]').getAttribute('aria-valuenow') - 3.2) < 0.01")
     tab.add_style_tag(content=".mantine-Notifications-root {display: none}")  # that there is no graphics card
     tab.wait_for_timeout(8000)
     tab.screenshot(path="docs/view.png")

@@ -8,7 +8,8 @@
 FILE is a clip, a folder of clips, or a dataset file (JSON). Needs Python 3.10 or newer.
 A policy with live physics, steered by keys: deploy/steer.py.
 Right limbs are dark, left ones light. Bodies that touch the ground turn red; the line on the ground is the root's path.
-Keys: space plays and pauses, N and B go a frame on and back, V looks from the right (side by side: also from ahead).
+Keys: space plays and pauses, N and B go a frame on and back, V looks from the right (of
+characters that stand apart: from the right, ahead and above).
 Bad input ends with one line that says what is wrong, and exit code 2.
 
 Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the
@@ -29,7 +30,7 @@ import sys
 import threading
 import time
 import webbrowser
-from typing import Any, Callable, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -50,6 +51,8 @@ TOUCH = 0.01  # a body whose lowest point is no higher than this touches the gro
 SPACING = 1.5  # between characters side by side [m]
 GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its pattern repeats after 1 m
 RED = (214, 69, 65)
+SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
+SLIM = -0.004  # how much slimmer a body inside another one is: it shows where the pose differs by more [m]
 COLOURS = {  # of the characters, in turn
     "blue": (74, 122, 178),
     "orange": (231, 150, 62),
@@ -158,6 +161,8 @@ class Scene(NamedTuple):
     world: Any  # the parent of everything
     centre: Any  # an invisible node that goes where the characters go
     bodies: List[List[Any]]  # C lists of J meshes
+    skins: List[Dict[int, Any]]  # C times, by body: the red skin of each that ever touches the ground
+    labels: List[Any]  # C names, which stand in no other node: the page draws a parent's motion a picture later
     paths: List[Any]  # C lines on the ground
     ground: Any  # the grid
 
@@ -191,18 +196,20 @@ def body_meshes(path: str, thicker: float = 0.0) -> Meshes:
     return [(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces)) for mesh in meshes]
 
 
-def colour_of(index: int, body: str, touching: bool) -> Tuple[int, int, int]:
-    """Red on the ground; else the character's colour, darker for right limbs and lighter for left ones."""
+def colour_of(index: int, body: str) -> Tuple[int, int, int]:
+    """The character's colour, darker for right limbs and lighter for left ones."""
     colour = list(COLOURS.values())[index % len(COLOURS)]
     if body.startswith("right"):
         colour = tuple(int(0.58 * c) for c in colour)
     if body.startswith("left"):
         colour = tuple(int(255 - 0.55 * (255 - c)) for c in colour)
-    return RED if touching else colour
+    return colour
 
 
 def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], layout: str) -> Scene:
-    """Put ground, paths and characters into the scene of a viser server, and the camera in front of them."""
+    """Put ground, paths and characters into the scene of a viser server, and the camera in front of them.
+
+    The page draws a colour a picture or more after a pose, but what is visible with it: so red skins come and go."""
     scene = server.scene
     world = scene.add_frame("/world", show_axes=False)
     centre = scene.add_frame("/world/centre", show_axes=False)
@@ -210,28 +217,28 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     look.update(plane_opacity=1.0)
     look.update(fade_distance=30, shadow_opacity=0.35, position=GROUND)
     ground = scene.add_grid("/world/ground", 400, 400, **look)
-    bodies = []
-    paths = []
+    bodies, skins, labels, paths = [], [], [], []
+    red = body_meshes(character.path, SKIN)
     for i, take in enumerate(takes):
         folder = f"/world/{i} {take.name.replace('/', ' ')}"
-        ghost = 0.45 if i and layout in ("overlay", "pinned") else None
+        inside = i > 0 and layout in ("overlay", "pinned")
+        shapes = body_meshes(character.path, SLIM * i / (len(takes) - 1)) if inside else meshes
         names = []
         nodes = []
         for j, (name, parent) in enumerate(zip(character.body_names, character.parents)):
             names.append(f"{names[parent] if j else folder}/{name}")
-            colour = colour_of(i, name, False)
-            vertices, faces = meshes[j]
-            offset = character.offsets[j].numpy()
-            nodes.append(scene.add_mesh_simple(names[j], vertices, faces, color=colour, opacity=ghost, position=offset))
-        head = names[character.body_names.index("head")] if "head" in character.body_names else names[0]
-        over = (0.0, 0.0, 0.38 + (0.16 * i if ghost else 0.0))  # in the head's frame [m]
+            look = dict(color=colour_of(i, name), cast_shadow=not inside, position=character.offsets[j].numpy())
+            nodes.append(scene.add_mesh_simple(names[j], *shapes[j], **look))
+        touching = take.touching.any(0).nonzero()[:, 0].tolist()
+        look = dict(color=RED, visible=False, cast_shadow=False)
+        skins.append({j: scene.add_mesh_simple(f"{names[j]}/red", *red[j], **look) for j in touching})
         hue = list(COLOURS)[i % len(COLOURS)]  # where all labels are over one head
         text = f"{take.name} ({hue})" if layout in ("overlay", "pinned") else take.name
-        scene.add_label(f"{head}/label", text, position=over, anchor="bottom-center")
+        labels.append(scene.add_label(f"/name {i}", text, anchor="bottom-center"))
         line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
         line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
-        colour = colour_of(i, "", False)
+        colour = colour_of(i, "")
         paths.append(scene.add_line_segments(f"{folder} path", line, colour, thickness=3, thickness_units="screen"))
         bodies.append(nodes)
     focus = centre_of(takes, 0)
@@ -243,7 +250,7 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     view = torch.tensor([0.85, -0.5, 0.0] if apart else [0.4, -0.9, 0.0])
     view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
     server.initial_camera.position = focus + size * view + [0, 0, 0.85 + 0.15 * size]
-    return Scene(world, centre, bodies, paths, ground)
+    return Scene(world, centre, bodies, skins, labels, paths, ground)
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -261,21 +268,43 @@ def viewpoint(takes: List[Take]) -> List[float]:
     return [0.56, -0.74, 0.37] if apart else [0.0, -1.0, 0.0]
 
 
+def seen_from(takes: List[Take]) -> str:
+    """What the line of keys says of key V."""
+    return "from the right, ahead and above" if viewpoint(takes)[0] else "from the right"
+
+
+def names_at(character: Character, takes: List[Take], frame: int) -> List[np.ndarray]:
+    """Where the name of each character stands at a frame: over its head, and over another name if there is one.
+
+    -> (3,) each [m]"""
+    head = character.body_names.index("head") if "head" in character.body_names else 0
+    places: List[np.ndarray] = []
+    for take in takes:
+        position, rotation = ml.forward_kinematics(character, take.root[frame], take.rotations[frame])
+        place = (position[head] + ml.quat_rotate(rotation[head], torch.tensor([0.0, 0.0, 0.38]))).numpy()
+        below = [other for other in places if np.linalg.norm((other - place)[:2]) < 0.5]
+        places.append(place + [0.0, 0.0, 0.16 * len(below)])
+    return places
+
+
 def show(scene: Scene, character: Character, takes: List[Take], frame: int, contacts: bool = True) -> None:
-    """Put every character into the pose of a frame, and colour what touches the ground.
+    """Put every character into the pose of a frame, and its name over it; what touches the ground is red.
 
     The grid, which fades away from its middle, goes along by whole patterns."""
     centre = centre_of(takes, frame)
     scene.centre.position = centre
     if not np.allclose(scene.ground.position, centre.round() + GROUND):
         scene.ground.position = centre.round() + GROUND
-    for i, (take, nodes) in enumerate(zip(takes, scene.bodies)):
+    for take, nodes, skins in zip(takes, scene.bodies, scene.skins):
         nodes[0].position = take.root[frame].numpy()
-        for j, node in enumerate(nodes):
-            node.wxyz = take.rotations[frame, j].numpy()[[3, 0, 1, 2]]
-            colour = colour_of(i, character.body_names[j], contacts and bool(take.touching[frame, j]))
-            if tuple(node.color) != colour:
-                node.color = colour
+        for node, rotation in zip(nodes, take.rotations[frame].numpy()):
+            node.wxyz = rotation[[3, 0, 1, 2]]
+        for j, skin in skins.items():
+            visible = contacts and bool(take.touching[frame, j])
+            if skin.visible != visible:
+                skin.visible = visible
+    for label, place in zip(scene.labels, names_at(character, takes, frame)):
+        label.position = place + scene.world.position
 
 
 # ---- 3. One file -----------------------------------------------------------------------------------------------------
@@ -285,8 +314,8 @@ def legend_of(takes: List[Take]) -> str:
     """HTML lines that say which colour is which file, and which side of the body."""
     shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
     dot = f'<div><i style="background:{{}}; {shape}"></i> {{}}</div>'
-    rows = [dot.format(f"rgb{colour_of(i, '', False)}", html.escape(take.name)) for i, take in enumerate(takes)]
-    right, left = (f"rgb{colour_of(0, side, False)}" for side in ("right", "left"))
+    rows = [dot.format(f"rgb{colour_of(i, '')}", html.escape(take.name)) for i, take in enumerate(takes)]
+    right, left = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
     rows.append(dot.format(f"linear-gradient(90deg, {right} 50%, {left} 50%)", "right limbs dark, left limbs light"))
     return "".join(rows) + dot.format(f"rgb{RED}", "touches the ground")
 
@@ -314,6 +343,7 @@ def head_of(takes: List[Take], rate: float) -> str:
     """view_head.html with the rate, and the legend as a text of its script: JSON, in which nothing ends the script."""
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
         head = file.read().replace("FRAMES_A_SECOND", repr(rate)).replace("VIEWPOINT", repr(viewpoint(takes)))
+    head = head.replace("SEEN_FROM", seen_from(takes))
     return head.replace("LEGEND", json.dumps(legend_of(takes)).replace("<", "\\u003c"))
 
 
@@ -373,11 +403,11 @@ class Controls:
         self.clock = gui.add_slider("Time [s]", 0.0, self.length, 0.01, 0.0)
         self.speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
         self.follow, self.contacts, path = (gui.add_checkbox(x, True) for x in ("Follow", "Contacts", "Path"))
-        gui.add_markdown("Space plays and pauses; N and B go a frame on and back; V looks from the right.")
+        gui.add_markdown(f"Space plays and pauses; N and B go a frame on and back; V looks {seen_from(takes)}.")
         keys = {"space": ("Play or pause", lambda _: self.play(not self.playing))}
         keys["N"] = ("A frame on", lambda _: self.step(STEP))
         keys["B"] = ("A frame back", lambda _: self.step(-STEP))
-        keys["V"] = ("From the right", lambda event: self.from_the_right(event.client))
+        keys["V"] = (seen_from(takes).capitalize(), lambda event: self.from_the_right(event.client))
         for key, (label, job) in keys.items():
             gui.add_command(label, hotkey=key).on_trigger(job)
         self.button.on_click(lambda _: self.play(not self.playing))
@@ -434,9 +464,9 @@ def serve(
             controls.go((now - last) * controls.speed.value)
         last = now
         with server.atomic():
-            show(scene, character, takes, controls.frame(), controls.contacts.value)
             if controls.follow.value:  # the world moves, and the camera stays in the user's hands
                 scene.world.position = start - centre_of(takes, controls.frame())
+            show(scene, character, takes, controls.frame(), controls.contacts.value)
 
 
 def parse() -> argparse.Namespace:

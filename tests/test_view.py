@@ -180,7 +180,7 @@ def test_the_ground_goes_along_by_whole_patterns(character, root):
     """Its middle, where it does not fade, is never further than half a pattern from where the camera looks."""
     _, takes = view.load_takes(character, [str(root / "motions/walk.npz")], "side", seconds=9.0)
     world, centre, ground = (SimpleNamespace(position=np.array(view.GROUND)) for _ in range(3))
-    scene = view.Scene(world, centre, [], [], ground)
+    scene = view.Scene(world, centre, [], [], [], [], ground)
     for frame in (0, 100, len(takes[0].root) - 1):
         view.show(scene, character, takes, frame)
         place = ground.position - view.GROUND
@@ -206,11 +206,27 @@ def test_body_meshes_are_the_files_geoms(character):
 
 
 def test_colours():
-    assert view.colour_of(0, "pelvis", False) == view.COLOURS["blue"]
-    assert view.colour_of(1, "right_foot", False) == (133, 87, 35)  # 231 150 62, times .58
-    assert view.colour_of(1, "left_foot", False) == (241, 197, 148)  # 24 105 193 darker than white, times .55
-    assert view.colour_of(1, "left_foot", True) == view.RED
-    assert view.colour_of(len(view.COLOURS), "head", False) == view.COLOURS["blue"]
+    assert view.colour_of(0, "pelvis") == view.COLOURS["blue"]
+    assert view.colour_of(1, "right_foot") == (133, 87, 35)  # 231 150 62, times .58
+    assert view.colour_of(1, "left_foot") == (241, 197, 148)  # 24 105 193 darker than white, times .55
+    assert view.colour_of(len(view.COLOURS), "head") == view.COLOURS["blue"]
+
+
+def test_names_stand_over_heads_and_not_in_each_other(character):
+    """The head of the upright character is .46 m over its root, .2362 + .2239; its name .38 m over that."""
+    upright = torch.tensor(UP).expand(1, len(character.body_names), 4)
+    take = view.Take("a", torch.tensor([[1.0, 2.0, 0.9]]), upright, None)
+    aside = take._replace(root=torch.tensor([[1.0, 3.5, 0.9]]))
+    one, over, other = view.names_at(character, [take, take, aside], 0)
+    assert one == pytest.approx([1.0, 2.0, 1.74], abs=1e-3)
+    assert over - one == pytest.approx([0, 0, 0.16]) and other - one == pytest.approx([0, 1.5, 0])
+
+
+def test_keys_say_where_v_looks_from(write_clip, character):
+    _, (take,) = view.load_takes(character, [write_clip()], "side")
+    assert view.seen_from([take]) == "from the right"
+    aside = take._replace(root=take.root + torch.tensor([0.0, 1.5, 0.0]))
+    assert view.seen_from([take, aside]) == "from the right, ahead and above"
 
 
 # ---- The file ----
@@ -239,9 +255,9 @@ def recording_of(text):
 def frames_of(messages, fps, count):
     """Play a recording: node name -> pose (count, 7), position and wxyz in its parent, at the frames.
 
-    And the same of the colours."""
-    pose, colour, times = {}, {}, [message[0] for message in messages]
-    poses, colours, done = [], [], 0
+    And the same of what is seen: the last message that showed (True) or hid a node."""
+    pose, seen, times = {}, {}, [message[0] for message in messages]
+    poses, visible, done = [], [], 0
     for frame in range(count):
         while done < len(messages) and times[done] <= frame / fps + 1e-6:
             message = messages[done][1]
@@ -253,12 +269,11 @@ def frames_of(messages, fps, count):
                 node[:3] = message["position"]
             elif kind == "SetOrientationMessage":
                 node[3:] = message["wxyz"]
-            props = message.get("props") or message.get("updates") or {}
-            if "color" in props:
-                colour[name] = tuple(props["color"])
+            elif kind == "SetSceneNodeVisibilityMessage":
+                seen[name] = message["visible"]
         poses.append({name: node.copy() for name, node in pose.items()})
-        colours.append(dict(colour))
-    return poses, colours
+        visible.append(dict(seen))
+    return poses, visible
 
 
 def test_the_file_holds_the_clip(page, character, root):
@@ -266,7 +281,7 @@ def test_the_file_holds_the_clip(page, character, root):
     clip = ml.load_clip(str(root / "motions/kick.npz"), character.body_names)
     messages, duration = recording_of(page[1])
     assert duration == pytest.approx(47 / 30.0, abs=1e-3)
-    poses, colours = frames_of(messages, clip.fps, 47)
+    poses, visible = frames_of(messages, clip.fps, 47)
     t = lambda x: torch.as_tensor(np.array(x))  # noqa: E731
     expected, turned = ml.forward_kinematics(character, t(clip.root_position), t(clip.rotations))
     touching = ml.lowest_points(character, expected.float(), turned.float()) <= view.TOUCH
@@ -280,7 +295,7 @@ def test_the_file_holds_the_clip(page, character, root):
             position[j] = p if j == 0 else position[parent] + ml.quat_rotate(rotation[parent], p)
             rotation[j] = q if j == 0 else ml.quat_multiply(rotation[parent], q)
             assert (position[j] - expected[frame, j]).norm() < 1e-3, (frame, character.body_names[j])
-        red = [colours[frame][names[j]] == view.RED for j in range(len(names))]
+        red = [visible[frame].get(f"{names[j]}/red", False) for j in range(len(names))]
         assert red == touching[frame].tolist()
     assert touching.any() and not touching.all()
 
@@ -312,7 +327,7 @@ def test_the_file_loads_nothing_and_is_small(page):
 def test_names_are_over_the_heads(page):
     labels = {message["name"]: message for _, message in recording_of(page[1])[0] if "text" in message.get("props", {})}
     ((name, message),) = labels.items()
-    assert name == "/world/0 clip motions kick/pelvis/torso/head/label"
+    assert name == "/name 0"  # in no other node, so that it does not lag behind one
     assert message["props"]["text"] == "clip motions/kick"
 
 
@@ -541,6 +556,8 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
         other = place_of(tab, "/world/1 clip motions walk/pelvis")
         return height < 2e-4 and abs(np.linalg.norm(place_of(tab, pelvis) - other) - apart) < 1e-3
 
+    tab.keyboard.press("Space")
+    assert stays(tab, pelvis)
     scrub(tab, "2.01")  # frame 60 of 30 a second
     assert until(tab, lambda: shows(60))
     tab.locator("input[type=text]").first.blur()
@@ -585,7 +602,7 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         moves(tab, centre)
         path.uncheck()
         assert until(tab, lambda: not any(line.visible for line in scene.paths))
-        red = lambda: any(tuple(node.color) == view.RED for nodes in scene.bodies for node in nodes)  # noqa: E731
+        red = lambda: any(skin.visible for skins in scene.skins for skin in skins.values())  # noqa: E731
         assert until(tab, red)
         contacts.uncheck()
         assert until(tab, lambda: not red())

@@ -42,8 +42,6 @@ FASTER = 0.25  # by a key [m/s]
 TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
 SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall [s]
-SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
-SLIM = -0.015  # how much slimmer the ghost is, so that it shows where the pose differs by more [m]
 GREEN = (0, 110, 25)  # of the arrow
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
@@ -249,32 +247,21 @@ class Controls:
         self.push(0, (math.cos(angle), math.sin(angle), 0.0))
 
 
-def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, List[Any], Any]:
-    """The viewer's scene with the character, a ghost of it and its trail -> it, a red skin of each body (J), and an
-    arrow that shows where it is to go.
-
-    The page draws a colour a picture or more after a pose, but what is visible with it: so skins come and go."""
+def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any]:
+    """The viewer's scene with the character, a ghost of it and its trail, and an arrow that shows where it is to go."""
     state = walker.state()
     root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
     rotations = state.rotations.expand(TRAIL + 1, -1, -1)
-    takes = [view.Take(name, root, rotations, rotations[..., 0] > 1.0) for name in ("policy", "nearest clip")]
+    touching = torch.ones(rotations.shape[:2], dtype=torch.bool)  # any body may touch the ground; the ghost shows none
+    takes = [view.Take("policy", root, rotations, touching), view.Take("nearest clip", root, rotations, ~touching)]
     scene = view.build(server, walker.character, meshes, takes, "pinned")
     scene.paths[1].visible = False
-    path = walker.character.path
-    for node, (vertices, _) in zip(scene.bodies[1], view.body_meshes(path, SLIM)):
-        node.vertices = vertices
+    for node in scene.bodies[1]:
         node.color = view.COLOURS["orange"]  # on both sides: brown would hardly show on dark blue
-        node.opacity = None
-        node.cast_shadow = False
-    add = server.scene.add_mesh_simple
-    skins = [
-        add(f"{node.name}/skin", *mesh, color=view.RED, visible=False)
-        for node, mesh in zip(scene.bodies[0], view.body_meshes(path, SKIN))
-    ]
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
     arrow = server.scene.add_arrows("/world/centre/goal", np.array(line, np.float32), GREEN, head_length=0.2)
     arrow.visible = walker.policy.commanded
-    return scene, skins, arrow
+    return scene, arrow
 
 
 def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, str]:
@@ -292,16 +279,6 @@ def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, 
     return takes, lowest, f"{name}, {distance:.3f} m"
 
 
-def show(scene: view.Scene, skins: List[Any], character: ml.Character, takes: List[view.Take]) -> None:
-    """Put the character and its ghost, `takes`, into their poses, red where the character touches the ground."""
-    view.show(scene, character, takes[:1], 0, contacts=False)
-    for skin, touching in zip(skins, takes[0].touching[0]):
-        skin.visible = bool(touching)
-    scene.bodies[1][0].position = takes[1].root[0].numpy()
-    for node, rotation in zip(scene.bodies[1], takes[1].rotations[0]):
-        node.wxyz = rotation.numpy()[[3, 0, 1, 2]]
-
-
 def readout(walker: Walker, share: float, near: str) -> str:
     """What the page says: its speed and the one it is told [m/s], how fast the physics runs (share: of real time), and
     how near it is."""
@@ -316,7 +293,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy")
-    scene, skins, arrow = build(server, walker, meshes)
+    scene, arrow = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds)
     nearest = Nearest(walker.env.motions, PICTURES)
     middle = np.zeros(3)  # where the camera looks
@@ -340,11 +317,12 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         last = now
         moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
         with server.atomic():
-            show(scene, skins, walker.character, takes)
             if controls.follow.value:
                 middle = view.centre_of(takes, 0)
             scene.world.position = -middle
-            scene.bodies[1][0].visible = controls.ghost.value
+            view.show(scene, walker.character, takes, 0)
+            for node in (scene.bodies[1][0], scene.labels[1]):
+                node.visible = controls.ghost.value
             arrow.wxyz = (math.cos(0.5 * walker.heading), 0.0, 0.0, math.sin(0.5 * walker.heading))
             arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
             if moment != drawn:

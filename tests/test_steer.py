@@ -143,18 +143,15 @@ def soon(condition):
 
 @contextlib.contextmanager
 def served(loaded, monkeypatch):
-    """Run the page in a thread -> its address, the walker, its controls, which know the red skins here."""
+    """Run the page in a thread -> its address, the walker, its controls."""
     made = []
-    built = []
 
     class Kept(steer.Controls):
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            self.skins = built[0][1]
             made.append(self)
 
     monkeypatch.setattr(steer, "Controls", Kept)
-    monkeypatch.setattr(steer, "build", lambda *x, build=steer.build: built.append(build(*x)) or built[0])
     walker = steer.Walker(loaded)
     meshes = view.body_meshes(walker.character.path)
     speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))
@@ -191,11 +188,13 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         assert walker.steps == before
         # what touches the ground is red by what is visible, and keeps its colour
         foot = walker.character.body_names.index("left_foot")
-        blue = controls.scene.bodies[0][foot].color
+        red, blue = controls.scene.skins[0], controls.scene.bodies[0][foot].color
         controls.jobs.append(lambda: walker.data.qpos.__setitem__(2, 0.3))
-        assert soon(lambda: controls.skins[foot].visible) and controls.scene.bodies[0][foot].color == blue
+        assert soon(lambda: red[foot].visible) and controls.scene.bodies[0][foot].color == blue
         controls.jobs.append(lambda: walker.data.qpos.__setitem__(2, 3.0))
-        assert soon(lambda: not any(skin.visible for skin in controls.skins))
+        assert soon(lambda: not any(skin.visible for skin in red.values()))
+        controls.ghost.value = False
+        assert soon(lambda: not (controls.scene.bodies[1][0].visible or controls.scene.labels[1].visible))
         controls.jobs.append(walker.reset)
         assert soon(lambda: walker.steps == 0)
 

@@ -74,7 +74,7 @@ FILM.update(sun='pos="0 -3.6 6" dir="0 0.6 -1"', reach=0.5)
 FILM_OF_TWO = dict(FILM, azimuth=140)  # more from the front, so that none hides the other
 BESIDE = 1.1  # of the clip, to the left of the roll-out in a film [m]
 GHOST = "0.35"  # its opacity
-LIMBS = "right limbs dark, left limbs light"
+LIMBS = "right limbs dark, left light"
 PATTERN = 2.0  # the floor repeats after this [m]
 PATH_STEP = 0.1  # between the points of a path [s]
 TOLD, DONE = (0.05, 0.75, 0.20, 1.0), (0.14, 0.28, 0.50, 1.0)  # colours of the command and of the path taken
@@ -329,7 +329,7 @@ def write_on(image: Any, lines: Sequence[Tuple[str, str]]) -> None:
     """Write lines (text, who as in COLOURS, or "told", "done", "") into the upper left corner of a picture of PIL."""
     from PIL import ImageDraw, ImageFont
 
-    height = max(image.size[1] // 22, 11)
+    height = max(image.size[1] // 26, 11)
     font = ImageFont.load_default(height)
     for n, (text, who) in enumerate(lines):
         shade = {"told": TOLD, "done": DONE, "": (0.2, 0.22, 0.26)}.get(who)

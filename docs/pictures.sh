@@ -11,10 +11,11 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-cp pretrained/walk.pt pretrained/heading.pt "$scratch"
+mkdir "$scratch/pretrained"  # films name the checkpoint by its folder
+cp pretrained/walk.pt pretrained/heading.pt "$scratch/pretrained"
 
-"$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/walk.pt" --out "$scratch/walk"
-"$python" amp_ppo_heading.py --evaluate --checkpoint "$scratch/heading.pt" --out "$scratch/heading" --eval-commands motions/figure_eight.csv
+"$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/walk.pt" --out "$scratch/walk"
+"$python" amp_ppo_heading.py --evaluate --checkpoint "$scratch/pretrained/heading.pt" --out "$scratch/heading" --eval-commands motions/figure_eight.csv
 mkdir -p docs/rollouts
 for name in walk heading; do
     "$python" motions/convert.py "$scratch/$name/rollouts/000.npz" "docs/rollouts/$name.npz" --end 10 \

@@ -293,7 +293,7 @@ class AMPEnv:
         self.generator = torch.Generator(device)
         self.goals = Goals(args, num_envs, self.generator)
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
-        self.velocity = torch.zeros(num_envs, 3, device=device)  # mean of some 1/4 s, since a gait sways [m/s]
+        self.velocity = torch.zeros(num_envs, 3, device=device)  # v += max(1 / t, 4 dt) (now - v): a gait sways [m/s]
         # Zero action is the clips' mean pose.
         self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)

@@ -237,9 +237,8 @@ def test_under_commands_all_start_facing_world_x(env):
 def test_steps_hang_together(env):
     generator = torch.Generator().manual_seed(0)
     ended = 0
-    average = torch.zeros(
-        64, 2
-    )  # of the velocity: in an episode's first 7 steps of 1/30 s the mean, then of some 1/4 s
+    # of the velocity: in an episode's first 7 steps of 1/30 s the mean, then of some 1/4 s
+    average = torch.zeros(64, 2)
     obs, _ = env.reset(2)
     for _ in range(45):
         target = env.goals.heading.clone()

@@ -649,7 +649,6 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         left = 1.0 - iteration / run.iterations  # of the training
         # log sigma = action_std_log - 2 max(0, anneal - left)
         agent.action_std = math.exp(args.action_std_log - 2.0 * max(args.anneal - left, 0.0))
-        torch.set_num_threads(1)
         steps = []
         with torch.no_grad():
             for _ in range(T):
@@ -728,6 +727,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         for old, new in zip(agent.average_actor.parameters(), agent.actor.parameters()):
             old.data.lerp_(new.data, 1.0 / (1.0 + args.average_share * iteration))
         agent.obs_norm.update(obs_buf.view(B, -1))
+        torch.set_num_threads(1)
         scalars = log.means()
         # The learning rate follows the KL divergence, whose target falls after a quarter.
         kl_ratio = scalars["policy/kl"] / (args.target_kl * min(max(left / 0.75, 0.05), 1.0))

@@ -20,21 +20,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from train import ENVIRONMENT, ROOT, SCRIPT, TORCHRUN, stamp
 
 POLL = 0.1  # between two looks for a new best.pt [s]
 
 
-def best(folder: str) -> Dict[str, Any]:
-    """What best.pt of the only run below a folder says of itself; nothing if there is none yet."""
+def best(folder: str, since: float) -> Tuple[float, Dict[str, Any]]:
+    """When best.pt of the only run below a folder was written, and what it says of itself if that was after `since`."""
     import torch
 
     for path in glob.glob(os.path.join(glob.escape(folder), "runs", "*", "best.pt")):
         with contextlib.suppress(OSError):  # it may be replaced meanwhile
-            return torch.load(path, map_location="cpu", weights_only=True)
-    return {}
+            if os.path.getmtime(path) > since:  # a look must not cost the training its cores
+                with open(path, "rb") as file:
+                    written = os.fstat(file.fileno()).st_mtime
+                    return written, torch.load(file, map_location="cpu", weights_only=True)
+    return since, {}
 
 
 def walk(own: argparse.Namespace, seed: int, options: List[str]) -> Dict[str, Any]:
@@ -48,14 +51,14 @@ def walk(own: argparse.Namespace, seed: int, options: List[str]) -> Dict[str, An
         started = time.time()
         child = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log)
         ended = None
+        written = 0.0
         while ended is None and time.time() - started < own.limit:
             time.sleep(POLL)
             ended = child.poll()  # before the look at what it has written
-            found = best(folder)
+            written, found = best(folder, written)
             metrics = found.get("metrics", {})
             if metrics.get("fall_rate") == 0 and metrics["pose_error_m"] <= own.error:
-                (path,) = glob.glob(os.path.join(glob.escape(folder), "runs", "*", "best.pt"))
-                record.update(seconds=os.path.getmtime(path) - started, samples=found["samples"], metrics=metrics)
+                record.update(seconds=written - started, samples=found["samples"], metrics=metrics)
                 break
         child.terminate()
         child.wait()

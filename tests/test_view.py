@@ -580,6 +580,15 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     assert until(tab, from_the_right)
     tab.keyboard.press("Space")
     moves(tab, pelvis)
+    # a time typed while it plays: the player's next picture has taken the mark from the field, and keys work after Enter
+    number = tab.locator("input[type=text]").first
+    number.focus()
+    number.evaluate("field => field.setSelectionRange(9, 9)")
+    tab.keyboard.insert_text("5")
+    tab.keyboard.press("Enter")
+    assert until(tab, lambda: shows(150))
+    tab.keyboard.press("Space")
+    moves(tab, pelvis)
     assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 

@@ -172,12 +172,13 @@ def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and err.endswith(fault)
 
 
-def test_the_player_says_that_there_is_no_screen(exported, run_script, monkeypatch):
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize("display", ["", ":77"])  # none, and one that is gone
+def test_the_player_says_that_there_is_no_screen(exported, run_script, monkeypatch, display):
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", display)
     monkeypatch.setattr(sys, "platform", "linux")
     code, out, err = run_script("deploy/player.py", exported / "walk.onnx", "--seconds", 0.1)
-    assert (code, err) == (0, "") and out.startswith("no screen: it walks without a window\n0.1 s, ")
+    assert (code, err) == (0, "") and out.startswith("no screen: no window\n0.1 s, ")
 
 
 def test_the_player_is_small_and_needs_nothing_of_ours(root):

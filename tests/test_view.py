@@ -580,7 +580,7 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     assert until(tab, from_the_right)
     tab.keyboard.press("Space")
     moves(tab, pelvis)
-    # a time typed while it plays: the player's next picture has taken the mark from the field, and keys work after Enter
+    # a time typed while it plays: the field has lost its mark, as by the next picture; keys work after Enter
     number = tab.locator("input[type=text]").first
     number.focus()
     number.evaluate("field => field.setSelectionRange(9, 9)")

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import textwrap
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Tuple
 
 from files import plain
 from motion_lib import MotionLib
@@ -36,20 +36,18 @@ def run_name(args: Any, script: str, last: str) -> str:
     return plain("__".join(part for part in parts if part)).replace(os.sep, "_")
 
 
-def start_lines(
-    args: Any, motions: MotionLib, falls: str, samples: Tuple[int, int], where: str, folder: str
-) -> List[str]:
+def start_lines(args: Any, motions: MotionLib, falls: str, span: Tuple[int, int], where: str, folder: str) -> List[str]:
     """What stands on the terminal when a training starts, at most 80 columns wide as far as names allow.
 
-    falls: what counts as one; samples: from, to; where: device and processes; folder: of the run."""
+    falls: what counts as one; span: samples from, to; where: device and processes; folder: of the run."""
     clips = os.path.basename(os.path.normpath(args.motion_file))
     clips += f" ({len(motions.files)} clips)" * (len(motions.files) > 1)
-    begun = f", {samples[0]:,} done" * (samples[0] > 0)
+    begun = f", {span[0]:,} done" * (span[0] > 0)
     lines = [
         f"{clips}, imitated by {os.path.basename(motions.character.path)}; simulator {args.sim}, {where}",
         falls,
         f"{folder}: the run, all options in args.json",
-        f"{samples[1]:,} samples{begun}, {args.num_envs} characters at a time",
+        f"{span[1]:,} samples{begun}, {args.num_envs} characters at a time",
         f"Ctrl-C saves and stops; {os.path.basename(sys.argv[0])} --resume FOLDER goes on",
     ]
     whole = dict(subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -61,14 +59,16 @@ def amount(n: int) -> str:
     return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.0f}k" if n >= 1e4 else str(n)
 
 
-def progress(done: int, total: int, length: float = math.nan, longest: int = 0, judged: Sequence[Tuple] = ()) -> str:
-    """What stands behind the progress bar, at most 63 columns, or each minute where there is none, if it is known.
-
-    length, longest: of episodes [steps]; judged: error [m] of the last evaluation, samples until then."""
+def progress(done: int, total: int, length: float = math.nan, longest: int = 0) -> str:
+    """How far a training is, if it is known. length, longest: of episodes [steps]."""
     parts = [f"{amount(done)}/{amount(total)} samples"]
     parts += [f"episode {short(length, 0)}/{longest} steps"] * math.isfinite(length)
-    parts += [f"error {short(error, 3)} m at {amount(at)}" for error, at in judged]
     return ", ".join(parts)
+
+
+def judged(samples: int, metrics: Dict[str, Any]) -> str:
+    """What of an evaluation follows progress(): at most 63 columns together behind the bar, or each minute without."""
+    return f", error {short(metrics.get('pose_error_m'), 3)} m at {amount(samples)}"
 
 
 def verdict(samples: int, metrics: Dict[str, Any]) -> str:

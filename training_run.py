@@ -66,9 +66,8 @@ class Run:
         self.stopped = False
         self.started = self.counted = self.told = time.monotonic()
         self.rate = math.nan  # samples a second
-        self.judged: List[Tuple] = []  # pose error [m] of the last evaluation, and samples until then
         self.writer: Any = None
-        self.shown = self.fault = ""  # folder of the last evaluation; why nothing can be written
+        self.shown = self.fault = self.text = self.judged = ""  # evaluation's folder; why nothing is saved; the bar
         self.folder = self._start() if self.rank == 0 else ""
 
     def _restore(self, checkpoint: Dict[str, Any]) -> None:
@@ -200,11 +199,11 @@ class Run:
         self.rate = self.batch / max(now - self.counted, 1e-9)
         self.counted = now
         steps = (scalars["episode/length"], self.args.episode_steps)
-        text = console.progress(self.progress["samples"], self.iterations * self.batch, *steps, self.judged)
-        self.bar.set_description_str(text, refresh=False)
+        self.text = console.progress(self.progress["samples"], self.iterations * self.batch, *steps)
+        self.bar.set_description_str(self.text + self.judged, refresh=False)
         self.bar.update(self.batch)
         if now - self.told >= console.MINUTE:
-            self._tell(text)
+            self._tell(self.text + self.judged)
         if iteration >= 400:
             self._say(warning)
 
@@ -247,7 +246,8 @@ class Run:
             self.progress["best"] = score
             self.attempt(self._write, "best.pt", policy, {})
         iteration = self.progress["iteration"]
-        self.judged = [(metrics.get("pose_error_m"), self.progress["samples"])]
+        self.judged = console.judged(self.progress["samples"], metrics)
+        self.bar.set_description_str(self.text + self.judged, refresh=False)
         self._tell(console.verdict(self.progress["samples"], metrics))
         if self.args.capture_video:
             self.attempt(report.film_episode, f"{self.folder}/episode_{iteration}.mp4", clips[0], self.motions)

@@ -123,7 +123,8 @@ def test_how_far_a_training_is_in_a_line_that_fits_80_columns():
     ]
     assert console.progress(0, 299_008) == console.progress(0, 299_008, math.nan, 300) == "0/299k samples"
     assert console.progress(4096, 10**7, 78.4, 300) == "4096/10M samples, episode 78/300 steps"
-    longest = console.progress(19_300_000, 20_000_000, 300.0, 300, [(0.123, 19_300_000)])
+    longest = console.progress(19_300_000, 20_000_000, 300.0, 300)
+    longest += console.judged(19_300_000, {"pose_error_m": 0.123})
     assert longest == "19.3M/20M samples, episode 300/300 steps, error .123 m at 19.3M"
     assert len(f"# 10:03:20 left, {longest}") == 80
 
@@ -159,7 +160,7 @@ def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
     now = time.monotonic()
     args = args_of(episode_steps=300)
     run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=now, bar=MagicMock(), args=args)
-    run.iterations, run.judged = 2, []
+    run.iterations, run.judged = 2, ""
     Run.count(run, 1, {"episode/length": 1.0}, "")
     assert 0 < run.rate <= 32 and progress["samples"] == 64
     run.bar.set_description_str.assert_called_once_with("64/128 samples, episode 1/300 steps", refresh=False)

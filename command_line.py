@@ -17,7 +17,6 @@ from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
 import simulators
 
 import torch
-import torch.distributed as dist
 import tyro
 from tqdm import tqdm
 
@@ -83,8 +82,7 @@ def merge_options(description: str, *groups: Any) -> Any:
 
 def _command_line(kind: Any, argv: Optional[List[str]], defaults: Dict[str, Any]) -> Any:
     """Args of the command line; `defaults` go before the class's. Raises InputError; SystemExit for --help."""
-    names = [{field.name for field in dataclasses.fields(group)} for group in kind.groups]
-    start = [group(**{x: defaults[x] for x in own & defaults.keys()}) for group, own in zip(kind.groups, names)]
+    start = [x(**{f.name: defaults[f.name] for f in dataclasses.fields(x) if f.name in defaults}) for x in kind.groups]
     form = dataclasses.make_dataclass("All", [(x.__name__.lower(), tyro.conf.OmitArgPrefixes[x]) for x in kind.groups])
     if shutil.get_terminal_size().columns < 20:  # tyro would never end
         os.environ["COLUMNS"] = "80"
@@ -165,6 +163,8 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
 def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]) -> None:
     """Refuse numbers that are not finite, real ones below 0 (but `signed`) and whole ones below 1 (but `from_zero`)."""
     for name, value in vars(args).items():
+        if name.endswith("_weights") and not any(value):
+            raise InputError(f"--{name.replace('_', '-')}: one has to lie above 0, else the reward is the same for all")
         for x in value if isinstance(value, tuple) else (value,):
             low = -1e15 if name in signed else 1 if type(x) is int and name not in from_zero else 0
             high = 1e8 if type(x) is int and name not in ("seed", "total_timesteps") else 1e15
@@ -233,6 +233,6 @@ def _explain(error: BaseException, resumed: str = "") -> Tuple[str, int]:
 def _first_to_say() -> bool:
     """Whether no other process has said what is wrong."""
     try:  # who cannot join a group says for himself why
-        return not in_group() or dist.distributed_c10d._get_default_store().add("said", 1) == 1
+        return not in_group() or torch.distributed.distributed_c10d._get_default_store().add("said", 1) == 1
     except RuntimeError:  # gone with the process that kept it
         return True

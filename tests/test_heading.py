@@ -402,6 +402,7 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
         (dict(speed_range=(-1, 1)), "--speed-range"),
         (dict(change_seconds=(0.5, 0.2)), "--change-seconds"),
         (dict(turn_std=-1), "--turn-std"),
+        (dict(task_weights=(0, 0)), "--task-weights: one has to lie above 0"),
         (dict(eval_commands="x.csv"), "--eval-commands"),
         (dict(motion_file="absent.json"), "absent.json"),
     ],

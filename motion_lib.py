@@ -266,10 +266,10 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
             raise InputError(f"{path}: {fault}")
 
     check(os.path.isfile(path), "no such motion file")
-    with reading(path, "a motion clip as in motions/README.md; motions/convert.py reads others"):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        check(size <= 2**30, "unpacks to more than 1 GiB; that is no motion clip")
+    with reading(path, "a motion clip as in motions/README.md"), open(path, "rb") as archive:
+        advice = f"python motions/convert.py {path} makes one of BVH or another format"
+        check(zipfile.is_zipfile(archive), f"no motion clip, or a damaged one; {advice}")
+        check(sum(x.file_size for x in zipfile.ZipFile(archive).infolist()) <= 2**30, "unpacks to more than 1 GiB")
         with np.load(path, allow_pickle=False) as file:  # what is pickled would be executed
             data = {key: file[key] for key in file.files}
         missing = [key for key in ("fps", "loop", "body_names", "root_position", "rotations") if key not in data]

@@ -590,6 +590,9 @@ def test_files_that_are_no_clips(tmp_path, write_clip, character, payload):
         with pytest.raises(ml.InputError) as error:
             ml.load_clip(str(tmp_path / name), character.body_names)
         assert name in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "walk.bvh").write_text("HIERARCHY")
+    with pytest.raises(ml.InputError, match=rf"; python motions/convert.py {tmp_path}/walk.bvh makes one of BVH"):
+        ml.load_clip(str(tmp_path / "walk.bvh"), character.body_names)
     with pytest.raises(ml.InputError):
         ml.load_clip(str(tmp_path), character.body_names)  # a folder
     assert not proof.exists()

@@ -371,7 +371,7 @@ def test_the_server_answers_and_stops(character, root):
     "arguments, fault",
     [
         (["nothing.npz"], "nothing.npz: no such motion file"),
-        (["humanoid.xml"], "humanoid.xml: not a motion clip as in motions/README.md; motions/convert.py reads others"),
+        (["humanoid.xml"], "humanoid.xml: no motion clip, or a damaged one; python motions/convert.py "),
         (["walk.npz", "nothing"], "nothing: no such motion file"),
         (["walk.npz", "--html", "no/such/folder/out.html"], "--html no/such/folder/out.html: there is no folder "),
         (["walk.npz", "--html", "."], "--html .: it is a folder"),

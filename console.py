@@ -106,5 +106,5 @@ def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str) ->
         print(f"{plain(page)}: the motion; open it in a browser", file=sys.stderr)
     elif os.path.isdir(folder):
         print(f"{plain(folder)}: figures, roll-outs, pictures", file=sys.stderr)
-    print(sentence(args, motions, metrics), file=sys.stderr, flush=True)
+    print("the last policy: " * (not args.evaluate) + sentence(args, motions, metrics), file=sys.stderr, flush=True)
     print(json.dumps(four_digits(metrics)), flush=True)

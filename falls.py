@@ -35,7 +35,7 @@ class FallDetector:
         always = [name for name, x in zip(bodies, self.watched.all(0).tolist()) if x]
         self.bodies = int(self.watched.any(0).sum())  # how many count at one time or another
         others = [name for name in bodies if name not in always]
-        what = ", ".join(always) if len(always) < len(others) else f"all bodies but {', '.join(others) or 'none'}"
+        what = ", ".join(always) if len(always) < len(others) else f"any body but {', '.join(others) or 'none'}"
         more = f", and {self.bodies - len(always)} more where a clip has them in the air" * (self.bodies > len(always))
         never = [file for file, x in zip(motions.files, self.watched.split(count)) if not x.any()]
         more += f"; nothing counts as a fall in {', '.join(never)[:300]}" * bool(never)

@@ -63,9 +63,9 @@ class Run:
         if left < batch:
             raise InputError(f"the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
         self.caught = _note_signals()
-        self.stopped = False
-        self.started = self.counted = self.told = time.monotonic()
-        self.rate = math.nan  # samples a second
+        self.stopped, self.rate = False, math.nan  # samples a second
+        self.started = self.counted = time.monotonic()
+        self.told = (self.counted, self.progress["samples"])  # when the user was last told how far it is
         self.writer: Any = None
         self.shown = self.fault = self.text = self.judged = ""  # evaluation's folder; why nothing is saved; the bar
         self.folder = self._start() if self.rank == 0 else ""
@@ -149,7 +149,8 @@ class Run:
         span = (self.progress["samples"], self.iterations * self.batch)
         where = f"learning on {self.device}" + f", {self.world} processes" * (self.world > 1)
         print(*console.start_lines(self.args, self.motions, falls, span, where, self.folder), sep="\n", file=sys.stderr)
-        style = dict(dynamic_ncols=True, bar_format="{bar} {remaining} left, {desc}", disable=None)  # off a terminal
+        shown = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > 0  # 0: a program's
+        style = dict(dynamic_ncols=True, bar_format="{bar} {remaining} left, {desc}", smoothing=0, disable=not shown)
         self.bar = tqdm(total=span[1], initial=span[0], desc=console.progress(*span), **style)
 
     def _track(self, folder: str) -> None:
@@ -196,22 +197,22 @@ class Run:
         self.progress["iteration"] = iteration
         self.progress["samples"] += self.batch
         now = time.monotonic()  # a clock that is set back is no speed
-        self.rate = self.batch / max(now - self.counted, 1e-9)
-        self.counted = now
+        self.rate, self.counted = self.batch / max(now - self.counted, 1e-9), now
         steps = (scalars["episode/length"], self.args.episode_steps)
         self.text = console.progress(self.progress["samples"], self.iterations * self.batch, *steps)
         self.bar.set_description_str(self.text + self.judged, refresh=False)
         self.bar.update(self.batch)
-        if now - self.told >= console.MINUTE:
+        if now - self.told[0] >= console.MINUTE:
             self._tell(self.text + self.judged)
         if iteration >= 400:
             self._say(warning)
 
     def _tell(self, text: str) -> None:
         """Say how far the training is, and a text, where there is no bar."""
-        self.told = time.monotonic()
+        before, self.told = self.told, (time.monotonic(), self.progress["samples"])
         if self.rank == 0 and self.bar.disable:
-            print(f"{text}, {self.rate:.0f} samples/s", file=sys.stderr, flush=True)
+            rate = (self.told[1] - before[1]) / max(self.told[0] - before[0], 1e-9)  # evaluations included
+            print(f"{text}, {rate:.0f} samples/s", file=sys.stderr, flush=True)
 
     def _give_up(self, text: str) -> None:
         """Raise Unsound, with what is left of the run."""
@@ -266,8 +267,7 @@ class Run:
         return self.stopped
 
     def _save(self, parts: List[Any]) -> None:
-        if self.fault:  # the writer's thread has died of it
-            self.writer = None
+        self.writer = None if self.fault else self.writer  # its thread has died of a fault
         if self.writer is not None:
             self.writer.flush()
         self._write("latest.pt", self.shared, {"processes": parts, "progress": self.progress})

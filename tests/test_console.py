@@ -15,7 +15,7 @@ from curves import Log, curve_name
 from training_run import Run
 
 ARGS = dict(exp_name=None, motion_file="motions/walk.npz", seed=3, sim="mujoco", num_envs=256, target_speed=None)
-ARGS["total_timesteps"] = 3_000_000
+ARGS.update(total_timesteps=3_000_000, evaluate=False)
 
 
 def args_of(**changes):
@@ -58,7 +58,7 @@ def test_names_of_runs_begin_with_what_tells_them_apart(monkeypatch, words, chan
 def test_the_start_in_five_lines_of_eighty_columns(monkeypatch, walk, all_motions):
     monkeypatch.setattr(sys, "argv", ["/somewhere/amp.py"])
     folder = "runs/walk__seed-3__20261125-231240"
-    falls = "a fall is ground contact of all bodies but right_foot, left_foot"
+    falls = "a fall is ground contact of any body but right_foot, left_foot"
     lines = console.start_lines(args_of(), walk, falls, (0, 3_000_000), "learning on cpu", folder)
     assert len(lines) == 5 and max(map(len, "\n".join(lines).splitlines())) <= 80
     assert lines[0] == "walk.npz, imitated by humanoid.xml; simulator mujoco, learning on cpu"
@@ -136,7 +136,9 @@ def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
     told = json.loads(out)
     assert out.count("\n") == 1 and told["speed_m_s"] == 0.9712 and told["lag_s"] is None
     assert (told["episodes"], told["judged"], told["parts"]) == (32, "the clip", [0.1235, {"a": 3.333e-10}])
-    assert err == "32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
+    assert err == "the last policy: 32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
+    console.tell(args_of(evaluate=True), walk, figures, str(tmp_path / "none"))
+    assert capsys.readouterr().err == err[len("the last policy: ") :]
     (tmp_path / "index.html").touch()
     console.tell(args_of(), walk, figures, str(tmp_path))
     assert capsys.readouterr().err.startswith(f"{tmp_path}/index.html: the motion; open it in a browser\n")
@@ -159,7 +161,7 @@ def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
     progress = {"iteration": 0, "samples": 0, "metrics": {}}
     now = time.monotonic()
     args = args_of(episode_steps=300)
-    run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=now, bar=MagicMock(), args=args)
+    run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=(now, 0), bar=MagicMock(), args=args)
     run.iterations, run.judged = 2, ""
     Run.count(run, 1, {"episode/length": 1.0}, "")
     assert 0 < run.rate <= 32 and progress["samples"] == 64

@@ -40,7 +40,8 @@ import motion_lib as ml
 from checkpoints import fit_checkpoint
 from command_line import parse_args
 from files import HERE, InputError, find, read_file, write_file
-from motions.render import COLOURS, one_line
+from motions.render import COLOURS
+from motions.tools import one_line, one_line_parser
 
 STARTS = 8  # states to start from that are written into the MJCF
 TOLERANCE = 1e-5  # by how much ONNX Runtime may differ from torch [rad]
@@ -362,8 +363,7 @@ def description(loaded: Loaded, onnx: str, mjcf: str) -> Dict[str, Any]:
 
 def parse() -> Tuple[argparse.Namespace, List[str]]:
     """The options, and those of the script. Raises InputError."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = one_line_parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint", help="checkpoint (.pt), or folder of a run")
     parser.add_argument("out", metavar="OUT.onnx", help="file to write; OUT.xml and OUT.json stand beside it")
     parser.add_argument("--script", help="script that the checkpoint is of, if it is none of ours")

@@ -32,7 +32,7 @@ from deploy import export
 from evaluation import reference_poses, relative_positions
 from files import find
 from motions import view
-from motions.render import one_line
+from motions.tools import one_line, one_line_parser
 
 PICTURES = 60.0  # a second, at most, that the page is sent; what it draws is the browser's affair
 LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
@@ -337,9 +337,8 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
 
 
 def parse() -> Tuple[argparse.Namespace, List[str]]:
-    """The options, and those of the script."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    """The options, and those of the script. Raises InputError."""
+    parser = one_line_parser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", help="checkpoint (.pt), or folder of a run")
     add("--script", help="script that the checkpoint is of, if it is none of ours")
@@ -350,9 +349,9 @@ def parse() -> Tuple[argparse.Namespace, List[str]]:
 
 
 def main() -> None:
-    args, options = parse()
     torch.set_num_threads(1)
     with one_line("requirements.txt"):
+        args, options = parse()
         loaded = export.load(find(args.checkpoint), args.script, tuple(options))
         walker = Walker(loaded)
         meshes = view.body_meshes(walker.character.path)

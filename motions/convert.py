@@ -13,7 +13,7 @@ Dimension key: F frames, J bodies (row 0 is the root).
 import argparse
 import os
 import sys
-from typing import List, Optional, Tuple, TypeVar
+from typing import Callable, List, Optional, Tuple, TypeVar
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -27,6 +27,7 @@ from motion_lib import Character, Clip, InputError
 from motions import formats, retarget, safe
 from motions.bvh import Recording, continuous
 from motions.checks import lowest, repeats, report, seam
+from motions.tools import one_line, one_line_parser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 Content = TypeVar("Content", Clip, Recording)  # both have fps, loop, root_position and rotations
@@ -216,7 +217,7 @@ def check(path: str, clip: Clip, character: Character) -> None:
 
 
 def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
-    parser = argparse.ArgumentParser(description="Convert motions to clips, and clips back (motions/README.md).")
+    parser = one_line_parser(description="Convert motions to clips, and clips back (motions/README.md).")
     add = parser.add_argument
     add("input", nargs="?", metavar="IN", help="a motion of any kind that motions/README.md lists")
     add("output", nargs="?", metavar="OUT", help="file to write; default: IN with the format's ending")
@@ -240,30 +241,35 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
     return parser.parse_args(), parser
 
 
-def output_path(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+def output_path(args: argparse.Namespace) -> str:
     """Where to write. Raises InputError if that is the input."""
     ending = ENDINGS[args.format]
     out = args.output or os.path.splitext(args.input or "")[0] + ending
     if not out.lower().endswith(ending):
-        parser.error(f"{out}: an output of the format {args.format} must end in {ending}; --format chooses another")
+        raise InputError(f"{out}: an output of the format {args.format} must end in {ending}; --format chooses another")
     if args.input and os.path.exists(out) and os.path.exists(args.input) and os.path.samefile(args.input, out):
         raise InputError(f"{out}: this is the input; give another name for the output")
     return out
 
 
-def main() -> None:
-    args, parser = parse()
+def check_options(args: argparse.Namespace, defaults: Callable) -> None:
+    """Refuse options that do not go together, or are out of range. Raises InputError. defaults(name): an option's."""
     if (args.input is not None) + (args.pybullet is not None) + (args.table is not None) != 1:
-        parser.error("give one of IN, --pybullet DIR, --table CLIP...")
+        raise InputError("give one of IN, --pybullet DIR, --table CLIP...; --help shows all")
     if not all(rate is None or 1.0 <= rate <= 1000.0 for rate in (args.fps, args.input_fps)):
-        parser.error("--fps and --input-fps go from 1 to 1000")
+        raise InputError("--fps and --input-fps go from 1 to 1000")
     if not all(moment is None or 0.0 <= moment < np.inf for moment in (args.start, args.end)):
-        parser.error("--start and --end are seconds from the motion's beginning")
+        raise InputError("--start and --end are seconds from the motion's beginning")
     others = set(vars(args)) - {"pybullet", "table"}
-    if args.pybullet and any(getattr(args, name) != parser.get_default(name) for name in others):
-        parser.error("--pybullet goes alone: it knows sources, licences and loop modes")
-    try:
-        out = output_path(args, parser)
+    if args.pybullet and any(getattr(args, name) != defaults(name) for name in others):
+        raise InputError("--pybullet goes alone: it knows sources, licences and loop modes")
+
+
+def main() -> None:
+    with one_line("requirements.txt"):
+        args, parser = parse()
+        check_options(args, parser.get_default)
+        out = output_path(args)
         character = lib.load_character(os.path.join(HERE, "humanoid.xml"))
         if args.table:
             print_table(character, args.table)
@@ -276,9 +282,6 @@ def main() -> None:
                 convert(character, os.path.join(HERE, f"{name}.npz"), args)
         else:
             convert(character, out, args)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

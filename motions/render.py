@@ -27,7 +27,6 @@ import ctypes.util
 import io
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -47,6 +46,7 @@ from tqdm import tqdm
 import motion_lib as ml
 from evaluation import load_commands, reference_poses, relative_positions
 from motion_lib import Character, Clip, InputError
+from motions.tools import one_line, one_line_parser
 
 Poses = Tuple[Tensor, Tensor]  # world position (T, J, 3) [m] and rotation (T, J, 4) xyzw of every body
 Pictures = Iterator[np.ndarray]  # each (H, W, 3) uint8
@@ -453,28 +453,9 @@ def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
             return file.read()
 
 
-@contextlib.contextmanager
-def one_line(packages: str) -> Iterator[None]:
-    """A tool's main: what is wrong with its input, or with the disk, ends it with one line and exit code 2.
-
-    packages: requirement files that bring what it imports."""
-    try:
-        yield
-        return
-    except ModuleNotFoundError as error:
-        fault = f"{error}; pip install -r {packages}"
-    except OSError as error:
-        path = re.sub(r"\.[0-9a-f]{16}\.tmp$", "", str(error.filename or ""))  # see files.write_file
-        fault = f"{path}: {error.strerror}" if path and error.strerror else str(error)
-    except InputError as error:
-        fault = str(error)
-    print(f"error: {fault}", file=sys.stderr)
-    sys.exit(2)
-
-
 def parse() -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = one_line_parser(description=__doc__)
     add = parser.add_argument
     add("clip", help="clip file (.npz)")
     add("out", help="file to write: .png is a strip, .mp4 and .gif are films")

@@ -43,7 +43,8 @@ from torch import Tensor
 import motion_lib as ml
 from evaluation import relative_positions
 from motion_lib import Character, InputError
-from motions.render import name_of, one_line, same_phase
+from motions.render import name_of, same_phase
+from motions.tools import one_line, one_line_parser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
@@ -470,8 +471,8 @@ def serve(
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description="Look at motion clips in a browser.")
+    """The options. Raises InputError."""
+    parser = one_line_parser(description="Look at motion clips in a browser.")
     add = parser.add_argument
     files = "clip (roll-outs are clips), folder of clips, or dataset file; none: the trained walk beside its clip"
     add("files", nargs="*", metavar="FILE", help=files)
@@ -503,8 +504,8 @@ def visit(server: Any, args: argparse.Namespace, job: Callable) -> None:
 
 
 def main() -> None:
-    args = parse()
     with one_line("requirements.txt"):
+        args = parse()
         if not 0.0 <= args.seconds <= 600.0:
             raise InputError(f"--seconds {args.seconds:g}: expected 0 to 600")
         if args.html:
@@ -516,7 +517,8 @@ def main() -> None:
             page = page_of(character, meshes, takes, rate, args.layout)
             ml.write_file(args.html, page.encode())
             size = os.path.getsize(args.html) / 1e6
-            print(f"{args.html}: {len(takes)} characters, {len(takes[0].root)} frames, {size:.1f} MB")
+            who = f"{len(takes)} character{'s' if len(takes) > 1 else ''}"
+            print(f"{args.html}: {who}, {len(takes[0].root)} frames, {size:.1f} MB")
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)

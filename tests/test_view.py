@@ -240,7 +240,7 @@ def page(root, tmp_path_factory):
         patch.setattr(sys, "argv", ["view.py", str(root / "motions/kick.npz"), "--html", str(path)])
         view.main()
     # and nothing from viser
-    assert out.getvalue() == f"{path}: 1 characters, 47 frames, {path.stat().st_size / 1e6:.1f} MB\n"
+    assert out.getvalue() == f"{path}: 1 character, 47 frames, {path.stat().st_size / 1e6:.1f} MB\n"
     return path, path.read_text(encoding="utf-8")
 
 

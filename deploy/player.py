@@ -1,4 +1,4 @@
-"""Walk with an exported policy: python deploy/player.py policy.onnx [--heading 90] [--speed 1.2] [--headless]
+"""Walk with an exported policy: python deploy/player.py policy.onnx [--heading 90] [--speed 1.2] [--headless].
 It needs numpy, mujoco and onnxruntime, nothing of this repository. Exit code 1: it fell, 2: it cannot be used."""
 
 import argparse
@@ -13,7 +13,7 @@ import onnxruntime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)  # an error is one line then
     parser.add_argument("policy", help="policy.onnx, with policy.xml and policy.json beside it")
     parser.add_argument("--heading", type=float, default=0.0, help="where to go, within 2 s, from +X to the left [deg]")
     parser.add_argument("--speed", type=float, default=1.2, help="how fast [m/s]; both only if the policy is told")
@@ -23,8 +23,8 @@ def main() -> None:
     args = parser.parse_args()
     stem = args.policy.removesuffix(".onnx")
     try:
-        if stem == args.policy:
-            raise ValueError("expected policy.onnx, as deploy/export.py writes it")
+        if stem == args.policy or not os.path.exists(args.policy):
+            raise ValueError("there is no policy.onnx of this name; deploy/export.py writes it")
         session = onnxruntime.InferenceSession(open(args.policy, "rb").read(), providers=["CPUExecutionProvider"])
         about = json.load(open(f"{stem}.json", encoding="utf-8"))
         model = mujoco.MjModel.from_xml_path(f"{stem}.xml")

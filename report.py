@@ -115,11 +115,14 @@ def new_folder(path: str) -> str:
             number += 1
 
 
-def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str) -> None:
-    """Write roll-outs as clips 000.npz, 001.npz, ... into a new folder. Raises OSError."""
+def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str, longest: int) -> None:
+    """Write roll-outs as clips 000.npz, 001.npz, ... into a new folder; of less than `longest` steps it says that they
+    fell. Raises OSError."""
     os.makedirs(folder)
     for n, clip in enumerate(clips):
-        ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, source, "as the clips it imitates")
+        steps = len(clip.root_position) - 1
+        about = f"{source}, fell after {steps / clip.fps:.1f} s" if steps < longest else source
+        ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, about, "as the clips it imitates")
 
 
 def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> str:
@@ -140,22 +143,26 @@ def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> st
         title = f"{name} on {clip}: pose error of each body [m]"
         plot_body_errors(os.path.join(folder, "pose_error.png"), errors, names[1:], 1.0 / clips[0].fps, title)
     with optional():
-        write_rollouts(os.path.join(folder, "rollouts"), clips, names, f"roll-out of {name}")
+        ends = bool(motions.loop.all()) or metrics.get("fall_rate") == 1.0  # else a clip's end may end an episode
+        longest = round(args.eval_seconds * args.control_hz) if ends else 0
+        write_rollouts(os.path.join(folder, "rollouts"), clips, names, f"roll-out of {name}", longest)
         first = os.path.join(folder, "rollouts", "000.npz")
-        page(os.path.join(folder, "index.html"), first, motions)
+        page(os.path.join(folder, "index.html"), first, (len(clips[0].root_position) - 1) / clips[0].fps, motions)
         if args.capture_video and args.evaluate:
             film(os.path.join(folder, "film.mp4"), first, motions, getattr(args, "eval_commands", None))
     return folder
 
 
-def page(out: str, rollout: str, motions: ml.MotionLib) -> None:
-    """Write a page that shows a roll-out, beside its clip if there is but one. Raises OSError."""
+def page(out: str, rollout: str, seconds: float, motions: ml.MotionLib) -> None:
+    """Write a page that shows a roll-out of so many seconds, 10 at most, beside its clip if there is but one.
+
+    Raises OSError."""
     if os.environ.get("AMP_PAGE") == "no":  # for many evaluations in a row
         return
     if importlib.util.find_spec("viser") is None:
         raise OSError("no page to look at the motion; pip install viser trimesh (Python 3.10)")
     clips = motions.files if len(motions.files) == 1 else []
-    more = ["--layout", "beside", "--html", out, "--seconds", "10"]
+    more = ["--layout", "beside", "--html", out, "--seconds", f"{min(seconds, 10.0):.4f}"]
     _ask(out, [VIEW, rollout, *clips, *more, "--character-file", motions.character.path])
 
 

@@ -27,6 +27,7 @@ import ctypes.util
 import io
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,13 +106,16 @@ SCENE = """<mujoco>
 """
 
 
-def name_of(path: str) -> str:
-    """What a clip file is called in a picture: "clip motions/walk", or of a roll-out "policy pretrained/walk.pt"."""
+def name_of(path: str, whole: bool = False) -> str:
+    """What a clip file is called in a picture: "clip motions/walk", or of a roll-out "policy pretrained/walk.pt".
+
+    A run's folder, clip__options__time, is called by its first part, unless the whole name is asked for."""
     with np.load(path, allow_pickle=False) as file:
         source = str(file["source"]) if "source" in file.files else ""  # of a roll-out: see report.write
     before, _, policy = source.partition("roll-out of ")
     parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)[-2:]
-    return f"policy {policy[-52:]}" if policy and not before else f"clip {'/'.join(parts)}"
+    policy = policy if whole else re.sub("__[^/]*/", "/", policy, 1)
+    return f"policy {policy[:120]}" if policy and not before else f"clip {'/'.join(parts)}"
 
 
 def kind_of(names: Sequence[str]) -> str:

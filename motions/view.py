@@ -133,6 +133,7 @@ def load_takes(
     paths = [path for file in files for path in ml.find_clips(file)[0]]
     motions = [ml.MotionLib(path, character) for path in paths]
     names = [name_of(path) for path in paths]
+    names = [name_of(path, whole=names.count(name) > 1) for path, name in zip(paths, names)]
     rate, count = clock_of(motions, seconds, FILE_RATE)
     if live:
         rate, count = LIVE_RATE, 1 + math.ceil((count - 1) * LIVE_RATE / rate)

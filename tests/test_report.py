@@ -62,6 +62,7 @@ def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):
 def judged(walk, tmp_path, **options):
     """What report.write has written of an evaluation of two episodes -> its folder."""
     args = SimpleNamespace(motion_file="motions/walk.npz", capture_video=False, evaluate=True, out=None)
+    vars(args).update(eval_seconds=8 / 30, control_hz=30)
     vars(args).update(options)
     found = ({"episodes": 2, "pose_error_m": 0.01234567}, clips_of(walk, 5, 9), torch.rand(8, 14))
     return Path(report.write(args, walk, found, str(tmp_path / "latest.pt")))
@@ -75,6 +76,8 @@ def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, film
     assert folder.parent == tmp_path and re.fullmatch(r"latest_\d{8}-\d{6}", folder.name)
     assert sorted(os.listdir(folder)) == ["figures.json", "pose_error.png", "rollouts"]
     assert sorted(os.listdir(folder / "rollouts")) == ["000.npz", "001.npz"]
+    with np.load(folder / "rollouts/000.npz", allow_pickle=False) as file:  # 4 steps of 8
+        assert str(file["source"]) == f"roll-out of {tmp_path.name}/latest.pt, fell after 0.1 s"
     with np.load(folder / "rollouts/001.npz", allow_pickle=False) as file:
         assert str(file["source"]) == f"roll-out of {tmp_path.name}/latest.pt" and len(file["rotations"]) == 9
     written = json.loads((folder / "figures.json").read_text())
@@ -118,8 +121,9 @@ def test_a_page_is_of_one_clip(tmp_path, walk, all_motions, monkeypatch):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(report, "_ask", lambda out, command: asked.append(command))
     for motions in (walk, all_motions):
-        report.page("a/index.html", "a/rollouts/000.npz", motions)
+        report.page("a/index.html", "a/rollouts/000.npz", 2.03 if motions is walk else 20.0, motions)
     one, many = asked
+    assert [command[command.index("--seconds") + 1] for command in asked] == ["2.0300", "10.0000"]  # it ends as it fell
     assert one[:3] == [report.VIEW, "a/rollouts/000.npz", walk.files[0]] and "beside" in one
     assert many[:3] == [report.VIEW, "a/rollouts/000.npz", "--layout"]
 

@@ -122,10 +122,14 @@ def test_takes_are_the_clips_own_frames_and_folders_unfold(write_clip, character
 def test_names_say_whose_motion_it_is(write_clip, character, tmp_path):
     """A roll-out is named after its policy, and by its own file where there are several of one; a clip by its file."""
     clips = [write_clip("000.npz", source="roll-out of runs/best.pt"), write_clip("001.npz", source="roll-out of b.pt")]
+    clips += [write_clip("003.npz", source="roll-out of my__seed-1__20261126-08/best.pt, fell after 2.0 s")]
     clips += [write_clip("002.npz", source="roll-out of b.pt"), write_clip("c.npz", source="no roll-out of mine")]
     _, takes = view.load_takes(character, [*clips, write_clip("d.npz", source=None)], "side")
-    names = ["policy runs/best.pt", "policy b.pt, 001", "policy b.pt, 002"]
+    others = [write_clip(f"{n}.npz", source=f"roll-out of my__seed-{n}__20261126-08/best.pt") for n in (1, 2)]
+    names = ["policy runs/best.pt", "policy b.pt, 001", "policy my/best.pt, fell after 2.0 s", "policy b.pt, 002"]
     assert [take.name for take in takes] == [*names, f"clip {tmp_path.name}/c", f"clip {tmp_path.name}/d"]
+    _, takes = view.load_takes(character, others, "side")
+    assert [take.name for take in takes] == [f"policy my__seed-{n}__20261126-08/best.pt" for n in (1, 2)]
 
 
 def test_live_takes_are_finer_and_as_long(character, root):

@@ -98,13 +98,13 @@ class Training:
     """discount factor per control step"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
-    update_epochs: int = 2
+    update_epochs: int = 4
     """passes over the batch per iteration"""
     num_minibatches: int = 4
     """minibatches per pass"""
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
-    target_kl: float = 0.03
+    target_kl: float = 0.05
     """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
     """last share of the training, over which the action noise falls (.5: to 37 %)"""
@@ -121,7 +121,7 @@ class Training:
     clone_updates: int = 100
     """updates before the training that teach the policy to follow the clips"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
-    """widths of the hidden layers of each network"""
+    """widths of each network's hidden layers"""
 
 
 @dataclasses.dataclass
@@ -138,7 +138,7 @@ class Discriminator:
     """noise on what it learns from, in standard deviations; it hides the action noise"""
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
-    disc_batch: by_device(int, 512, 4096) = None
+    disc_batch: by_device(int, 256, 4096) = None
     """clip transitions per update, and as many of the character's, half of them replayed"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions (IsaacGymEnvs)"""
@@ -487,7 +487,7 @@ def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...
 
 @torch.no_grad()
 def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
-    """Run the averaged policy without noise, one episode per environment. The simulator is left as it was found.
+    """Run the averaged policy without noise, one episode per environment. The simulator is left as found.
 
     -> figures, episodes as clips, pose error of each body but the root over time (T, J-1) [m], sums of scores (N,)"""
     before = env.sim.state_dict()
@@ -619,7 +619,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             log.add("disc", loss_demo=demo_loss, accuracy_demo=demo_logit > 0, grad_penalty=penalty)
             log.add("disc", loss_agent=agent_loss, accuracy_agent=agent_logit < 0, skipped=skipped)
 
-        # 5. Task reward plus style_weight times style reward; advantages.
+        # 5. Task reward plus style_weight times style reward, no noise; advantages.
         with torch.no_grad():
             style_buf = style_reward(agent.logit(disc_obs), args.disc_loss).view(T, N)
             # r_total = r_task + style_weight * r_style

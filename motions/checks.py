@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import gait
 import motion_lib as lib
 from motion_lib import Character, Clip
 from motions.bvh import angles
@@ -46,6 +47,19 @@ def seam(character: Character, clip: Clip) -> Tuple[float, float]:
     angle = angles(ends[0].numpy(), ends[1].numpy())[joints]
     turn = float(yaw[1] - yaw[0])
     return float(angle.mean()), float(np.arctan2(np.sin(turn), np.cos(turn)))
+
+
+def strides_of(character: Character, clip: Clip) -> Tuple[float, int]:
+    """How long a stride of a walk or a run takes [s], from a step of a foot to its next, and how many the clip holds;
+    0, 0 of what is none."""
+    feet = tuple(name for name in character.body_names if name.endswith("foot"))
+    if len(feet) != 2:
+        return 0.0, 0
+    root_position, rotations = (torch.from_numpy(x).float()[None] for x in (clip.root_position, clip.rotations))
+    bodies = lib.forward_kinematics(character, root_position, rotations)  # (1, F, J, 3), (1, F, J, 4)
+    steps = torch.tensor([len(clip.root_position) - 1])
+    cadence = gait.figures(character, *bodies, steps, feet, 1.0 / clip.fps).get("cadence_hz", 0.0)
+    return (1.0 / cadence, round(float(steps) / clip.fps * cadence)) if cadence else (0.0, 0)
 
 
 def repeats(root_position: np.ndarray, rotations: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Draw a clip as a film strip, or film it. Clips and roll-outs hold every pose, so this serves every simulator.
 
-    python motions/render.py CLIP.npz OUT.png [--start S] [--seconds S] [--poses N]     # side by side, left to right
+    python motions/render.py CLIP.npz OUT.png [--start S] [--seconds S] [--poses N]     # a stride, left to right
     python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif
     python motions/render.py ROLLOUT.npz OUT.png --compare CLIP.npz    # a cycle of the clip above, the roll-out below
     python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, side by side
@@ -47,6 +47,7 @@ from tqdm import tqdm
 import motion_lib as ml
 from evaluation import load_commands, reference_poses, relative_positions
 from motion_lib import Character, Clip, InputError
+from motions.checks import strides_of
 from motions.tools import one_line, one_line_parser
 
 Poses = Tuple[Tensor, Tensor]  # world position (T, J, 3) [m] and rotation (T, J, 4) xyzw of every body
@@ -114,7 +115,7 @@ def name_of(path: str, whole: bool = False) -> str:
         source = str(file["source"]) if "source" in file.files else ""  # of a roll-out: see report.write
     before, _, policy = source.partition("roll-out of ")
     parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)[-2:]
-    policy = policy if whole else re.sub("__[^/]*/", "/", policy, 1)
+    policy = policy if whole else re.sub("__[^/]*/", "/", policy, count=1)
     return f"policy {policy[:120]}" if policy and not before else f"clip {'/'.join(parts)}"
 
 
@@ -342,10 +343,12 @@ def write_on(image: Any, lines: Sequence[Tuple[str, str]]) -> None:
         ImageDraw.Draw(image).text((height, (0.7 + 1.35 * n) * height), text, colour, font)
 
 
-def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size, names: Sequence[str]) -> bytes:
+def strip(
+    character: Character, poses: Poses, other: Optional[Poses], size: Size, names: Sequence[str], apart: float
+) -> bytes:
     """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above.
 
-    names: what is written on them, of the poses and of the other's (see name_of)."""
+    names: what is written on them, of the poses and of the other's (see name_of); apart: time between poses [s]."""
     rows = [(kind_of(names), poses)] if not other else [("clip", other), ("policy", poses)]
     position, row = in_a_row(torch.cat([p for _, (p, _) in rows], 1))  # (T, 1 or 2 J, 3), so in one scale
     size = (size[0], size[1] // len(rows))
@@ -361,7 +364,7 @@ def strip(character: Character, poses: Poses, other: Optional[Poses], size: Size
             picture = stage.draw(place, rotation, focus)
         image = stage.image.fromarray(picture).resize(size, stage.image.LANCZOS)
         name = names[1 if other and who == "clip" else 0]
-        write_on(image, [(f"{name}   {LIMBS}", who)])
+        write_on(image, [(f"{name}   {LIMBS}   {apart:.2f} s apart", who)])
         pictures.append(np.asarray(image))
     file = io.BytesIO()
     stage.image.fromarray(np.concatenate(pictures)).save(file, "png", optimize=True)
@@ -472,7 +475,7 @@ def parse() -> argparse.Namespace:
     add(
         "--seconds",
         type=float,
-        help="from first to last pose [s]; a loop goes on (default: all, or in a strip the compared clip's length)",
+        help="from first to last pose [s]; a loop goes on (default: all; in a strip a stride, or the compared clip)",
     )
     add("--poses", type=int, default=7, help="how many a strip has (default 7); a film has every frame")
     sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif 480 270"
@@ -500,6 +503,14 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def strip_seconds(character: Character, clip: Clip, otherwise: float) -> float:
+    """How much of a clip a strip shows if nobody says [s]: one stride of a walk or a run, else `otherwise`.
+
+    Evenly spaced poses of several strides may all have nearly the same phase: it would seem to hop on one leg."""
+    stride, _ = strides_of(character, clip)
+    return stride or otherwise
+
+
 def main() -> None:
     with one_line("requirements.txt"):
         args = parse()
@@ -510,7 +521,10 @@ def main() -> None:
         motions = ml.MotionLib(other_file, character) if other_file else None
         if motions and len(motions.files) > 1:
             raise InputError(f"{other_file}: expected one clip, not {len(motions.files)}")
-        seconds = args.seconds or (float(motions.length[0]) if still and motions else math.inf)
+        seconds = args.seconds or math.inf
+        if still and not args.seconds:
+            whole = float(motions.length[0]) if motions else math.inf
+            seconds = strip_seconds(character, motions.clips[0] if motions else clip, whole)
         window(clip, args.start, seconds)  # --start lies in the clip itself
         clip = gone_on(clip, args.clip, character, args.start + seconds)
         first, last = window(clip, args.start, seconds)
@@ -522,7 +536,8 @@ def main() -> None:
         if still:
             shown = np.linspace(0, last - first, args.poses).round().astype(int)
             poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
-            data = strip(character, poses, other, args.size, names)
+            apart = (last - first) / clip.fps / max(args.poses - 1, 1)
+            data = strip(character, poses, other, args.size, names, apart)
         else:
             every = max(round(clip.fps / 15), 1) if args.ending == ".gif" else 1
             told = told_by(args.commands, clip, first, last) if args.commands else None
@@ -539,7 +554,8 @@ def main() -> None:
         ml.write_file(args.out, data)
         shown = f"{args.poses} poses" if still else f"{math.ceil((last - first + 1) / every)} pictures"
         size = f"{args.size[0]} x {args.size[1]}"
-        print(f"{args.out}: {(last - first) / clip.fps:.2f} s, {shown}, {size}, {len(data) / 1e6:.2f} MB")
+        part = " (a stride; --seconds shows more)" if still and not args.seconds and seconds < whole else ""
+        print(f"{args.out}: {(last - first) / clip.fps:.2f} s{part}, {shown}, {size}, {len(data) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 import motion_lib as ml
 from evaluation import reference_poses
-from motions import render
+from motions import checks, render
 
 SMALL = ("--size", 160, 90)
 CONTEXT = "import mujoco; mujoco.GLContext(16, 16).make_current()"
@@ -109,6 +109,16 @@ def test_a_loop_goes_on_over_its_seam(walk, character):
     assert render.gone_on(clip, walk.files[0], character, math.inf) is clip
     ends = clip._replace(loop="clamp")
     assert render.gone_on(ends, walk.files[0], character, 2.0) is ends
+
+
+def test_a_strip_of_many_strides_shows_one(walk, character):
+    """Seven poses of six strides would all have the same phase."""
+    one = ml.load_clip(walk.files[0], character.body_names)
+    six = render.gone_on(one, walk.files[0], character, 6 * 1.2667)
+    assert render.strip_seconds(character, six, math.inf) == pytest.approx(1.267, abs=0.01)
+    assert checks.strides_of(character, six)[1] == 6
+    still = six._replace(root_position=six.root_position[:1].repeat(9, 0), rotations=six.rotations[:1].repeat(9, 0))
+    assert render.strip_seconds(character, still, 2.5) == 2.5 and checks.strides_of(character, still) == (0.0, 0)
 
 
 def test_colours_say_whose_motion_it_is():

@@ -25,6 +25,7 @@ SEAM = 15.0  # [deg], mean over the joints
 SPRINT = 15.0  # [m/s]
 COARSE = 8.0  # [1/s]
 STEP = 0.25  # [m] from the lowest point of one second to that of another
+MANY = 3000  # frames, in which a cycle is looked for
 BEYOND = 30.0  # [deg] beyond a joint's range; in motions/ 28 at most
 
 
@@ -60,6 +61,23 @@ def strides_of(character: Character, clip: Clip) -> Tuple[float, int]:
     steps = torch.tensor([len(clip.root_position) - 1])
     cadence = gait.figures(character, *bodies, steps, feet, 1.0 / clip.fps).get("cadence_hz", 0.0)
     return (1.0 / cadence, round(float(steps) / clip.fps * cadence)) if cadence else (0.0, 0)
+
+
+def best_cycle(character: Character, clip: Clip, stride: float) -> Tuple[int, int, float]:
+    """First and last frame of the part of about `stride` seconds whose ends are most alike, and how far they differ.
+
+    -> mean angle over the joints as in seam() [rad]. Looks at the first MANY frames."""
+    q = torch.from_numpy(clip.rotations[:MANY]).clone()  # (F, J, 4)
+    q[:, 0] = lib.quat_multiply(lib.quat_from_yaw(-lib.heading(q[:, 0])), q[:, 0])
+    joints = [0] + sorted(set(character.dof_body.tolist()))
+    q = q[:, joints].numpy()
+    best = (0, len(q) - 1, np.inf)
+    frames = stride * clip.fps
+    for lag in range(max(round(0.9 * frames), 1), min(round(1.1 * frames) + 1, len(q))):
+        gap = angles(q[:-lag], q[lag:]).mean(-1)  # (F - lag,)
+        first = int(gap.argmin())
+        best = min(best, (first, first + lag, float(gap[first])), key=lambda found: found[2])
+    return best
 
 
 def repeats(root_position: np.ndarray, rotations: np.ndarray) -> np.ndarray:

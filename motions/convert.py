@@ -26,7 +26,7 @@ import motion_lib as lib
 from motion_lib import Character, Clip, InputError
 from motions import formats, retarget, safe
 from motions.bvh import Recording, continuous
-from motions.checks import lowest, repeats, report, seam
+from motions.checks import best_cycle, lowest, repeats, report, seam, strides_of
 from motions.tools import one_line, one_line_parser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -189,6 +189,22 @@ def save(path: str, clip: Clip, character: Character, args: argparse.Namespace) 
         raise InputError(f"{path}: cannot write the clip: {error.strerror}") from error
 
 
+def about_strides(character: Character, clip: Clip, start: float) -> List[str]:
+    """A line for a person about a walk or a run of several strides: how many, and the options that cut out one.
+
+    start: where in the file the clip begins [s]."""
+    stride, count = strides_of(character, clip)
+    if count < 2:
+        return []
+    first, last, gap = best_cycle(character, clip, stride)
+    # rounded outwards, as cut() rounds inwards
+    begin = np.floor(1e4 * (start + first / clip.fps)) / 1e4
+    end = np.ceil(1e4 * (start + last / clip.fps)) / 1e4
+    options = f"--start {begin:.4f} --end {end:.4f} --loop wrap"
+    seam_of_one = f"one alone makes a cycle with a seam of {np.rad2deg(gap):.1f} deg"
+    return [f"{count} strides of {stride:.2f} s; {seam_of_one}: {options}"]
+
+
 def convert(character: Character, out: str, args: argparse.Namespace) -> None:
     """Convert args.input to `out`, and print what was understood. Raises InputError; then `out` is as it was."""
     clip, understood = load(character, args)
@@ -198,6 +214,7 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
     # our own clips are where they should be; what others call the ground may be the ankles' height
     raise_it = args.lift if args.lift is not None else not understood[0].startswith("read as our own clip")
     clip = lift(character, clip) if raise_it else clip
+    strides = about_strides(character, clip, args.start or 0.0)
     check(args.input, clip, character)
     replaced = " (replaced)" if os.path.exists(out) else ""
     save(out, clip, character, args)
@@ -205,7 +222,7 @@ def convert(character: Character, out: str, args: argparse.Namespace) -> None:
     # a low minimum tells of frames that sink, a high mean on a clip that never jumps of frames that hover
     print(f"{out}{replaced}: {args.format}, {len(after)} frames, {clip.fps:.2f} /s, {loop}; lowest point [m]", end=" ")
     print(f"{before.min():.3f} -> {after.min():.3f}, its mean over frames {before.mean():.3f} -> {after.mean():.3f}")
-    print("  " + "\n  ".join([*understood, *report(character, clip)]))
+    print("  " + "\n  ".join([*understood, *report(character, clip), *strides]))
 
 
 def check(path: str, clip: Clip, character: Character) -> None:

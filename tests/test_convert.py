@@ -141,6 +141,20 @@ def test_uneven_durations_are_resampled(write_text, convert):
     )
 
 
+def test_of_several_strides_it_names_the_best_cycle(root, run_script, character, tmp_path):
+    """The options cut out one stride; of that alone there is nothing more to say."""
+    path = str(root / "motions/walk_forward.npz")
+    walk = ml.MotionLib(path, character).state(torch.zeros(186, dtype=torch.long), torch.arange(186) / 30.0)
+    clip = ml.Clip(30.0, "clamp", walk.root_position.double().numpy(), walk.rotations.double().numpy())
+    ml.save_clip(str(tmp_path / "five.npz"), clip, character.body_names, "a test", "none")
+    line = run_script("motions/convert.py", "five.npz", "out.npz", "--start", "0.1").out.splitlines()[-1]
+    assert line.startswith("  5 strides of 1.23 s; one alone makes a cycle with a seam of 0.0 deg: --start ")
+    options = line.split(": ")[1].split()
+    said = run_script("motions/convert.py", "five.npz", "out.npz", *options).out
+    assert "out.npz (replaced): clip, 38 frames, 30.00 /s, wrap, seam blended; " in said
+    assert " seam 0.0 deg" in said and "strides" not in said
+
+
 def test_loop_modes(write_text, convert):
     frames = [row(), row()]
     assert convert(write_text(frames)).loop == "wrap"

@@ -255,7 +255,6 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     touching = torch.ones(rotations.shape[:2], dtype=torch.bool)  # any body may touch the ground; the ghost shows none
     takes = [view.Take("policy", root, rotations, touching), view.Take("nearest clip", root, rotations, ~touching)]
     scene = view.build(server, walker.character, meshes, takes, "pinned")
-    scene.paths[1].visible = False
     for node in scene.bodies[1]:
         node.color = view.COLOURS["orange"]  # on both sides: brown would hardly show on dark blue
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
@@ -321,8 +320,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
                 middle = view.centre_of(takes, 0)
             scene.world.position = -middle
             view.show(scene, walker.character, takes, 0)
-            for node in (scene.bodies[1][0], scene.labels[1]):
-                node.visible = controls.ghost.value
+            scene.bodies[1][0].visible = controls.ghost.value
             arrow.wxyz = (math.cos(0.5 * walker.heading), 0.0, 0.0, math.sin(0.5 * walker.heading))
             arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
             if moment != drawn:

@@ -53,6 +53,7 @@ SPACING = 1.5  # between characters side by side [m]
 GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its pattern repeats after 1 m
 RED = (214, 69, 65)
 SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
+OVERHEAD = 0.29  # from the head's joint to its name [m]; the head ends at .27
 SLIM = -0.004  # how much slimmer a body inside another one is: it shows where the pose differs by more [m]
 COLOURS = {  # of the characters, in turn
     "blue": (74, 122, 178),
@@ -65,6 +66,20 @@ COLOURS = {  # of the characters, in turn
 LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that slow motion is smooth
 FILE_RATE = 60.0  # frames per second in a file, at most
 STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
+# Script of the page: viser's notices do not lie on the figures, and where its panel stands at the bottom, as it does on
+# narrow screens, a click on its head folds it. Only once: the server may come again.
+ROOM = """if (!window.tidied) {
+  window.tidied = true;
+  const hidden = ".mantine-Notifications-root {display: none !important}";
+  document.head.insertAdjacentHTML("beforeend", `<style>${hidden}</style>`);
+  let tries = 0;
+  const wait = setInterval(() => {
+    const panels = [...document.querySelectorAll(".mantine-Paper-root")];
+    const panel = panels.find(one => one.style.position === "fixed" && one.style.bottom === "0px");
+    if (panel || ++tries > 50) clearInterval(wait);
+    if (panel) panel.querySelector("[style*='cursor: pointer']").click();
+  }, 100);
+}"""
 LAYOUTS = {
     "side": "side by side, each file as it begins",
     "overlay": "all start at the place and with the heading of the first file, and are in its phase at all times",
@@ -164,8 +179,8 @@ class Scene(NamedTuple):
     centre: Any  # an invisible node that goes where the characters go
     bodies: List[List[Any]]  # C lists of J meshes
     skins: List[Dict[int, Any]]  # C times, by body: the red skin of each that ever touches the ground
-    labels: List[Any]  # C names, which stand in no other node: the page draws a parent's motion a picture later
-    paths: List[Any]  # C lines on the ground
+    labels: List[Any]  # C names, none if pinned, which stand in no other node: the page draws a parent's motion later
+    paths: List[Any]  # C lines on the ground, one if pinned
     ground: Any  # the grid
 
 
@@ -234,15 +249,18 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         touching = take.touching.any(0).nonzero()[:, 0].tolist()
         look = dict(color=RED, visible=False, cast_shadow=False)
         skins.append({j: scene.add_mesh_simple(f"{names[j]}/red", *red[j], **look) for j in touching})
-        hue = list(COLOURS)[i % len(COLOURS)]  # where all labels are over one head
-        text = f"{take.name} ({hue})" if layout in ("overlay", "pinned") else take.name
-        labels.append(scene.add_label(f"/name {i}", text, anchor="bottom-center"))
+        if layout != "pinned":  # where all would be over one head, and the legend says it
+            hue = list(COLOURS)[i % len(COLOURS)]
+            text = f"{take.name} ({hue})" if layout == "overlay" else take.name
+            labels.append(scene.add_label(f"/name {i}", text, anchor="bottom-center"))
+        bodies.append(nodes)
+        if i and layout == "pinned":  # which is on the first one's path
+            continue
         line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
         line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
         colour = colour_of(i, "")
         paths.append(scene.add_line_segments(f"{folder} path", line, colour, thickness=3, thickness_units="screen"))
-        bodies.append(nodes)
     focus = centre_of(takes, 0)
     apart = layout in ("side", "beside")
     size = 3.5 + 0.8 * SPACING * (len(takes) - 1 if apart else 0)  # distance of the camera [m]
@@ -283,9 +301,9 @@ def names_at(character: Character, takes: List[Take], frame: int) -> List[np.nda
     places: List[np.ndarray] = []
     for take in takes:
         position, rotation = ml.forward_kinematics(character, take.root[frame], take.rotations[frame])
-        place = (position[head] + ml.quat_rotate(rotation[head], torch.tensor([0.0, 0.0, 0.38]))).numpy()
+        place = (position[head] + ml.quat_rotate(rotation[head], torch.tensor([0.0, 0.0, OVERHEAD]))).numpy()
         below = [other for other in places if np.linalg.norm((other - place)[:2]) < 0.5]
-        places.append(place + [0.0, 0.0, 0.16 * len(below)])
+        places.append(place + [0.0, 0.0, 0.12 * len(below)])
     return places
 
 
@@ -305,8 +323,9 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
             visible = contacts and bool(take.touching[frame, j])
             if skin.visible != visible:
                 skin.visible = visible
-    for label, place in zip(scene.labels, names_at(character, takes, frame)):
-        label.position = place + scene.world.position
+    if scene.labels:
+        for label, place in zip(scene.labels, names_at(character, takes, frame)):
+            label.position = place + scene.world.position
 
 
 # ---- 3. One file -----------------------------------------------------------------------------------------------------
@@ -382,10 +401,10 @@ def start_server(host: str, port: int) -> Any:
 
 
 def entitle(server: Any, title: str) -> None:
-    """Give the page's tab a title, for which viser has no call of its own."""
+    """Give the page's tab a title, for which viser has no call of its own, and leave room for the figures."""
     from viser import _messages
 
-    script = f"document.title = {json.dumps(title)}"
+    script = f"document.title = {json.dumps(title)};\n{ROOM}"
     server.gui._websock_interface.queue_message(_messages.RunJavascriptMessage(script))
 
 

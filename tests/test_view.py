@@ -217,13 +217,13 @@ def test_colours():
 
 
 def test_names_stand_over_heads_and_not_in_each_other(character):
-    """The head of the upright character is .46 m over its root, .2362 + .2239; its name .38 m over that."""
+    """The head of the upright character is .46 m over its root, .2362 + .2239; its name .29 m over that."""
     upright = torch.tensor(UP).expand(1, len(character.body_names), 4)
     take = view.Take("a", torch.tensor([[1.0, 2.0, 0.9]]), upright, None)
     aside = take._replace(root=torch.tensor([[1.0, 3.5, 0.9]]))
     one, over, other = view.names_at(character, [take, take, aside], 0)
-    assert one == pytest.approx([1.0, 2.0, 1.74], abs=1e-3)
-    assert over - one == pytest.approx([0, 0, 0.16]) and other - one == pytest.approx([0, 1.5, 0])
+    assert one == pytest.approx([1.0, 2.0, 1.65], abs=1e-3)
+    assert over - one == pytest.approx([0, 0, 0.12]) and other - one == pytest.approx([0, 1.5, 0])
 
 
 def test_keys_say_where_v_looks_from(write_clip, character):
@@ -326,6 +326,18 @@ def test_the_file_loads_nothing_and_is_small(page):
     assert page[1].startswith("<!doctype html>") and page[1].rstrip().endswith("</html>")
     assert 'id="follow"' in page[1] and "motions/kick" in page[1]
     assert len(page[1]) < 1.2e6  # 0.82 MB of it are viser's client
+
+
+@pytest.mark.parametrize("layout, many", [("overlay", 2), ("pinned", 0)])
+def test_of_pinned_characters_there_is_one_path_and_no_name(character, write_clip, layout, many):
+    """All names would stand over one head; the others' paths would lie on the first one's."""
+    _, takes = view.load_takes(character, [write_clip("a.npz"), write_clip("b.npz")], layout)
+    scene = SimpleNamespace()
+    scene.add_frame = scene.add_grid = scene.add_mesh_simple = lambda *a, **b: None
+    scene.add_label = scene.add_line_segments = lambda name, *a, **b: name
+    server = SimpleNamespace(scene=scene, initial_camera=SimpleNamespace())
+    built = view.build(server, character, view.body_meshes(character.path), takes, layout)
+    assert built.labels == [f"/name {i}" for i in range(many)] and len(built.paths) == max(many, 1)
 
 
 def test_names_are_over_the_heads(page):
@@ -605,6 +617,10 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         wait_for(tab, other)
         assert until(tab, lambda: share_of_blue(tab) > 0.01)
         assert tab.title() == "clip motions/walk and clip motions/run"
+        pause = tab.get_by_role("button", name="Pause")
+        assert until(tab, lambda: not pause.is_visible())  # on a narrow screen the panel is folded
+        tab.get_by_text("Connected").click()
+        pause.wait_for()
         moves(tab, foot)
         # the world moves under the character, which so keeps its place
         centre, before = "/world/centre", place_of(tab, "/world/centre")

@@ -25,6 +25,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -50,6 +51,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
+ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
+# Where the camera is at first, in the axes of the first character: ahead, left, up, as shares of its distance.
+VIEW_OF_ONE, VIEW_OF_SIDE, VIEW_OF_GRID = (0.4, -0.9, 0.15), (0.85, -0.5, 0.15), (0.9, 0.0, 0.4)
 GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its pattern repeats after 1 m
 RED = (214, 69, 65)
 SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
@@ -85,7 +89,9 @@ LAYOUTS = {
     "overlay": "all start at the place and with the heading of the first file, and are in its phase at all times",
     "pinned": "overlay, with the place and heading of the first file at all times: differences of pose alone",
     "beside": "pinned, but side by side",
+    "grid": "each keeps a place of its own in rows, as on a treadmill",
 }
+FEW = len(COLOURS)  # more characters than this stand in a grid if nobody says
 
 
 # ---- 1. From files to frames -----------------------------------------------------------------------------------------
@@ -127,6 +133,25 @@ def place(
     return moved, torch.cat((ml.quat_multiply(turn, rotations[:, 0])[:, None], rotations[:, 1:]), 1)
 
 
+def in_grid(root: Tensor, rotations: Tensor, index: int, count: int) -> Tuple[Tensor, Tensor]:
+    """Let one of `count` characters keep its place in a grid: root (T, 3) [m], rotations (T, J, 4) -> the same, moved.
+
+    It begins facing +X, from which the rows are seen; heights and turns stay."""
+    columns = math.ceil(math.sqrt(1.3 * count))
+    row, column = divmod(index, columns)
+    turn = ml.quat_from_yaw(-ml.heading(rotations[:1, 0]))  # (1, 4)
+    column += 0.5 * (row % 2) - 0.5 * columns + 0.25  # every other row stands in the gaps of the one before
+    place = torch.tensor([-ROW * row, COLUMN * column, 0.0])
+    rotations = torch.cat((ml.quat_multiply(turn, rotations[:, 0])[:, None], rotations[:, 1:]), 1)
+    return root * torch.tensor([0.0, 0.0, 1.0]) + place, rotations
+
+
+def layout_of(wish: str, files: List[str]) -> str:
+    """Where the characters of these files stand: as is wished, or, if nothing is, in a grid if there are many."""
+    count = sum(len(ml.find_clips(file)[0]) for file in files)
+    return wish or ("grid" if count > FEW else "side")
+
+
 def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple[float, int]:
     """Frames per second, at most `limit`, and their number T.
 
@@ -143,8 +168,8 @@ def load_takes(
 ) -> Tuple[float, List[Take]]:
     """Load clips, folders and dataset files, and sample them all on one clock -> its rate [1/s], a Take for each clip.
 
-    The first clip stays where it is; but for "side", the others are in its phase. Loops go on, other clips hold their
-    end. Raises InputError."""
+    The first clip stays where it is (but in a grid); in "overlay", "pinned" and "beside" the others are in its phase.
+    Loops go on, other clips hold their end. Raises InputError."""
     paths = [path for file in files for path in ml.find_clips(file)[0]]
     motions = [ml.MotionLib(path, character) for path in paths]
     names = [name_of(path) for path in paths]
@@ -154,10 +179,13 @@ def load_takes(
         rate, count = LIVE_RATE, 1 + math.ceil((count - 1) * LIVE_RATE / rate)
     takes: List[Take] = []
     for i, (path, motion) in enumerate(zip(paths, motions)):
-        times = torch.arange(count) / rate if layout == "side" or not takes else in_phase(motion, takes[0], rate)
+        alone = layout in ("side", "grid") or not takes
+        times = torch.arange(count) / rate if alone else in_phase(motion, takes[0], rate)
         state = motion.state(torch.zeros(count, dtype=torch.long), times)
         root, rotations = state.root_position, state.rotations
-        if takes:
+        if layout == "grid":
+            root, rotations = in_grid(root, rotations, i, len(paths))
+        elif takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
@@ -252,9 +280,10 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         if layout != "pinned":  # where all would be over one head, and the legend says it
             hue = list(COLOURS)[i % len(COLOURS)]
             text = f"{take.name} ({hue})" if layout == "overlay" else take.name
+            text = take.name.split("/")[-1] if layout == "grid" else text
             labels.append(scene.add_label(f"/name {i}", text, anchor="bottom-center"))
         bodies.append(nodes)
-        if i and layout == "pinned":  # which is on the first one's path
+        if layout == "grid" or (i and layout == "pinned"):  # which is on the first one's path
             continue
         line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
         line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
@@ -262,14 +291,13 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         colour = colour_of(i, "")
         paths.append(scene.add_line_segments(f"{folder} path", line, colour, thickness=3, thickness_units="screen"))
     focus = centre_of(takes, 0)
-    apart = layout in ("side", "beside")
-    size = 3.5 + 0.8 * SPACING * (len(takes) - 1 if apart else 0)  # distance of the camera [m]
+    size = distance_of(takes)
     server.initial_camera.fov = math.radians(40)
     server.initial_camera.look_at = focus + [0, 0, 0.85]
-    # from the front right, or from the right
-    view = torch.tensor([0.85, -0.5, 0.0] if apart else [0.4, -0.9, 0.0])
-    view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), view).numpy()
-    server.initial_camera.position = focus + size * view + [0, 0, 0.85 + 0.15 * size]
+    # from the front right, or from the right, or from ahead and above
+    ahead, left, up = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
+    view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), torch.tensor([ahead, left, 0.0]))
+    server.initial_camera.position = focus + size * view.numpy() + [0, 0, 0.85 + up * size]
     return Scene(world, centre, bodies, skins, labels, paths, ground)
 
 
@@ -279,6 +307,12 @@ def centre_of(takes: List[Take], frame: int) -> np.ndarray:
     It is the middle of the characters at the start, moved by what the first has moved."""
     middle = torch.stack([take.root[0] for take in takes]).mean(0)
     return (middle + takes[0].root[frame] - takes[0].root[0]).numpy() * [1, 1, 0]
+
+
+def distance_of(takes: List[Take]) -> float:
+    """How far away the camera is [m]: so that all are seen as they start."""
+    start = torch.stack([take.root[0, :2] for take in takes])
+    return 3.5 + 1.6 * float((start - start.mean(0)).norm(dim=-1).max())
 
 
 def viewpoint(takes: List[Take]) -> List[float]:
@@ -331,11 +365,17 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
 # ---- 3. One file -----------------------------------------------------------------------------------------------------
 
 
+def title_of(takes: List[Take]) -> str:
+    """Title of the page's tab."""
+    return " and ".join(take.name for take in takes) if len(takes) <= FEW else f"{len(takes)} motions"
+
+
 def legend_of(takes: List[Take]) -> str:
     """HTML lines that say which colour is which file, and which side of the body."""
     shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
     dot = f'<div><i style="background:{{}}; {shape}"></i> {{}}</div>'
-    rows = [dot.format(f"rgb{colour_of(i, '')}", html.escape(take.name)) for i, take in enumerate(takes)]
+    named = takes if len(takes) <= FEW else []  # of more the names over the heads tell
+    rows = [dot.format(f"rgb{colour_of(i, '')}", html.escape(take.name)) for i, take in enumerate(named)]
     right, left = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
     rows.append(dot.format(f"linear-gradient(90deg, {right} 50%, {left} 50%)", "right limbs dark, left limbs light"))
     return "".join(rows) + dot.format(f"rgb{RED}", "touches the ground")
@@ -356,16 +396,17 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
-    page = page.replace("<title>Viser<", f"<title>{html.escape(' and '.join(take.name for take in takes))}<", 1)
+    page = page.replace("<title>Viser<", f"<title>{html.escape(title_of(takes))}<", 1)
     return page.replace("</head>", head_of(takes, rate) + "</head>", 1)
 
 
 def head_of(takes: List[Take], rate: float) -> str:
-    """view_head.html with the rate, and the legend as a text of its script: JSON, in which nothing ends the script."""
+    """view_head.html with the rate, and legend and title as texts of its script: JSON, in which nothing ends it."""
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
         head = file.read().replace("FRAMES_A_SECOND", repr(rate)).replace("VIEWPOINT", repr(viewpoint(takes)))
     head = head.replace("SEEN_FROM", seen_from(takes))
-    return head.replace("LEGEND", json.dumps(legend_of(takes)).replace("<", "\\u003c"))
+    texts = {"LEGEND": legend_of(takes), "TITLE": title_of(takes)}
+    return re.sub("LEGEND|TITLE", lambda found: json.dumps(texts[found[0]]).replace("<", "\\u003c"), head)
 
 
 def check_writable(path: str) -> None:
@@ -467,7 +508,8 @@ class Controls:
         frame = self.frame()
         turn = ml.quat_from_yaw(ml.heading(self.takes[0].rotations[frame, 0]))
         middle = centre_of(self.takes, 0 if self.follow.value else frame) + [0, 0, 0.85]
-        client.camera.position = middle + 4.0 * ml.quat_rotate(turn, torch.tensor(viewpoint(self.takes))).numpy()
+        view = ml.quat_rotate(turn, torch.tensor(viewpoint(self.takes))).numpy()
+        client.camera.position = middle + distance_of(self.takes) * view
         client.camera.look_at = middle
 
 
@@ -475,7 +517,7 @@ def serve(
     server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event
 ) -> None:
     """Move the scene on the server's page, with controls, until `stop` is set."""
-    entitle(server, " and ".join(take.name for take in takes))
+    entitle(server, title_of(takes))
     controls = Controls(server, scene, takes, rate)
     start = centre_of(takes, 0)
     last = time.perf_counter()
@@ -497,7 +539,7 @@ def parse() -> argparse.Namespace:
     files = "clip (roll-outs are clips), folder of clips, or dataset file; none: the trained walk beside its clip"
     add("files", nargs="*", metavar="FILE", help=files)
     layouts = "; ".join(f"{name}: {meaning}" for name, meaning in LAYOUTS.items())
-    add("--layout", choices=LAYOUTS, help=f"{layouts} (default: side; beside without FILE)")
+    add("--layout", choices=LAYOUTS, help=f"{layouts} (default: side, grid for more than {FEW}; beside without FILE)")
     length = "how long (default: the longest clip that ends; 10 s if all loop)"
     add("--seconds", type=float, default=0.0, help=length)
     add("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
@@ -506,7 +548,7 @@ def parse() -> argparse.Namespace:
     add("--no-browser", action="store_true", help="only print the page's address")
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     args = parser.parse_args()
-    args.layout = args.layout or ("side" if args.files else "beside")
+    args.layout = args.layout or ("" if args.files else "beside")
     args.files = args.files or SHOWN
     return args
 
@@ -531,6 +573,7 @@ def main() -> None:
         if args.html:
             check_writable(args.html)
         character = ml.load_character(args.character_file)
+        args.layout = layout_of(args.layout, args.files)
         rate, takes = load_takes(character, args.files, args.layout, args.seconds, live=not args.html)
         meshes = body_meshes(character.path)
         if args.html:

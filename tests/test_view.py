@@ -84,6 +84,32 @@ def test_beside_is_pinned_a_step_to_the_left():
     assert torch.allclose(rotations, torch.tensor([[UP], [yawed(90)]]), atol=1e-6)
 
 
+def test_in_a_grid_each_keeps_its_place():
+    """Seven stand in rows of four (1.3 times 7 is 3.02 squared), 1.8 m apart, the next row 2.2 m behind, in the gaps.
+
+    Who walks along +Y faces +X then; heights, and turns to the left, stay."""
+    (root, rotations), _ = ways()
+    rotations[1, 0] = torch.tensor(yawed(180))
+    for index, (x, y) in ((0, (0.0, -3.15)), (3, (0.0, 2.25)), (4, (-2.2, -2.25))):
+        moved, turned = view.in_grid(root, rotations, index, 7)
+        assert torch.allclose(moved, torch.tensor([[x, y, 0.7], [x, y, 0.6]]), atol=1e-5)
+        assert torch.allclose(turned, torch.tensor([[UP], [yawed(90)]]), atol=1e-6)
+
+
+def test_many_clips_stand_in_a_grid_and_are_named_over_their_heads_only(write_clip, character, tmp_path):
+    for n in range(view.FEW):
+        write_clip(f"c{n}.npz")
+    folder = str(tmp_path)
+    assert view.layout_of("", [folder]) == "side" and view.layout_of("overlay", [folder] * 2) == "overlay"
+    assert view.layout_of("", [folder, f"{folder}/c0.npz"]) == "grid"
+    _, takes = view.load_takes(character, [folder], "grid")
+    assert len({tuple(take.root[0, :2].tolist()) for take in takes}) == view.FEW
+    assert "/c5" in view.legend_of(takes) and view.title_of(takes).endswith("/c5")
+    assert "/c" not in view.legend_of(takes * 2) and view.title_of(takes * 2) == "12 motions"
+    head = view.head_of(takes * 2, 30.0)
+    assert 'document.title = "12 motions";' in head and "LEGEND" not in head and "<details" in head
+
+
 def test_clock(write_clip, character):
     clip = lambda **arrays: ml.MotionLib(write_clip(**arrays), character)  # noqa: E731
     five, fast = clip(frames=5), clip(name="f.npz", frames=13, fps=120.0)
@@ -174,7 +200,7 @@ def test_without_files_it_shows_what_is_committed(character, monkeypatch):
     assert names == ["policy pretrained/walk.pt", "clip motions/walk"] and args.layout == "beside"
     assert len(takes[0].root) == 301 and (takes[0].root - takes[1].root)[:, :2].norm(dim=-1).max() < 1.51
     monkeypatch.setattr(sys, "argv", ["view.py", "clip.npz"])
-    assert view.parse().layout == "side" and view.parse().files == ["clip.npz"]
+    assert view.parse().layout == "" and view.parse().files == ["clip.npz"]
 
 
 # ---- The scene ----

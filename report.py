@@ -115,7 +115,7 @@ def new_folder(path: str) -> str:
             number += 1
 
 
-def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str, longest: int) -> None:
+def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], source: str, longest: int = 0) -> None:
     """Write roll-outs as clips 000.npz, 001.npz, ... into a new folder; of less than `longest` steps it says that they
     fell. Raises OSError."""
     os.makedirs(folder)

@@ -112,7 +112,7 @@ def test_the_main_loop_is_algorithm(root, script):
     assert steps == list("123456")  # the paper's six
 
 
-@pytest.mark.parametrize("name", [*PRODUCT, *DEPLOY, "motions/convert.py", "motions/render.py"])
+@pytest.mark.parametrize("name", [*PRODUCT, *DEPLOY, "motions/convert.py", "motions/render.py", "motions/tools.py"])
 def test_the_code_parses_as_python_3_8(root, name):
     ast.parse(read(root, name), feature_version=(3, 8))
 

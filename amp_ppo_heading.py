@@ -2,7 +2,7 @@
 
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
-    python amp_ppo_heading.py  # an hour or so on two CPU cores
+    python amp_ppo_heading.py  # half an hour on two CPU cores
     python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
@@ -103,7 +103,7 @@ class Task:
 class Training:
     """PPO."""
 
-    total_timesteps: by_device(int, 20_000_000, 100_000_000) = None
+    total_timesteps: by_device(int, 12_000_000, 100_000_000) = None
     """control steps of training, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""

@@ -474,7 +474,7 @@ def test_updates_that_are_not_finite_are_left_out(root, tmp_path, monkeypatch):
         return skipped
 
     monkeypatch.setattr(amp, "update", poisoned)
-    flags = tiny(root, SCRIPT, total_timesteps=BATCH * 6, disc_updates=2, clone_updates=0)
+    flags = tiny(root, SCRIPT, total_timesteps=BATCH * 6, disc_updates=2, update_epochs=2, clone_updates=0)
     logs = [log for _, _, log in amp.main(*prepare(amp, monkeypatch, tmp_path, *flags))]
     assert len(calls) == 60 and left_out == [True] * 4
     assert [log["disc/skipped"] for log in logs] == [0, 0, 0.5, 0.5, 0, 0]
@@ -493,8 +493,9 @@ def test_a_run_that_learns_nothing_any_more_gives_up(root, tmp_path, monkeypatch
         return update(optimizer, loss * (math.nan if len(calls) > 90 else 1.0), *arguments)
 
     monkeypatch.setattr(amp, "update", poisoned)
+    flags = tiny(root, SCRIPT, eval_interval=0, update_epochs=2, clone_updates=0)
     with pytest.raises(Unsound, match=r"learning rate.* last save is runs/.*latest.pt") as error:
-        for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *tiny(root, SCRIPT, eval_interval=0, clone_updates=0))):
+        for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *flags)):
             pass
     assert "\n" not in str(error.value) and len(calls) == 100
     sound = load(only_run(tmp_path) / "latest.pt")

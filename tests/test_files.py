@@ -264,9 +264,11 @@ def test_names_go_into_the_page_as_json(root, monkeypatch):
     view = pytest.importorskip("view")
     take = view.Take(EVIL, torch.zeros(1, 3), torch.zeros(1, 15, 4), torch.zeros(1, 15, dtype=torch.bool))
     head = view.head_of([take], 30.0)
-    (line,) = (x for x in head.splitlines() if "3cscript" in x)
-    text = line[line.index(" + ") + 3 : line.rindex(" + ")]
-    assert text == json.dumps(json.loads(text)).replace("<", "\\u003c")  # one text of JSON, that ends nothing
+    legend, title = (x for x in head.splitlines() if "3cscript" in x)
+    text = legend[legend.index('</summary>" + ') + len('</summary>" + ') : legend.rindex(" +")]
+    name = title[title.index(" = ") + 3 : title.rindex(";")]
+    for x in (text, name):
+        assert x == json.dumps(json.loads(x)).replace("<", "\\u003c")  # one text of JSON, that ends nothing
     assert json.loads(text) == view.legend_of([take]) and "&lt;script" in json.loads(text)
     assert head.count("<script") == head.count("</script") == 1
 

@@ -24,8 +24,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 
 from train import ENVIRONMENT, ROOT, SCRIPT, curves, stamp
 
-SAMPLES = dict(walk=3, run=5, crawl=3, dance_a=5, dance_b=5, spin=8, spinkick=8, cartwheel=8)  # millions
-SAMPLES.update(roll=8, jump=8, backflip=8, kick=8, punch=5, getup_facedown=5, getup_faceup=5)
+SAMPLES = dict(walk=3, run=6, crawl=3, dance_a=5, dance_b=5, spin=8, spinkick=10, cartwheel=10)  # millions
+SAMPLES.update(roll=8, jump=8, backflip=10, kick=8, punch=5, getup_facedown=5, getup_faceup=5)
 FINE = ("run", "spin", "spinkick", "cartwheel", "roll", "jump", "backflip", "kick")  # learn better with finer physics
 # pose error of AMP [m]: the paper's table 3, and a table of 2026 (SMP, arXiv 2512.03028, table 4)
 PAPER = dict(walk=0.030, run=0.075, crawl=0.049, dance_a=0.055, dance_b=0.055, spin=0.047, spinkick=0.058)

@@ -167,6 +167,7 @@ def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
         ([exported / "walk.onnx", "--start", 99], "--start 99: it has 8 states to start from, 0 to 7\n"),
         ([exported / "walk.onnx", "--start", -1], "--start -1: it has 8 states to start from, 0 to 7\n"),
         ([exported / "walk.onnx", "--speed", 2], "it takes no commands: leave out --heading and --speed\n"),
+        ([exported / "heading.onnx", "--speed", 5], "--speed 5.0: it learned speeds from 1.0 to 3.5 m/s\n"),
     ]
     for arguments, fault in cases:
         code, out, err = run_script("deploy/player.py", *arguments, "--headless")

@@ -22,18 +22,22 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+import numpy as np
 from train import ENVIRONMENT, ROOT, SCRIPT, curves, stamp
 
 SAMPLES = dict(walk=3, run=6, crawl=3, dance_a=5, dance_b=5, spin=8, spinkick=10, cartwheel=10)  # millions
 SAMPLES.update(roll=8, jump=8, backflip=10, kick=8, punch=5, getup_facedown=5, getup_faceup=5)
 FINE = ("run", "spin", "spinkick", "cartwheel", "roll", "jump", "backflip", "kick")  # learn better with finer physics
+ONCE = ("kick", "punch", "getup_facedown", "getup_faceup")  # clips that do not loop
 # pose error of AMP [m]: the paper's table 3, and a table of 2026 (SMP, arXiv 2512.03028, table 4)
 PAPER = dict(walk=0.030, run=0.075, crawl=0.049, dance_a=0.055, dance_b=0.055, spin=0.047, spinkick=0.058)
 PAPER.update(cartwheel=0.067, roll=0.088, jump=0.083, backflip=0.150)
 LATER = dict(walk=0.028, run=0.088, crawl=0.011, spinkick=0.049, cartwheel=0.043, backflip=0.058)
 # of an evaluation: name -> column
 FIGURES = dict(pose_error_m="pose error [m]", pose_error_unaligned_m="heading not aligned [m]")
-FIGURES.update(pose_error_on_clock_m="on the clip's clock [m]", tempo="tempo")
+FIGURES.update(pose_error_on_clock_m="on the clip's clock [m]", tempo="tempo", ends_standing="end standing")
+DIGITS = dict(tempo=3, ends_standing=2)  # 4 of the others
+STANDING = 0.7  # height of the root above the ground, from which a character stands [m]; in the clips .73 to .96
 OTHER_EPISODES = 1000  # from a training's seed to that of the evaluation that counts
 POLL = 0.2  # between two looks at what is running [s]
 
@@ -161,14 +165,24 @@ def record_of(row: Any, home: str) -> Dict[str, Any]:
     return {**record, "curves": curve}
 
 
+def ends_standing(folder: str) -> float:
+    """Share of an evaluation's roll-outs that end with the root as high as that of who stands."""
+    paths = glob.glob(os.path.join(glob.escape(folder), "rollouts", "*.npz"))
+    heights = [float(np.load(path)["root_position"][-1, 2]) for path in paths]
+    return sum(height >= STANDING for height in heights) / len(heights)
+
+
 def measure(row: Row, own: argparse.Namespace, core: int) -> Iterator[subprocess.Popen]:
     """Train, or go on, and evaluate; yields each process that is to be waited for. Adds the record to own.out."""
     home = os.path.abspath(row.home(own.folder))
     yield from train(SCRIPT, row, home, core)
     best = os.path.join(os.path.relpath(saved_run(home), home), "best.pt")
-    evaluate = ["--evaluate", "--checkpoint", best, "--seed", str(row.seed + OTHER_EPISODES)]
+    folder = f"evaluation_{time.strftime('%Y%m%d-%H%M%S')}"
+    evaluate = ["--evaluate", "--checkpoint", best, "--seed", str(row.seed + OTHER_EPISODES), "--out", folder]
     yield start(SCRIPT, evaluate, home, core, "evaluate")
     metrics = last_figures(home, "evaluate")
+    if row.clip in ONCE:
+        metrics["ends_standing"] = ends_standing(os.path.join(home, folder))
     record = {"clip": row.clip, **record_of(row, home), "evaluation": " ".join(["python", SCRIPT, *evaluate])}
     with open(own.out, "a") as file:
         file.write(json.dumps({**record, "metrics": metrics}) + "\n")
@@ -277,7 +291,7 @@ def print_table(records: List[Dict[str, Any]]) -> None:
         cells += [spread([row["minutes"] for row in rows], 1), f"{falls} of {metrics[0]['episodes']}"]
         for name in FIGURES:
             known = [x[name] for x in metrics if name in x]
-            cells.append(spread(known, 3 if name == "tempo" else 4) if len(known) == len(rows) else "")
+            cells.append(spread(known, DIGITS.get(name, 4)) if len(known) == len(rows) else "")
         print(f"| {' | '.join([*cells, *published(clip)])} |")
     print_stamps(records)
 

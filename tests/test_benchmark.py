@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("mujoco")
@@ -92,7 +93,7 @@ def test_table(root, tmp_path, main):
     assert {record["clip"] for record in records} == {"walk", "spin"}
     for record in records:
         assert f"--motion-file motions/{record['clip']}.npz" in record["command"] and "--task none" in record["command"]
-        assert record["evaluation"].endswith("best.pt --seed 1003") and record["seed"] == 3
+        assert "best.pt --seed 1003 --out evaluation_" in record["evaluation"] and record["seed"] == 3
         assert record["samples"] == 320 and record["curves"]["samples"] == [160, 320] and record["minutes"] > 0
         assert len(record["curves"]["pose_error_m"]) == 2 and record["metrics"]["episodes"] == 32
         assert (root / record["run"] / "best.pt").exists()
@@ -102,6 +103,15 @@ def test_table(root, tmp_path, main):
     again, errors = main(table, *options)
     assert errors == "" and "+ " not in again and again.splitlines() == said.splitlines()[-len(again.splitlines()) :]
     assert main(table, *places(tmp_path), "--table")[0] == again
+
+
+def test_who_ends_standing(tmp_path):
+    """Roots that end .9, .69, .7 m above the ground: two of three."""
+    (tmp_path / "rollouts").mkdir()
+    for n, height in enumerate((0.9, 0.69, 0.7)):
+        path = [[0, 0, 0.1], [0, 0, height]]
+        np.savez(tmp_path / "rollouts" / f"{n:03d}.npz", root_position=path)
+    assert table.ends_standing(str(tmp_path)) == 2 / 3
 
 
 def test_an_interrupted_table_goes_on(root, tmp_path, main, at_once):
@@ -155,7 +165,7 @@ def test_a_row_of_the_table(capsys):
     )
     print_table(
         [
-            record("kick", 1, 1.0, 32, pose_error_m=0.5, tempo=0.9),
+            record("kick", 1, 1.0, 32, pose_error_m=0.5, tempo=0.9, ends_standing=0.25),
             record("walk", 2, 9.0, 9, pose_error_m=0.9),
             first,
             record("walk", 2, 7.0, 1, pose_error_m=0.014, pose_error_on_clock_m=0.04, tempo=1.1),
@@ -163,8 +173,8 @@ def test_a_row_of_the_table(capsys):
     )
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     figures = "0.0120 ± 0.0028 |  | 0.0300 ± 0.0141 | 1.050 ± 0.071"
-    assert rows[0] == f"| walk | 3.0 M | 6.0 ± 1.4 | 0, 1 of 32 | {figures} | 0.030 | 0.028 |"
-    assert rows[1] == "| kick | 3.0 M | 1.0 | 32 of 32 | 0.5000 |  |  | 0.900 |  |  |"
+    assert rows[0] == f"| walk | 3.0 M | 6.0 ± 1.4 | 0, 1 of 32 | {figures} |  | 0.030 | 0.028 |"
+    assert rows[1] == "| kick | 3.0 M | 1.0 | 32 of 32 | 0.5000 |  |  | 0.900 | 0.25 |  |  |"
 
 
 def test_minutes_without_the_interruption(tmp_path):

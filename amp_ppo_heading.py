@@ -12,12 +12,13 @@ larger is their style reward, which PPO maximises together with a task reward:
     r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
-What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), PD targets around the clip's
-mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence, a policy that is
-cloned from the clip at the start and averaged for use; see --clone-updates, --disc-noise, --anneal, --average-share.
+What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), noise on D's data, half of the
+character's transitions fresh, PD targets around the clip's mean pose, falls by the clip's own contacts, normalised
+returns, a learning rate that follows the KL divergence, action noise that falls, a policy that is cloned from the
+clip at the start and averaged for use. For D's penalties see step 4 in main().
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
-A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in other files.
+A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py.
 """
 
 import copy
@@ -86,13 +87,13 @@ class Task:
     speed_range: Tuple[float, float] = (1.0, 3.5)
     """target speeds, drawn evenly [m/s], below 0.3 standing; the clips walk at 1 and run at 3.5; the paper: 1 to 5"""
     turn_std: float = 0.15
-    """standard deviation of a small change of the target heading [rad] (DeepMimic)"""
+    """standard deviation of a small change of the target heading [rad]"""
     sharp_turn_share: float = 0.01
-    """share of the changes that turn the target heading anywhere (DeepMimic)"""
+    """share of the changes that turn the target heading anywhere"""
     speed_change_share: float = 0.02
-    """share of the changes that draw a new target speed (DeepMimic)"""
+    """share of the changes that draw a new target speed"""
     change_seconds: Tuple[float, float] = (0.2, 0.5)
-    """time between two changes, drawn evenly [s] (DeepMimic)"""
+    """time between two changes, drawn evenly [s]"""
     eval_commands: Optional[str] = None
     """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
     style_weight: float = 1.0
@@ -122,7 +123,7 @@ class Training:
     target_kl: float = 0.05
     """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.2
-    """last share of the training, over which the action noise falls (.5: to 37 %)"""
+    """last share x of the training, over which the action noise falls to e^(-2x)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -154,7 +155,7 @@ class Discriminator:
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 256, 4096) = None
-    """clip transitions per update, and as many of the character's, half of them replayed"""
+    """clip transitions an iteration, for each update; as many of the character's, half of them replayed"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions (IsaacGymEnvs)"""
     logit_reg: float = 0.05
@@ -190,7 +191,7 @@ def check_args(args: Args) -> None:
 # ---- 2. Observations, task reward ----
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
-FEET = ("right_foot", "left_foot")
+FEET = KEY_BODIES[2:]
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
@@ -381,7 +382,7 @@ class AMPEnv:
         reward = task_reward(v, final_obs[:, -3:], self.args.task_weights, self.args.task_reward) * ~terminated
         scores = {"speed_m_s": speed, "task_reward": reward}
         scores["task_return"] = task_reward(v, final_obs[:, -3:], (0.0, 0.0), "projection") * ~terminated
-        info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position}
+        info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
         self.pool_age += 1
         if self.pool_age % POOL_STEPS == 0:
@@ -510,7 +511,7 @@ def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
 
 def gradient_penalty(demo_logit: Tensor, demo: Tensor) -> Tensor:
     """Mean squared gradient of logits (n,) at the normalised clip transitions (n, P) that they come from. ()."""
-    # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8)
+    # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8, there with w / 2)
     (gradient,) = torch.autograd.grad(demo_logit.sum(), demo, create_graph=True)
     return (gradient**2).sum(-1).mean()
 

@@ -12,12 +12,13 @@ larger is their style reward, which PPO maximises together with a task reward:
     r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
-What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), PD targets around the clip's
-mean pose, a critic with normalised returns, a policy learning rate steered by the KL divergence, a policy that is
-cloned from the clip at the start and averaged for use; see --clone-updates, --disc-noise, --anneal, --average-share.
+What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), noise on D's data, half of the
+character's transitions fresh, PD targets around the clip's mean pose, falls by the clip's own contacts, normalised
+returns, a learning rate that follows the KL divergence, action noise that falls, a policy that is cloned from the
+clip at the start and averaged for use. For D's penalties see step 4 in main().
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
-A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py. What is not AMP is in other files.
+A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py.
 """
 
 import copy
@@ -107,7 +108,7 @@ class Training:
     target_kl: float = 0.05
     """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
-    """last share of the training, over which the action noise falls (.5: to 37 %)"""
+    """last share x of the training, over which the action noise falls to e^(-2x)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -139,7 +140,7 @@ class Discriminator:
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 256, 4096) = None
-    """clip transitions per update, and as many of the character's, half of them replayed"""
+    """clip transitions an iteration, for each update; as many of the character's, half of them replayed"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions (IsaacGymEnvs)"""
     logit_reg: float = 0.05
@@ -175,7 +176,7 @@ def check_args(args: Args) -> None:
 # ---- 2. Observations, task reward ----
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
-FEET = ("right_foot", "left_foot")
+FEET = KEY_BODIES[2:]
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
@@ -320,7 +321,7 @@ class AMPEnv:
         speed = ml.forward_speed(state)
         reward = task_reward(speed, self.target_speed, self.args.task) * ~diverged
         scores = {"speed_m_s": speed, "task_reward": reward}
-        info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state, "body_position": body_position}
+        info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
         self.pool_age += 1
         if self.pool_age % POOL_STEPS == 0:
@@ -449,7 +450,7 @@ def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
 
 def gradient_penalty(demo_logit: Tensor, demo: Tensor) -> Tensor:
     """Mean squared gradient of logits (n,) at the normalised clip transitions (n, P) that they come from. ()."""
-    # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8)
+    # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8, there with w / 2)
     (gradient,) = torch.autograd.grad(demo_logit.sum(), demo, create_graph=True)
     return (gradient**2).sum(-1).mean()
 
@@ -673,7 +674,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         if rank == 0 and run.due(args.eval_interval):
             found = evaluate(agent, eval_env, args)
             scalars.update(log.keep("eval", found[0]))
-            run.keep_best(-found[0]["pose_error_m"], found, policy)  # another task: its own score
+            run.keep_best(-found[0]["pose_error_m"], found, policy)
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

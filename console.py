@@ -17,6 +17,8 @@ from motion_lib import MotionLib
 # options that stand in the name of a run anyhow, or tell no runs apart
 NAMED = "exp.name|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
 MINUTE = 60.0  # between two lines about a training, where there is no bar [s]
+TOLD = dict(tempo=("tempo {}", 2), task_return=("task return {}", 2), course_error_deg=("course {} degrees off", 0))
+WRAP = dict(width=79, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 BASE = "isaacgym"  # runs of amp_ppo_isaacgym.py are not named after their script
 
 
@@ -50,8 +52,7 @@ def start_lines(args: Any, motions: MotionLib, falls: str, span: Tuple[int, int]
         f"{span[1]:,} samples{begun}, {args.num_envs} characters at a time",
         f"Ctrl-C saves and stops; {os.path.basename(sys.argv[0])} --resume FOLDER goes on",
     ]
-    whole = dict(subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return [textwrap.fill(plain(line), 79, **whole) for line in lines]
+    return [textwrap.fill(plain(line), **WRAP) for line in lines]
 
 
 def amount(n: int) -> str:
@@ -83,14 +84,12 @@ def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
     falls = round(count * metrics.get("fall_rate", 0.0))
     parts = [f"{count} episode{'s' * (count != 1)}", f"{falls or 'no'} fall{'s' * (falls != 1)}"]
     parts.append(f"pose error {short(metrics.get('pose_error_m'), 3)} m")
-    speed = short(metrics.get("speed_m_s"))
-    if "task_return" in metrics:
-        parts += [f"task return {short(metrics['task_return'])}", f"speed {speed} m/s"]
-    else:
-        wanted = getattr(args, "target_speed", None)
-        parts.append(f"speed {speed} of {short(motions.statistics()[1] if wanted is None else wanted)} m/s")
-    early = metrics.get("fall_rate") == 1.0 and args.total_timesteps < 1_000_000
-    return ", ".join(parts) + "\nall fell; most clips take 1 to 10 million samples (--total-timesteps)" * early
+    wanted = metrics.get("commanded_speed_m_s", getattr(args, "target_speed", None))
+    wanted = motions.statistics()[1] if wanted is None else wanted
+    parts.append(f"speed {short(metrics.get('speed_m_s'))} of {short(wanted)} m/s")
+    parts += [text.format(short(metrics[name], digits)) for name, (text, digits) in TOLD.items() if name in metrics]
+    early = falls > count / 2 and args.total_timesteps < 1_000_000
+    return ", ".join(parts) + "\nmost fell; most clips take 1 to 10 million samples (--total-timesteps)" * early
 
 
 def four_digits(x: Any) -> Any:
@@ -106,5 +105,6 @@ def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str) ->
         print(f"{plain(page)}: the motion; open it in a browser", file=sys.stderr)
     elif os.path.isdir(folder):
         print(f"{plain(folder)}: figures, roll-outs, pictures", file=sys.stderr)
-    print("the last policy: " * (not args.evaluate) + sentence(args, motions, metrics), file=sys.stderr, flush=True)
+    said = "the last policy: " * (not args.evaluate) + sentence(args, motions, metrics)
+    print(*[textwrap.fill(line, **WRAP) for line in said.splitlines()], sep="\n", file=sys.stderr, flush=True)
     print(json.dumps(four_digits(metrics)), flush=True)

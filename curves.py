@@ -12,6 +12,7 @@ from torch import Tensor
 
 from processes import average
 
+SAME = ("episodes", "fall_bodies")  # in all evaluations of a training
 SHOWN = ("eval", "reward", "policy", "disc", "episode")  # groups of curves, in TensorBoard's order
 
 
@@ -34,8 +35,9 @@ class Log:
             self.parts[f"{group}/{name}"].append(x.detach())
 
     def keep(self, group: str, figures: Dict[str, Any]) -> Dict[str, float]:
-        """Figures of now and then, those that are numbers, as group/name; they stay among the averages."""
-        named = {f"{group}/{name}": x for name, x in figures.items() if isinstance(x, (int, float))}
+        """Figures of now and then, those that are numbers and change, as group/name; they stay among the averages."""
+        told = {name: x for name, x in figures.items() if isinstance(x, (int, float)) and name not in SAME}
+        named = {f"{group}/{name}": x for name, x in told.items()}
         self.smooth.update(named)
         return named
 

@@ -124,9 +124,8 @@ def imitation(
 ) -> Tuple[Dict[str, float], Tensor]:
     """How near episodes come to clips (E,) that they imitate from times start (E,) [s] on.
 
-    states: T + 1 of batch (E,), the start first; steps (E,) lived of limit (E,) control steps of dt [s]; thorough: with
-    what takes as long again: pose_error_unaligned_m, turns and gait
-    -> figures, and the error of each body but the root over time (T, J-1) [m]"""
+    states: T + 1 of batch (E,), the start first; steps (E,) lived of limit (E,) control steps of dt [s]; thorough: also
+    pose_error_unaligned_m, turns and gait -> figures, and the error of each body but the root over time (T, J-1) [m]"""
     position, rotation = bodies_of(motions.character, states)  # (E, T + 1, J, ...)
     T = len(states) - 1
     # the reference is one and a half times as long as the episode, so that a slow character can be matched, too
@@ -140,15 +139,17 @@ def imitation(
     lived = frame[:T] <= steps[:, None]  # (E, T)
     if lived.any():
         metrics["pose_error_on_clock_m"] = float((poses - reference[:, :T]).norm(dim=-1).mean(-1)[lived].mean())
+    whole = steps == limit  # before a fall the warping path may run ahead
+    if whole.any():
         # slope of the warping path: frames of the clip, which may end, for a frame of the episode
         left = torch.where(motions.loop[clip], len(frame), ((motions.length[clip] - start) / dt).round())
-        metrics["tempo"] = float(torch.minimum(end + 1, left).sum() / steps.sum())
+        metrics["tempo"] = float(torch.minimum(end + 1, left)[whole].sum() / steps[whole].sum())
     if thorough:
         # mean over all joints of |(x_j - x_root) - (y_j - y_root)|, the root among them   (AMP paper, section 8.1)
         relative = [x - x[:, :, :1] for x in (position[:, 1:], theirs[0])]
         metrics["pose_error_unaligned_m"] = float(pose_error(*relative, steps, limit)[0].mean())
         cycle = round(float(motions.length[0]) / dt)
-        if len(motions.clips) == 1 and motions.loop[0] and steps.max() >= cycle:
+        if len(motions.clips) == 1 and motions.loop[0] and "tempo" in metrics and T >= cycle:
             both = rotation[:, :, 0], theirs[1][:, :, 0]
             metrics.update(gait.turns(*both, steps, cycle, cycle / metrics["tempo"], dt))
         share = torch.bincount(clip, minlength=len(motions.clips)).tolist()

@@ -176,6 +176,7 @@ def test_imitation_by_the_clips_themselves(all_motions):
     figures, _ = imitate(all_motions, clip, start, 1.0, 30, fell)
     assert figures["pose_error_m"] == pytest.approx(0.5 / 3, abs=1e-6)
     assert figures["pose_error_on_clock_m"] == pytest.approx(0.0, abs=1e-6)  # what is lost is not held against it
+    assert figures["tempo"] == 1.0  # of those that did not fall
     figures, _ = imitate(all_motions, clip, start, 1.4, 30)
     assert 0.001 < figures["pose_error_m"] < 0.03 < figures["pose_error_on_clock_m"]
     states = [all_motions.state(clip, start + k / 30) for k in range(31)]
@@ -183,6 +184,7 @@ def test_imitation_by_the_clips_themselves(all_motions):
     figures, _ = evaluation.imitation(all_motions, states, limit, limit, clip.flip(0), start, 1 / 30, FEET, False)
     assert figures["pose_error_m"] > 0.1
     assert imitate(all_motions, clip, start, 1.0, 30, 0 * fell)[0] == {"pose_error_m": 1.0}  # nothing else is known
+    assert "tempo" not in imitate(all_motions, clip, start, 1.0, 30, fell.clamp(max=29))[0]  # all fell
 
 
 @pytest.mark.parametrize("pace", [0.8, 1.0, 1.25])

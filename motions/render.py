@@ -4,18 +4,19 @@
     python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif
     python motions/render.py ROLLOUT.npz OUT.png --compare CLIP.npz    # a cycle of the clip above, the roll-out below
     python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, side by side
-    python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, translucent, in the roll-out's place
+    python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, outlined, in the roll-out's place
     python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --turn 90
 
 CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written. A
 roll-out is blue and a clip orange, right limbs dark, left ones light; the picture says so. The way through the clip
 leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a GIF about fifteen frames a
-second, over a floor that leads from its last picture to its first. --commands draws what a roll-out of the heading task
-was told (see --eval-commands): an arrow, the path commanded, the path taken. A clip that is compared is in the
-roll-out's phase (same_phase), at its place and with its heading, so what differs is the pose. It needs MuJoCo, an
-OpenGL that draws without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip
-install -r requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take a minute on
-two CPU cores, half of it with --fast.
+second, over a floor that leads from its last picture to its first. The poses of a strip are drawn apart, however near
+they were. --commands draws what a roll-out of the heading task was told (see --eval-commands): an arrow, the path
+commanded, the path taken, and a map of both in a corner. A clip that is compared is in the roll-out's phase
+(same_phase), at its place and with its heading, so what differs is the pose. It needs MuJoCo, an OpenGL that draws
+without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r
+requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take two
+minutes on two CPU cores, a quarter of it with --fast.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -63,11 +64,15 @@ COLOURS = {  # of right limbs, left limbs and trunk; "one" is of models that dep
 }
 WHITE = 'builtin="flat" rgb1="1 1 1" rgb2="1 1 1" width="16" height="96"'
 SKY = 'builtin="gradient" rgb1="0.42 0.62 0.86" rgb2="0.93 0.96 0.99" width="256" height="1536"'
+LARGEST = 8192  # picture that is asked of OpenGL [pixels]
 CELLS = 4  # time steps of a compared clip in a frame of the roll-out; its pace is from 1/2 to 2, see same_phase
 # Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves no perspective to speak
-# of. `floor`: half its lengths along X and Y [m], and a spacing that does not show. Fine shadows and edges take time.
-STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=8192, offsamples=16, sky=WHITE)
-FILM = dict(azimuth=120, elevation=-10, fovy=30, floor="60 60 1", shadowsize=2048, offsamples=4, sky=SKY)
+# of. `floor`: half its lengths along X and Y [m], and a spacing that does not show. OpenGL's own smooth edges leave
+# shadows rough, so pictures are drawn `fine` times as high and wide, and under `suns` that stand a little apart.
+STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=4096, fine=4.0, suns=5, sky=WHITE)
+FILM = dict(azimuth=120, elevation=-10, fovy=30, floor="60 60 1", shadowsize=1024, fine=2.0, suns=3, sky=SKY)
+FAST = dict(fine=1.5, suns=1)
+SOFT = 0.06  # how much longer than the middle one's the shadow of an outermost sun is, as a share
 # Where the sun stands and which way it shines; half the width of its shadow map is `reach` times 4 m. MuJoCo pushes
 # shadows back by 1.5 times the depth's slope along one axis of that map; across both it may be twice that, and then the
 # floor shades itself in dots. The map's axes follow the sun's X and Y, so a film's sun shines along one of these alone.
@@ -75,16 +80,19 @@ STRIP.update(sun='pos="-3 -4 6" dir="0.35 0.5 -1"', reach=1.0)
 FILM.update(sun='pos="0 -3.6 6" dir="0 0.6 -1"', reach=0.5)
 FILM_OF_TWO = dict(FILM, azimuth=140)  # more from the front, so that none hides the other
 BESIDE = 1.1  # of the clip, to the left of the roll-out in a film [m]
-GHOST = "0.35"  # its opacity
+GHOST, OUTLINE = 0.55, (236, 120, 20)  # its opacity, where no figure is, and colour of its outline
 LIMBS = "right limbs dark, left light"
+GROUPS = ("floor", "figures", "ghost")  # of what is drawn, each by itself if need be
+APART = 0.45  # between the bodies of two poses in a strip; limbs and heads are larger than their bodies' origins [m]
 PATTERN = 2.0  # the floor repeats after this [m]
+MAP = 0.36  # height of the map in a film's corner, as a share of the picture's
 PATH_STEP = 0.1  # between the points of a path [s]
 TOLD, DONE = (0.05, 0.75, 0.20, 1.0), (0.14, 0.28, 0.50, 1.0)  # colours of the command and of the path taken
 SCENE = """<mujoco>
   <statistic center="0 0 0.8" extent="4"/>
   <visual>
     <global offwidth="{width}" offheight="{height}" fovy="{fovy}"/>
-    <quality shadowsize="{shadowsize}" offsamples="{offsamples}"/>
+    <quality shadowsize="{shadowsize}" offsamples="0"/>
     <headlight ambient="0.48 0.48 0.48" diffuse="0.30 0.30 0.30" specular="0 0 0"/>
     <map znear="0.5" zfar="40" haze="0.6" shadowclip="{reach}"/>
     <rgba haze="0.93 0.96 0.99 1"/>
@@ -226,14 +234,17 @@ def top_of(position: Tensor) -> float:
 
 
 def in_a_row(position: Tensor) -> Tuple[Tensor, float]:
-    """Poses side by side along X, evenly spaced about x = 0: (T, J, 3) -> (T, J, 3), the row's width [m]."""
-    count = len(position)
-    reach = float((position[..., 0] - position[:, :1, 0]).abs().max()) + 0.15  # furthest body from its root along X [m]
-    spacing = max(0.95, 1.5 * reach)
-    place = torch.zeros(count, 1, 3)
-    place[:, 0, 0] = (torch.arange(count) - 0.5 * (count - 1)) * spacing
-    position = position - position[:, :1] * torch.tensor([1.0, 1.0, 0.0]) + place
-    return position, (count - 1) * spacing + 2 * (reach + 0.12 * spacing)
+    """Poses side by side along X, about x = 0: (T, J, 3) -> (T, J, 3), the row's width [m].
+
+    None touches the next: a strip is no map of the way, so they may be further apart than they were."""
+    along = position[..., 0] - position[:, :1, 0]  # (T, J) of the bodies from their roots [m]
+    overlap = along[:-1].amax(1) - along[1:].amin(1)  # (T-1,) of neighbours in one place [m]
+    steps = (overlap + APART).clamp_min(0.95)
+    along[1:] += steps.cumsum(0)[:, None]
+    low, high = along.min(), along.max()
+    position = position - position[:, :1] * torch.tensor([1.0, 1.0, 0.0])
+    position[..., 0] = along - 0.5 * (low + high)
+    return position, float(high - low) + 0.8
 
 
 def smooth(path: np.ndarray, reach: int) -> np.ndarray:
@@ -245,7 +256,8 @@ def smooth(path: np.ndarray, reach: int) -> np.ndarray:
 
 def figure(character: Character, who: str) -> str:
     """MJCF of one character in the colours `who` (see COLOURS), whose bodies stand wherever they are put."""
-    right, left, trunk = [f"{x[:-1]}{GHOST}" for x in COLOURS["clip"]] if who == "ghost" else COLOURS[who]
+    right, left, trunk = COLOURS["clip" if who == "ghost" else who]
+    group = str(GROUPS.index("ghost" if who == "ghost" else "figures"))
     source = {body.get("name"): body.findall("geom") for body in ET.parse(character.path).iter("body")}
     lines = []
     for name in character.body_names:
@@ -253,7 +265,7 @@ def figure(character: Character, who: str) -> str:
         lines.append('<body mocap="true">')
         for geom in source[name]:
             shape = {key: geom.get(key) for key in ("type", "size", "pos", "fromto") if geom.get(key)}
-            lines.append(ET.tostring(ET.Element("geom", shape, rgba=colour), encoding="unicode"))
+            lines.append(ET.tostring(ET.Element("geom", shape, rgba=colour, group=group), encoding="unicode"))
         lines.append("</body>")
     return "\n".join(lines)
 
@@ -269,7 +281,9 @@ class Stage:
         if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):  # MuJoCo's own choice needs a screen
             os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
         figures = "".join(figure(character, name) for name in who)
-        xml = SCENE.format(figures=figures, width=size[0], height=size[1], repeat=PATTERN / pattern, **look)
+        fine = max(min(look["fine"], LARGEST / max(size)), 1.0)
+        width, height = (round(fine * side) for side in size)
+        xml = SCENE.format(figures=figures, width=width, height=height, repeat=PATTERN / pattern, **look)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
@@ -277,7 +291,7 @@ class Stage:
                 import PIL.Image  # comes with TensorBoard
 
                 self.model = mujoco.MjModel.from_xml_string(xml)
-                self.renderer = mujoco.Renderer(self.model, size[1], size[0])
+                self.renderer = mujoco.Renderer(self.model, height, width)
         except ModuleNotFoundError as error:
             raise InputError(f"{error}; pip install -r requirements.txt, with Python 3.10 or newer") from error
         except Exception as error:  # each way of having no OpenGL raises something else
@@ -285,10 +299,14 @@ class Stage:
             advice = "on Debian or Ubuntu: apt-get install libosmesa6, then set MUJOCO_GL=osmesa"
             raise InputError(f"no OpenGL to draw without a screen ({fault}); {advice}") from error
         self.mujoco = mujoco
+        self.size = size
+        self.sky = np.linspace(-SOFT, SOFT, look["suns"]) if look["suns"] > 1 else [0.0]
+        self.sun = self.model.light_dir[0].copy()
         self.pattern = np.array([pattern, PATTERN, 1.0])
         self.image = PIL.Image
         self.data = mujoco.MjData(self.model)
-        self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_HAZE] = look is not STRIP
+        self.haze = look["sky"] == SKY
+        self.ghost = "ghost" in who
         self.camera = mujoco.MjvCamera()
         self.camera.azimuth = look["azimuth"]
         self.camera.elevation = look["elevation"]
@@ -306,12 +324,39 @@ class Stage:
         self.data.mocap_pos[2:] = position.reshape(-1, 3).numpy()
         self.data.mocap_quat[2:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
         self.mujoco.mj_kinematics(self.model, self.data)
-        self.mujoco.mj_camlight(self.model, self.data)
         self.camera.lookat[:] = focus
-        self.renderer.update_scene(self.data, self.camera)
+        picture = sum(self.shot(("floor", "figures"), x, marks).astype(np.uint16) for x in self.sky) // len(self.sky)
+        image = self.image.fromarray((self.with_ghost(picture) if self.ghost else picture).astype(np.uint8))
+        return np.asarray(image.resize(self.size, self.image.HAMMING))
+
+    def shot(
+        self, groups: Sequence[str], sun: float = 0.0, marks: Sequence[Tuple[np.ndarray, Tuple]] = ()
+    ) -> np.ndarray:
+        """Picture, as large as OpenGL draws it, of some GROUPS; shadows are by the share `sun` longer than usual.
+
+        Without the floor it is one of figures on black, without shadows."""
+        self.model.light_dir[0] = self.sun * [1.0 + sun, 1.0 + sun, 1.0]
+        self.mujoco.mj_camlight(self.model, self.data)
+        option = self.mujoco.MjvOption()
+        option.geomgroup[:] = [n < len(GROUPS) and GROUPS[n] in groups for n in range(len(option.geomgroup))]
+        flags = self.mujoco.mjtRndFlag
+        for flag in (flags.mjRND_SHADOW, flags.mjRND_SKYBOX, flags.mjRND_HAZE):
+            self.renderer.scene.flags[flag] = "floor" in groups and (flag != flags.mjRND_HAZE or self.haze)
+        self.renderer.update_scene(self.data, self.camera, option)
         for points, colour in marks:
             self.mark(points, colour)
         return self.renderer.render()
+
+    def with_ghost(self, picture: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) with the ghost: translucent where no figure is, and its outline over all."""
+        ghost = self.shot(("ghost",))
+        there = ghost.any(-1)  # (H, W)
+        beside = there & ~self.shot(("figures",)).any(-1)
+        picture[beside] = GHOST * ghost[beside] + (1.0 - GHOST) * picture[beside]
+        width = max(len(picture) // 300, 1)
+        inner = [np.roll(there, n, axis) for n in (-width, width) for axis in (0, 1)]
+        picture[there & ~np.logical_and.reduce(inner)] = OUTLINE
+        return picture
 
     def mark(self, points: np.ndarray, colour: Tuple) -> None:
         """Put a line through points (n, 2) [m] on the ground into the scene; two points are an arrow."""
@@ -356,13 +401,12 @@ def strip(
     wide = max(row, (top + 0.44) * size[0] / size[1])  # as wide as the row, and as high as the tallest pose [m]
     tall = wide * size[1] / size[0]
     focus = np.array([0, 0, max(0.5 * top, 0.51 * tall - 0.3)])  # no lower: the floor ends 3 m before them
-    twice = (2 * size[0], 2 * size[1])  # for smooth edges
+    look = dict(STRIP, reach=max(STRIP["reach"], 0.17 * row))
     pictures = []
     for (who, (_, rotation)), place in zip(rows, position.chunk(len(rows), 1)):
-        stage = Stage(character, [who] * len(place), STRIP, tall, twice)
+        stage = Stage(character, [who] * len(place), look, tall, size)
         with stage.renderer:
-            picture = stage.draw(place, rotation, focus)
-        image = stage.image.fromarray(picture).resize(size, stage.image.LANCZOS)
+            image = stage.image.fromarray(stage.draw(place, rotation, focus))
         name = names[1 if other and who == "clip" else 0]
         write_on(image, [(f"{name}   {LIMBS}   {apart:.2f} s apart", who)])
         pictures.append(np.asarray(image))
@@ -379,6 +423,30 @@ def marks_of(told: Told, way: np.ndarray, t: int, every: int) -> Sequence[Tuple[
     foot = way[t] + 0.35 * ahead / length
     marks = [(told.path[::every].numpy(), TOLD), (taken, DONE), (np.stack((foot, foot + ahead)), TOLD)]
     return [(points, colour) for points, colour in marks[:2] if len(points) > 2] + marks[2:]
+
+
+def from_above(told: Told, way: np.ndarray, t: int, every: int, height: int) -> Any:
+    """A map for a picture that is `height` pixels high: both paths (T, 2) [m], +X to the right, and the place at t."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = round(MAP * height)
+    fine = 4 * side  # drawn larger, for smooth lines
+    ends = np.concatenate((told.path.numpy(), way))
+    middle = 0.5 * (ends.max(0) + ends.min(0))
+    span = 1.4 * max(float((ends.max(0) - ends.min(0)).max()), 2.0)  # what the map shows [m]
+    image = Image.new("RGB", (fine, fine), (255, 255, 255))
+    pen = ImageDraw.Draw(image)
+    taken = np.concatenate((way[:t:every], way[t : t + 1]))
+    for points, colour, width in ((told.path[::every].numpy(), TOLD, fine // 90), (taken, DONE, fine // 60)):
+        pixels = [tuple(x) for x in ((points - middle) * [1, -1] / span + 0.5) * fine]
+        pen.line(pixels, tuple(int(255 * x) for x in colour[:3]), width, "curve")
+    x, y = pixels[-1]
+    dot = fine // 30
+    pen.ellipse((x - dot, y - dot, x + dot, y + dot), tuple(int(255 * x) for x in DONE[:3]))
+    pen.rectangle((0, 0, fine - 1, fine - 1), None, (150, 156, 166), 6)
+    font = ImageFont.load_default(max(fine // 13, 11))
+    pen.text((fine // 30, fine // 50), f"from above, {span:.0f} m wide", (51, 56, 66), font)
+    return image.reduce(4)
 
 
 def film(
@@ -400,7 +468,7 @@ def film(
     Time and speed stand in the picture. The other's poses, if there are any, are of a second figure, or of a ghost.
     told: what is drawn on the ground; turn: how far the camera turns meanwhile [degrees]; again: the film is shown in a
     loop, so the floor is to lead from its end to its start; names: what is written on it, of the poses and the other's;
-    fast: without smooth edges."""
+    fast: see FAST."""
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
@@ -409,12 +477,13 @@ def film(
     focus = np.full((len(position), 3), 0.45 * top)
     focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
-    stage_look = dict(FILM_OF_TWO if other and not ghost else FILM, **(dict(offsamples=0) if fast else {}))
+    stage_look = {**(FILM_OF_TWO if other and not ghost else FILM), **(FAST if fast else {})}
     pattern = seamless(focus[::every, 0]) if again else PATTERN
     stage = Stage(character, who, stage_look, top + 0.5, size, pattern)
     way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
     step = max(round(PATH_STEP * fps), 1)
-    lines = [*zip(names, ("policy", "clip") if other else who), (LIMBS, "")]
+    named = [names[0], names[1] + ", outlined" * ghost] if other else names[:1]
+    lines = [*zip(named, ("policy", "clip") if other else who), (LIMBS, "")]
     lines += [("green: where it was told to go", "told"), ("blue line: the way it went", "done")] if told else []
     with stage.renderer:
         for t in tqdm(range(0, len(position), every), "pictures", disable=None, leave=False):  # on a terminal only
@@ -422,6 +491,10 @@ def film(
             marks = marks_of(told, way, t, step) if told else ()
             image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks))
             asked = f", told {told.speed[t]:.2f}" if told else ""
+            if told:
+                inset = from_above(told, way, t, step, size[1])
+                margin = size[1] // 26
+                image.paste(inset, (size[0] - inset.width - margin, margin))
             write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}", "")])
             yield np.asarray(image)
 
@@ -467,9 +540,9 @@ def parse() -> argparse.Namespace:
     add("clip", help="clip file (.npz)")
     add("out", help="file to write: .png is a strip, .mp4 and .gif are films")
     add("--compare", metavar="CLIP", help="the clip that a roll-out imitates: above it in a strip, beside it in a film")
-    add("--ghost", metavar="CLIP", help="the clip that a roll-out imitates, translucent in its place (films)")
+    add("--ghost", metavar="CLIP", help="the clip that a roll-out imitates, outlined in its place (films)")
     add("--commands", metavar="FILE", help="what a roll-out was told, a file of --eval-commands: drawn on the ground")
-    add("--fast", action="store_true", help="films without smooth edges, in half the time")
+    add("--fast", action="store_true", help="films with hard shadows and rougher edges, in a quarter of the time")
     add("--turn", type=float, default=0.0, help="how far a film's camera turns to the left [degrees] (default 0)")
     add("--start", type=float, default=0.0, help="first pose [s] (default 0)")
     add(

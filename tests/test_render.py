@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from evaluation import reference_poses
 from motions import checks, render
 
 SMALL = ("--size", 160, 90)
+EDGES = [("below", 0, -1), ("right", 1, 0), ("above", 0, 1), ("left", -1, 0)]  # of a square about (0, 0)
+ONLY_Y = torch.tensor([1.0, 0.0])
 CONTEXT = "import mujoco; mujoco.GLContext(16, 16).make_current()"
 
 
@@ -141,16 +144,20 @@ def test_the_way_leads_to_the_right(character):
     assert torch.allclose(ml.heading(rotation[:, 0]), torch.full((3,), -torch.pi / 2), atol=1e-6)
 
 
-def test_the_row_is_even_and_wide_enough(walk, character):
-    clip = ml.load_clip(walk.files[0], character.body_names)
-    position, _ = render.poses_of(clip, character, 0, 36, 4)
+@pytest.mark.parametrize("name, count", [("walk", 4), ("backflip", 7), ("backflip", 1)])
+def test_no_pose_of_a_strip_touches_the_next(root, character, name, count):
+    """Bodies keep their places about the root; who is wide, lying in the air, has more room."""
+    clip = ml.load_clip(str(root / f"motions/{name}.npz"), character.body_names)
+    position, _ = render.poses_of(clip, character, 0, 28, count)
     row, width = render.in_a_row(position)
-    root = row[:, 0]
-    assert float(root[:, 0].mean()) == pytest.approx(0.0, abs=1e-5) and not root[:, 1].any()
-    steps = root[1:, 0] - root[:-1, 0]
-    assert torch.allclose(steps, steps[:1].expand(3)) and float(steps[0]) > 0.9499
-    assert float(row[..., 0].abs().max()) < width / 2
+    assert not row[:, 0, 1].any() and torch.allclose(row[..., 1:], position[..., 1:] - position[:, :1, 1:] * ONLY_Y)
     assert torch.allclose(row[:, 1:] - row[:, :1], position[:, 1:] - position[:, :1], atol=1e-6)
+    gaps = row[1:, :, 0].amin(1) - row[:-1, :, 0].amax(1)
+    steps = row[1:, 0, 0] - row[:-1, 0, 0]
+    assert (gaps > render.APART - 1e-5).all() and (steps > 0.9499).all()
+    assert ((gaps < render.APART + 1e-5) | (steps < 0.9501)).all()  # and no further apart than that
+    assert float(row[..., 0].max()) == pytest.approx(-float(row[..., 0].min()), abs=1e-5)
+    assert float(row[..., 0].max()) + 0.3 < width / 2
 
 
 @pytest.mark.parametrize("frames", [2, 5, 200])
@@ -258,8 +265,8 @@ def test_the_floor_of_a_gif_has_no_seam():
     assert render.seamless(np.zeros(9)) == render.PATTERN
 
 
-def test_command_path_ghost_and_a_camera_that_turns(draw, root, tmp_path):
-    """Green is the command, orange the ghost."""
+def test_command_path_map_ghost_and_a_camera_that_turns(draw, root, tmp_path):
+    """Green is the command, orange the ghost's outline; the map is a white square at the right."""
 
     def green(picture):
         red, middle, blue = (picture[..., i] for i in range(3))
@@ -272,9 +279,46 @@ def test_command_path_ghost_and_a_camera_that_turns(draw, root, tmp_path):
         walk, "b.mp4", *SMALL, "--seconds", 0.1, "--ghost", walk, "--commands", tmp_path / "c.csv", "--turn", 90
     )
     assert plain.shape == shown.shape == (4, 90, 160, 3)
-    assert all(green(picture) == 0 for picture in plain) and all(green(picture) > 4 for picture in shown)
+    side = round(render.MAP * 90)
+    maps = shown[:, 3 : 3 + side, 157 - side : 157]
+    assert np.median(maps) > 245 and (np.median(plain, axis=(0, 1, 2)) < 240).all()
+    assert all(green(picture) == 0 for picture in plain) and all(green(picture[40:]) > 4 for picture in shown)
+    assert hues(plain)[1] == 0.0 and hues(shown[:, 40:])[0] > 0.0003 and hues(shown[:, 40:])[1] > 0.005
     turned = [np.abs(pictures[0, 60:] - pictures[-1, 60:]).mean() for pictures in (plain, shown)]
     assert turned[1] > 2 * turned[0]
+
+
+def test_the_map_shows_the_whole_way():
+    """A square commanded from (0, 0) to (4, 4), of which half is done; +X is to the right, +Y up."""
+    path = torch.tensor([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0], [0.0, 4.0]])
+    told = render.Told(torch.zeros(4), torch.ones(4), path)
+    inset = np.asarray(render.from_above(told, path.numpy(), 2, 1, 500)).astype(int)
+    assert inset.shape == (180, 180, 3)
+    corner = {(x, y): inset[90 - round(y * 90 / 1.4), 90 + round(x * 90 / 1.4)] for x in (-1, 1) for y in (-1, 1)}
+    edge = {name: inset[90 - round(y * 90 / 1.4), 90 + round(x * 90 / 1.4)] for name, x, y in EDGES}
+    red, green, blue = edge["above"]
+    assert green > red + 60 and green > blue + 30  # told, and not done yet
+    for done in (edge["below"], edge["right"], corner[1, 1], corner[1, -1]):
+        assert done[2] > done[1] > done[0] and done[0] < 90
+    assert edge["left"].min() > 250 and inset[90, 90].min() > 250  # nobody was told to close the square
+    dark = (inset < 100).any(-1)
+    assert dark[20:34, 148:162].sum() > 2 * dark[148:162, 148:162].sum()  # where it is now
+
+
+def test_a_ghost_is_an_outline_and_shows_where_no_figure_is(character):
+    """Of squares of 40 pixels, the ghost's 10 to the right of the figure's: blended beside it, outlined within it."""
+    figure, ghost = np.zeros((2, 60, 80, 3), np.uint8)
+    figure[10:50, 10:50] = (0, 0, 200)
+    ghost[10:50, 20:60] = (200, 100, 0)
+    stage = SimpleNamespace(shot=lambda groups: {("figures",): figure, ("ghost",): ghost}[groups])
+    picture = np.full((60, 80, 3), 100, np.uint16)
+    picture[10:50, 10:50] = (0, 0, 200)
+    found = render.Stage.with_ghost(stage, picture.copy())
+    assert found[30, 15].tolist() == found[30, 40].tolist() == [0, 0, 200]
+    assert np.abs(found[30, 55] - [155, 100, 45]).max() <= 1  # .55 of the ghost and .45 of the floor
+    assert all(found[at].tolist() == list(render.OUTLINE) for at in ((30, 20), (30, 59), (10, 30), (49, 55)))
+    untouched = found[:, 61:], found[:, :10], found[:10]
+    assert all((part == 100).all() for part in untouched)
 
 
 # ---- Strips ----

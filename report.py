@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from torch import Tensor
 
 import motion_lib as ml
-from console import short
+from console import sentence, short
 from files import optional
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -147,22 +147,26 @@ def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> st
         longest = round(args.eval_seconds * args.control_hz) if ends else 0
         write_rollouts(os.path.join(folder, "rollouts"), clips, names, f"roll-out of {name}", longest)
         first = os.path.join(folder, "rollouts", "000.npz")
-        page(os.path.join(folder, "index.html"), first, (len(clips[0].root_position) - 1) / clips[0].fps, motions)
+        told = getattr(args, "eval_commands", None)
+        text = sentence(args, motions, metrics).splitlines()[0]
+        page(os.path.join(folder, "index.html"), first, clips[0], motions, text, told)
         if args.capture_video and args.evaluate:
-            film(os.path.join(folder, "film.mp4"), first, motions, getattr(args, "eval_commands", None))
+            film(os.path.join(folder, "film.mp4"), first, motions, told)
     return folder
 
 
-def page(out: str, rollout: str, seconds: float, motions: ml.MotionLib) -> None:
-    """Write a page that shows a roll-out of so many seconds, 10 at most, beside its clip if there is but one.
+def page(out: str, rollout: str, clip: ml.Clip, motions: ml.MotionLib, text: str, told: Optional[str] = None) -> None:
+    """Write a page of a roll-out, a file that holds `clip`, beside the clip that it imitates if there is but one.
 
-    Raises OSError."""
+    text: figures; told: file of its commands, with which it shows 20 s at most, without it 10 s. Raises OSError."""
     if os.environ.get("AMP_PAGE") == "no":  # for many evaluations in a row
         return
     if importlib.util.find_spec("viser") is None:
         raise OSError("no page to look at the motion; pip install viser trimesh (Python 3.10)")
+    seconds = min((len(clip.root_position) - 1) / clip.fps, 20.0 if told else 10.0)
     clips = motions.files if len(motions.files) == 1 else []
-    more = ["--layout", "beside", "--html", out, "--seconds", f"{min(seconds, 10.0):.4f}"]
+    more = ["--layout", "beside", "--html", out, "--seconds", f"{seconds:.4f}", f"--text={text}"]
+    more += ["--commands", told] if told else []
     _ask(out, [VIEW, rollout, *clips, *more, "--character-file", motions.character.path])
 
 

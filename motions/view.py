@@ -4,6 +4,7 @@
     python motions/view.py FILE [FILE ...]                              # side by side
     python motions/view.py ROLLOUT.npz CLIP.npz --layout beside         # in the same phase, step by step; also pinned
     python motions/view.py ROLLOUT.npz CLIP.npz --html walk.html        # to send to a colleague
+    python motions/view.py ROLLOUT.npz --commands COMMANDS.csv          # what a roll-out of the heading task was told
 
 FILE is a clip, a folder of clips, or a dataset file (JSON). Needs Python 3.10 or newer.
 A policy with live physics, steered by keys: deploy/steer.py.
@@ -31,7 +32,7 @@ import sys
 import threading
 import time
 import webbrowser
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -42,20 +43,26 @@ import torch
 from torch import Tensor
 
 import motion_lib as ml
-from evaluation import relative_positions
+from evaluation import load_commands, relative_positions
 from motion_lib import Character, InputError
-from motions.render import name_of, same_phase
+from motions.render import Told, name_of, same_phase, smooth, way_of
 from motions.tools import one_line, one_line_parser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
+PARTED = 2.0  # who moves so far away from the first one, or towards it, is held at its side [m]
+STRIDE = 1.0  # over so long paths and speeds are smooth [s]
 ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
 # Where the camera is at first, in the axes of the first character: ahead, left, up, as shares of its distance.
 VIEW_OF_ONE, VIEW_OF_SIDE, VIEW_OF_GRID = (0.4, -0.9, 0.15), (0.85, -0.5, 0.15), (0.9, 0.0, 0.4)
+VIEW_OF_COURSE = (0.3, -0.8, 0.5)
+FIELD = 40.0  # of view, from top to bottom [degrees]
+NAME_WIDTH = 70  # half of a name over a head, with a margin [pixels]
 GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its pattern repeats after 1 m
 RED = (214, 69, 65)
+GREEN = (0, 110, 25)  # of what it is told
 SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
 OVERHEAD = 0.29  # from the head's joint to its name [m]; the head ends at .27
 SLIM = -0.004  # how much slimmer a body inside another one is: it shows where the pose differs by more [m]
@@ -70,6 +77,7 @@ COLOURS = {  # of the characters, in turn
 LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that slow motion is smooth
 FILE_RATE = 60.0  # frames per second in a file, at most
 STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
+REST = 1.0  # how long an end stays before it starts again [s]
 # Script of the page: viser's notices do not lie on the figures, and where its panel stands at the bottom, as it does on
 # narrow screens, a click on its head folds it. Only once: the server may come again.
 ROOM = """if (!window.tidied) {
@@ -85,10 +93,10 @@ ROOM = """if (!window.tidied) {
   }, 100);
 }"""
 LAYOUTS = {
-    "side": "side by side, each file as it begins",
+    "side": "side by side, each file as it begins; who leaves the first one is held at its side",
     "overlay": "all start at the place and with the heading of the first file, and are in its phase at all times",
     "pinned": "overlay, with the place and heading of the first file at all times: differences of pose alone",
-    "beside": "pinned, but side by side",
+    "beside": "in the phase and with the heading of the first file, held at its side",
     "grid": "each keeps a place of its own in rows, as on a treadmill",
 }
 FEW = len(COLOURS)  # more characters than this stand in a grid if nobody says
@@ -104,6 +112,10 @@ class Take(NamedTuple):
     root: Tensor  # (T, 3) world [m]
     rotations: Tensor  # (T, J, 4) xyzw, parent-relative; row 0 is the root in the world
     touching: Tensor  # (T, J) bool: the body touches the ground
+    speed: float = 0.0  # of the whole file, on average [m/s]
+    ends: bool = False  # it does not loop
+    held: str = ""  # how it is kept at the first one's side, if it is: it has no path of its own then
+    told: Optional[Told] = None  # what it was told, and where that would have led
 
 
 def in_phase(motion: ml.MotionLib, first: "Take", rate: float) -> Tensor:
@@ -121,16 +133,49 @@ def place(
     """Move a character relative to the first one: root (T, 3) [m], rotations (T, J, 4) of both -> the character's.
 
     A rigid motion on the ground, one for all frames or (pinned, beside) one for each; "side" and "beside" add a step to
-    the left. Heights stay."""
+    the left, which is the same at all frames. Heights stay."""
     at = slice(None) if layout in ("pinned", "beside") else slice(1)
     facing = ml.heading(rotations0[at, 0])  # (T or 1,) [rad]
     turn = ml.quat_from_yaw(facing - ml.heading(rotations[at, 0]))
     aside = SPACING * index if layout in ("side", "beside") else 0.0
     ground = torch.tensor([1.0, 1.0, 0.0])
-    moved = root0[at] * ground + ml.quat_rotate(ml.quat_from_yaw(facing), torch.tensor([0.0, aside, 0.0]))
+    way = facing[:1]
+    if layout == "beside":  # the heading sways with every step
+        way = way_of(ml.Clip(1.0, "clamp", root0, rotations0), 0, len(root0) - 1).view(1)
+    moved = root0[at] * ground + ml.quat_rotate(ml.quat_from_yaw(way), torch.tensor([0.0, aside, 0.0]))
     # p' = p0 + R (p - p_at) on the ground, and z' = z
     moved = moved + ml.quat_rotate(turn, root - root[at] * ground)
     return moved, torch.cat((ml.quat_multiply(turn, rotations[:, 0])[:, None], rotations[:, 1:]), 1)
+
+
+def parts(root: Tensor, root0: Tensor) -> bool:
+    """Whether a character, root (T, 3) [m], leaves the one that the camera follows, root0 (T, 3) [m]."""
+    apart = (root - root0)[:, :2]
+    return float((apart - apart[0]).norm(dim=-1).max()) > PARTED
+
+
+def hold(root: Tensor, root0: Tensor, rate: float) -> Tensor:
+    """Let a character, root (T, 3) [m], sway as it does, but go the smooth way of another one, root0 (T, 3) [m]."""
+    reach = round(0.5 * STRIDE * rate)
+    ways = [torch.as_tensor(smooth(x[:, :2].double().numpy(), reach)).float() for x in (root, root0)]  # (T, 2) [m]
+    moved = root[:, :2] - ways[0] + ways[1] + (root - root0)[0, :2]
+    return torch.cat((moved, root[:, 2:]), 1)
+
+
+def told_by(path: str, root: Tensor, rate: float) -> Told:
+    """What a command file says at the frames of a root (T, 3) [m], in the world's axes. Raises InputError."""
+    times, headings, speeds = load_commands(path, 1)
+    row = torch.searchsorted(times, torch.arange(len(root)) / rate, right=True) - 1  # each is valid until the next
+    heading = headings[row, 0]
+    speed = speeds[row, 0]
+    step = speed[:, None] * torch.stack((heading.cos(), heading.sin()), -1) / rate  # (T, 2)
+    return Told(heading, speed, root[:1, :2] + torch.cat((torch.zeros(1, 2), step[:-1].cumsum(0))))
+
+
+def speeds_of(root: Tensor, rate: float) -> np.ndarray:
+    """How fast a root (T, 3) [m] goes on the ground, over about a stride -> (T,) [m/s]."""
+    way = smooth(root[:, :2].double().numpy(), round(0.5 * STRIDE * rate))
+    return np.linalg.norm(np.gradient(way, axis=0), axis=1) * rate
 
 
 def in_grid(root: Tensor, rotations: Tensor, index: int, count: int) -> Tuple[Tensor, Tensor]:
@@ -164,12 +209,12 @@ def clock_of(motions: List[ml.MotionLib], seconds: float, limit: float) -> Tuple
 
 
 def load_takes(
-    character: Character, files: List[str], layout: str, seconds: float = 0.0, live: bool = False
+    character: Character, files: List[str], layout: str, seconds: float = 0.0, live: bool = False, commands: str = ""
 ) -> Tuple[float, List[Take]]:
     """Load clips, folders and dataset files, and sample them all on one clock -> its rate [1/s], a Take for each clip.
 
     The first clip stays where it is (but in a grid); in "overlay", "pinned" and "beside" the others are in its phase.
-    Loops go on, other clips hold their end. Raises InputError."""
+    Loops go on, other clips hold their end. commands: file of what the first was told. Raises InputError."""
     paths = [path for file in files for path in ml.find_clips(file)[0]]
     motions = [ml.MotionLib(path, character) for path in paths]
     names = [name_of(path) for path in paths]
@@ -187,10 +232,16 @@ def load_takes(
             root, rotations = in_grid(root, rotations, i, len(paths))
         elif takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
+        held = "in the first one's phase, held at its side" if layout == "beside" and takes else ""
+        if layout == "side" and takes and parts(root, takes[0].root):
+            root, held = hold(root, takes[0].root, rate), "held at the first one's side"
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
-        takes.append(Take(names[i] + more, root, rotations, touching))
+        about = dict(speed=motion.statistics()[1], ends=not motion.loop[0], held=held)
+        takes.append(Take(names[i] + more, root, rotations, touching, **about))
+    if commands:
+        takes[0] = takes[0]._replace(told=told_by(commands, takes[0].root, rate))
     return rate, takes
 
 
@@ -210,6 +261,7 @@ class Scene(NamedTuple):
     labels: List[Any]  # C names, none if pinned, which stand in no other node: the page draws a parent's motion later
     paths: List[Any]  # C lines on the ground, one if pinned
     ground: Any  # the grid
+    arrow: Any = None  # what the first one is told
 
 
 def body_meshes(path: str, thicker: float = 0.0) -> Meshes:
@@ -283,22 +335,34 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
             text = take.name.split("/")[-1] if layout == "grid" else text
             labels.append(scene.add_label(f"/name {i}", text, anchor="bottom-center"))
         bodies.append(nodes)
-        if layout == "grid" or (i and layout == "pinned"):  # which is on the first one's path
+        if layout == "grid" or take.held or (i and layout == "pinned"):  # which is on the first one's path
             continue
-        line = take.root.numpy() * [1, 1, 0] + [0, 0, 0.01 + 0.001 * i]  # (T, 3)
-        line = line[np.linspace(0, len(line) - 1, min(len(line), 300)).round().astype(int)]
-        line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)  # (n, 2, 3)
-        colour = colour_of(i, "")
-        paths.append(scene.add_line_segments(f"{folder} path", line, colour, thickness=3, thickness_units="screen"))
+        paths.append(add_path(scene, f"{folder} path", take.root.numpy(), 0.01 + 0.001 * i, colour_of(i, "")))
+    arrow = None
+    if takes[0].told:
+        paths.append(add_path(scene, "/world/course", takes[0].told.path.numpy(), 0.006, GREEN))
+        arrow = scene.add_arrows("/world/told", np.array([[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]], np.float32), GREEN)
     focus = centre_of(takes, 0)
-    size = distance_of(takes)
-    server.initial_camera.fov = math.radians(40)
+    server.initial_camera.fov = math.radians(FIELD)
     server.initial_camera.look_at = focus + [0, 0, 0.85]
-    # from the front right, or from the right, or from ahead and above
-    ahead, left, up = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
-    view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), torch.tensor([ahead, left, 0.0]))
-    server.initial_camera.position = focus + size * view.numpy() + [0, 0, 0.85 + up * size]
-    return Scene(world, centre, bodies, skins, labels, paths, ground)
+    server.initial_camera.position = focus + [0, 0, 0.85] + distance_of(takes) * gaze_of(takes, layout)
+    return Scene(world, centre, bodies, skins, labels, paths, ground, arrow)
+
+
+def add_path(scene: Any, name: str, points: np.ndarray, height: float, colour: Tuple[int, int, int]) -> Any:
+    """Draw a line over points (T, 2 or more) [m] on the ground, at a small height [m] over it -> viser's handle."""
+    rows = np.linspace(0, len(points) - 1, min(len(points), 300)).round().astype(int)
+    line = np.concatenate((points[rows, :2], np.full((len(rows), 1), height)), 1)  # (n, 3)
+    line = np.stack((line[:-1], line[1:]), 1).astype(np.float32)
+    return scene.add_line_segments(name, line, colour, thickness=3, thickness_units="screen")
+
+
+def gaze_of(takes: List[Take], layout: str) -> np.ndarray:
+    """From where the camera looks at first, in the world's axes (3,), of length 1 on the ground: from the front right,
+    or from the right, or from ahead and above."""
+    view = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
+    view = VIEW_OF_COURSE if takes[0].told else view
+    return ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), torch.tensor(view)).numpy()
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -310,9 +374,23 @@ def centre_of(takes: List[Take], frame: int) -> np.ndarray:
 
 
 def distance_of(takes: List[Take]) -> float:
-    """How far away the camera is [m]: so that all are seen as they start."""
+    """How far away the camera is [m]: so that all are seen as they start, and more of a course."""
     start = torch.stack([take.root[0, :2] for take in takes])
-    return 3.5 + 1.6 * float((start - start.mean(0)).norm(dim=-1).max())
+    return 3.5 + 1.6 * float((start - start.mean(0)).norm(dim=-1).max()) + 3.0 * (takes[0].told is not None)
+
+
+def breadth_of(takes: List[Take]) -> float:
+    """How far to the side characters stand of the middle, with an arm's length [m]: on a narrow screen the camera is
+    so much further away that they are seen."""
+    start = torch.stack([take.root[0, :2] for take in takes])
+    return 0.25 + float((start - start.mean(0)).norm(dim=-1).max())
+
+
+def further(takes: List[Take], width: float, height: float) -> float:
+    """How many times as far away the camera of a picture of this size [pixels] has to be, so that all are in it."""
+    room = max(0.5 * width - NAME_WIDTH, 0.1 * width)  # to each side [pixels]
+    needed = breadth_of(takes) * 0.5 * height / (math.tan(math.radians(0.5 * FIELD)) * room)  # distance [m]
+    return max(needed / distance_of(takes), 1.0)
 
 
 def viewpoint(takes: List[Take]) -> List[float]:
@@ -357,6 +435,14 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
             visible = contacts and bool(take.touching[frame, j])
             if skin.visible != visible:
                 skin.visible = visible
+    if scene.arrow:
+        told = takes[0].told
+        heading = 0.5 * float(told.heading[frame])
+        length = max(float(told.speed[frame]), 0.05)
+        scene.arrow.position = takes[0].root[frame].numpy() * [1, 1, 0]
+        scene.arrow.wxyz = (math.cos(heading), 0.0, 0.0, math.sin(heading))
+        if scene.arrow.scale != (length, 1.0, 1.0):  # a second of the way
+            scene.arrow.scale = (length, 1.0, 1.0)
     if scene.labels:
         for label, place in zip(scene.labels, names_at(character, takes, frame)):
             label.position = place + scene.world.position
@@ -370,21 +456,44 @@ def title_of(takes: List[Take]) -> str:
     return " and ".join(take.name for take in takes) if len(takes) <= FEW else f"{len(takes)} motions"
 
 
+def unbroken(text: str) -> str:
+    """A text whose numbers stay with their units when a line breaks."""
+    return re.sub(r"(\d) (m|s|%)(?!\w)", "\\1\u00a0\\2", text)
+
+
 def legend_of(takes: List[Take]) -> str:
-    """HTML lines that say which colour is which file, and which side of the body."""
+    """HTML lines that say which colour is which file, how fast that is, and which side of the body."""
     shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
-    dot = f'<div><i style="background:{{}}; {shape}"></i> {{}}</div>'
+    dot = f'<div style="padding-left:16px; text-indent:-16px"><i style="background:{{}}; {shape}"></i> {{}}</div>'
     named = takes if len(takes) <= FEW else []  # of more the names over the heads tell
-    rows = [dot.format(f"rgb{colour_of(i, '')}", html.escape(take.name)) for i, take in enumerate(named)]
+    rows = []
+    for i, take in enumerate(named):
+        text = f"{take.name}, {take.speed:.2f} m/s" + f"; {take.held}" * bool(take.held)
+        rows.append(dot.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(text))))
     right, left = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
     rows.append(dot.format(f"linear-gradient(90deg, {right} 50%, {left} 50%)", "right limbs dark, left limbs light"))
-    return "".join(rows) + dot.format(f"rgb{RED}", "touches the ground")
+    rows.append(dot.format(f"rgb{RED}", "touches the ground"))
+    if takes[0].told:
+        rows.append(dot.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
+    return "".join(rows)
 
 
-def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str) -> str:
+def words_of(takes: List[Take], rate: float) -> List[str]:
+    """What the page says of each frame: how fast the first character goes, and was told to go."""
+    speeds = speeds_of(takes[0].root, rate)
+    told = [f", told {speed:.2f} m/s" for speed in takes[0].told.speed] if takes[0].told else [""] * len(speeds)
+    return [unbroken(f"now {speed:.2f} m/s{more}") for speed, more in zip(speeds, told)]
+
+
+def rest_of(takes: List[Take]) -> float:
+    """How long the last frame stays [s]."""
+    return REST if any(take.ends for take in takes) else 0.0
+
+
+def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str, text: str = "") -> str:
     """The whole HTML document: viser's client, the recording, and view_head.html.
 
-    The latter adds a legend and the camera that follows."""
+    The latter adds a legend, a text over the picture and the camera that follows."""
     server = start_server("127.0.0.1", 0)  # only to make the messages that are recorded
     try:
         scene = build(server, character, meshes, takes, layout)
@@ -392,21 +501,26 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
         for frame in range(len(takes[0].root)):
             show(scene, character, takes, frame)
             recording.insert_sleep(1.0 / rate)
+        recording.insert_sleep(rest_of(takes))
         page = recording.as_html()
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
     page = page.replace("<title>Viser<", f"<title>{html.escape(title_of(takes))}<", 1)
-    return page.replace("</head>", head_of(takes, rate) + "</head>", 1)
+    return page.replace("</head>", head_of(takes, rate, text) + "</head>", 1)
 
 
-def head_of(takes: List[Take], rate: float) -> str:
-    """view_head.html with the rate, and legend and title as texts of its script: JSON, in which nothing ends it."""
+def head_of(takes: List[Take], rate: float, text: str = "") -> str:
+    """view_head.html with rate and sizes as numbers, and legend, title and other words as texts of its script: JSON, in
+    which nothing ends it."""
+    numbers = {"FRAMES_A_SECOND": rate, "VIEWPOINT": viewpoint(takes), "NAME_WIDTH": NAME_WIDTH}
+    numbers.update(NEEDED=breadth_of(takes) / math.tan(math.radians(0.5 * FIELD)) / distance_of(takes))
+    texts = {"LEGEND": legend_of(takes), "TITLE": title_of(takes), "SEEN_FROM": seen_from(takes)}
+    texts.update(FIGURES=unbroken(text), WORDS=words_of(takes, rate))
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
-        head = file.read().replace("FRAMES_A_SECOND", repr(rate)).replace("VIEWPOINT", repr(viewpoint(takes)))
-    head = head.replace("SEEN_FROM", seen_from(takes))
-    texts = {"LEGEND": legend_of(takes), "TITLE": title_of(takes)}
-    return re.sub("LEGEND|TITLE", lambda found: json.dumps(texts[found[0]]).replace("<", "\\u003c"), head)
+        head = file.read()
+    values = {name: json.dumps(x).replace("<", "\\u003c") for name, x in {**numbers, **texts}.items()}
+    return re.sub("|".join(values), lambda found: values[found[0]], head)
 
 
 def check_writable(path: str) -> None:
@@ -452,15 +566,18 @@ def entitle(server: Any, title: str) -> None:
 class Controls:
     """What stands beside the picture, and what the keys do: the time that is shown, and whether it goes on."""
 
-    def __init__(self, server: Any, scene: Scene, takes: List[Take], rate: float) -> None:
+    def __init__(self, server: Any, scene: Scene, takes: List[Take], rate: float, text: str = "") -> None:
         gui = server.gui
         self.takes = takes
         self.rate = rate
-        self.length = (len(takes[0].root) - 1) / rate
+        self.length = (len(takes[0].root) - 1) / rate + rest_of(takes)
+        self.words = words_of(takes, rate)
         self.time = 0.0
         self.playing = True
         gui.configure_theme(show_logo=False, show_share_button=False)
-        gui.add_html(f'<div style="padding:0 1em 0.5em">{legend_of(takes)}</div>')
+        text = f"<b>{html.escape(unbroken(text))}</b>" if text else ""
+        gui.add_html(f'<div style="padding:0 1em 0.5em">{text}{legend_of(takes)}</div>')
+        self.now = gui.add_markdown(self.words[0])
         self.button = gui.add_button("Pause")
         self.clock = gui.add_slider("Time [s]", 0.0, self.length, 0.01, 0.0)
         self.speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
@@ -503,22 +620,49 @@ class Controls:
         self.time = (self.time + seconds) % self.length
         self.clock.value = self.time
 
+    def say(self) -> None:
+        """Say how fast it is: ten times a second, or when time stands still."""
+        frame = self.frame()
+        if self.playing:
+            frame -= frame % max(round(0.1 * self.rate), 1)
+        if self.now.content != self.words[frame]:
+            self.now.content = self.words[frame]
+
     def from_the_right(self, client: Any) -> None:
         """Put the camera of a browser to the right of the first character."""
         frame = self.frame()
         turn = ml.quat_from_yaw(ml.heading(self.takes[0].rotations[frame, 0]))
         middle = centre_of(self.takes, 0 if self.follow.value else frame) + [0, 0, 0.85]
         view = ml.quat_rotate(turn, torch.tensor(viewpoint(self.takes))).numpy()
-        client.camera.position = middle + distance_of(self.takes) * view
+        far = further(self.takes, client.camera.image_width, client.camera.image_height)
+        client.camera.position = middle + far * distance_of(self.takes) * view
         client.camera.look_at = middle
 
 
+def fit(server: Any, takes: List[Take]) -> None:
+    """Let the camera of a narrow window be so far away that all characters are seen."""
+
+    @server.on_client_connect
+    def _(client: Any) -> None:
+        camera = client.camera
+        far = further(takes, camera.image_width, camera.image_height)
+        if far > 1.0:
+            camera.position = camera.look_at + far * (camera.position - camera.look_at)
+
+
 def serve(
-    server: Any, scene: Scene, character: Character, takes: List[Take], rate: float, stop: threading.Event
+    server: Any,
+    scene: Scene,
+    character: Character,
+    takes: List[Take],
+    rate: float,
+    stop: threading.Event,
+    text: str = "",
 ) -> None:
-    """Move the scene on the server's page, with controls, until `stop` is set."""
+    """Move the scene on the server's page, with controls and a text, until `stop` is set."""
     entitle(server, title_of(takes))
-    controls = Controls(server, scene, takes, rate)
+    fit(server, takes)
+    controls = Controls(server, scene, takes, rate, text)
     start = centre_of(takes, 0)
     last = time.perf_counter()
     while not stop.wait(1 / 60):
@@ -530,6 +674,7 @@ def serve(
             if controls.follow.value:  # the world moves, and the camera stays in the user's hands
                 scene.world.position = start - centre_of(takes, controls.frame())
             show(scene, character, takes, controls.frame(), controls.contacts.value)
+            controls.say()
 
 
 def parse() -> argparse.Namespace:
@@ -542,6 +687,8 @@ def parse() -> argparse.Namespace:
     add("--layout", choices=LAYOUTS, help=f"{layouts} (default: side, grid for more than {FEW}; beside without FILE)")
     length = "how long (default: the longest clip that ends; 10 s if all loop)"
     add("--seconds", type=float, default=0.0, help=length)
+    add("--commands", metavar="CSV", help="what the first FILE was told (--eval-commands): in green on the ground")
+    add("--text", default="", help="a line for the page, figures for instance")
     add("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
     add("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
     add("--port", type=int, default=8080, help="its port (default 8080)")
@@ -574,10 +721,13 @@ def main() -> None:
             check_writable(args.html)
         character = ml.load_character(args.character_file)
         args.layout = layout_of(args.layout, args.files)
-        rate, takes = load_takes(character, args.files, args.layout, args.seconds, live=not args.html)
+        if args.commands and args.layout == "grid":
+            raise InputError(f"--commands {args.commands}: in a grid nobody goes anywhere; --layout side")
+        more = dict(live=not args.html, commands=args.commands)
+        rate, takes = load_takes(character, args.files, args.layout, args.seconds, **more)
         meshes = body_meshes(character.path)
         if args.html:
-            page = page_of(character, meshes, takes, rate, args.layout)
+            page = page_of(character, meshes, takes, rate, args.layout, args.text)
             ml.write_file(args.html, page.encode())
             size = os.path.getsize(args.html) / 1e6
             who = f"{len(takes)} character{'s' if len(takes) > 1 else ''}"
@@ -585,7 +735,7 @@ def main() -> None:
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)
-    visit(server, args, lambda: serve(server, scene, character, takes, rate, threading.Event()))
+    visit(server, args, lambda: serve(server, scene, character, takes, rate, threading.Event(), args.text))
 
 
 if __name__ == "__main__":

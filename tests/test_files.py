@@ -262,12 +262,12 @@ def test_names_go_into_the_page_as_json(root, monkeypatch):
     """No character of a file's name ends a text of the page's script, or is an escape in it."""
     monkeypatch.syspath_prepend(str(root / "motions"))
     view = pytest.importorskip("view")
-    take = view.Take(EVIL, torch.zeros(1, 3), torch.zeros(1, 15, 4), torch.zeros(1, 15, dtype=torch.bool))
-    head = view.head_of([take], 30.0)
-    legend, title = (x for x in head.splitlines() if "3cscript" in x)
+    take = view.Take(EVIL, torch.zeros(2, 3), torch.zeros(2, 15, 4), torch.zeros(2, 15, dtype=torch.bool))
+    head = view.head_of([take], 30.0, EVIL)
+    legend, figures, title = (x for x in head.splitlines() if "3cscript" in x)
     text = legend[legend.index('</summary>" + ') + len('</summary>" + ') : legend.rindex(" +")]
-    name = title[title.index(" = ") + 3 : title.rindex(";")]
-    for x in (text, name):
+    figures, name = (x[x.index(" = ") + 3 : x.rindex(";")] for x in (figures, title))
+    for x in (text, figures, name):
         assert x == json.dumps(json.loads(x)).replace("<", "\\u003c")  # one text of JSON, that ends nothing
     assert json.loads(text) == view.legend_of([take]) and "&lt;script" in json.loads(text)
     assert head.count("<script") == head.count("</script") == 1

@@ -113,17 +113,23 @@ def test_an_evaluation_has_a_page(tmp_path, walk, monkeypatch, capsys):
     page = (folder / "index.html").read_text()
     assert capsys.readouterr() == ("", "") and "clip motions/walk" in page
     assert f"policy {tmp_path.name}/latest.pt" in page
+    assert "2 episodes, no falls, pose error .012\\u00a0m, speed - of .97\\u00a0m/s" in page
 
 
 def test_a_page_is_of_one_clip(tmp_path, walk, all_motions, monkeypatch):
+    """It ends as the roll-out fell, shows 10 s at most, and of a course, which it draws, 20 s."""
     asked = []
+    fell = clips_of(walk, 32)[0]
+    whole = fell._replace(fps=1.0)  # 31 s
     monkeypatch.delenv("AMP_PAGE")
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(report, "_ask", lambda out, command: asked.append(command))
-    for motions in (walk, all_motions):
-        report.page("a/index.html", "a/rollouts/000.npz", 2.03 if motions is walk else 20.0, motions)
-    one, many = asked
-    assert [command[command.index("--seconds") + 1] for command in asked] == ["2.0300", "10.0000"]  # it ends as it fell
+    for clip, motions, told in ((fell, walk, None), (whole, all_motions, None), (whole, all_motions, "course.csv")):
+        report.page("a/index.html", "a/rollouts/000.npz", clip, motions, "-1 m", told)
+    one, many, course = asked
+    lengths = [command[command.index("--seconds") + 1] for command in asked]
+    assert lengths == ["1.0333", "10.0000", "20.0000"] and all("--text=-1 m" in command for command in asked)
+    assert course[course.index("--commands") + 1] == "course.csv" and "--commands" not in one + many
     assert one[:3] == [report.VIEW, "a/rollouts/000.npz", walk.files[0]] and "beside" in one
     assert many[:3] == [report.VIEW, "a/rollouts/000.npz", "--layout"]
 

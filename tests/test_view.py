@@ -77,11 +77,40 @@ def test_pinned_stays_at_the_same_place_and_heading():
 
 
 def test_beside_is_pinned_a_step_to_the_left():
+    """To the left of the first one's way, whatever its heading."""
     (root, rotations), first = ways()
     first[1][1, 0] = torch.tensor(yawed(90))
     root, rotations = view.place(root, rotations, *first, "beside", 2)
-    assert torch.allclose(root, torch.tensor([[5.0, 8.0, 0.7], [3.0, 5.0, 0.6]]), atol=1e-6)
+    assert torch.allclose(root, torch.tensor([[5.0, 8.0, 0.7], [6.0, 8.0, 0.6]]), atol=1e-6)
     assert torch.allclose(rotations, torch.tensor([[UP], [yawed(90)]]), atol=1e-6)
+
+
+def test_who_leaves_the_first_one_is_held_at_its_side(character, root):
+    """A run beside a walk sways and bounds as it does, but goes the walk's way; a second walk goes its own."""
+    walk, run = (str(root / f"motions/{name}.npz") for name in ("walk", "run"))
+    rate, takes = view.load_takes(character, [walk, run, walk], "side", seconds=5.0)
+    _, (alone,) = view.load_takes(character, [run], "side", seconds=5.0)
+    assert [bool(take.held) for take in takes] == [False, True, False]
+    apart = (takes[1].root - takes[0].root)[:, :2]
+    assert apart[0].tolist() == pytest.approx([0.0, view.SPACING], abs=0.2)  # to the left, as it faces
+    assert (apart - apart[0]).norm(dim=-1).max() < 0.15
+    assert torch.equal(takes[1].root[:, 2], alone.root[:, 2])
+    speeds = [view.speeds_of(take.root, rate)[30:-30].mean() for take in (takes[0], takes[1], alone)]
+    assert speeds[:2] == pytest.approx([0.97, 0.97], abs=0.03) and speeds[2] > 3.0
+    legend = view.legend_of(takes)
+    assert f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; held at the first one" in legend
+
+
+def test_what_it_was_told(character, write_clip, tmp_path):
+    """2 m/s along +Y for .2 s, then 1 m/s along +X; from where it begins."""
+    (tmp_path / "told.csv").write_text("0, 90, 2\n0.2, 0, 1\n")
+    _, (take,) = view.load_takes(character, [write_clip(frames=5)], "side", commands=str(tmp_path / "told.csv"))
+    way = torch.tensor([[0.0, 0.0], [0.0, 0.2], [0.0, 0.4], [0.1, 0.4], [0.2, 0.4]])  # ten frames a second
+    assert torch.allclose(take.told.path - take.root[0, :2], way, atol=1e-6)
+    assert torch.rad2deg(take.told.heading).tolist() == pytest.approx([90, 90, 0, 0, 0], abs=1e-4)
+    words = view.words_of([take], 10.0)
+    assert [text.split("told ")[1] for text in words] == ["2.00\u00a0m/s"] * 2 + ["1.00\u00a0m/s"] * 3
+    assert "told to go" in view.legend_of([take])
 
 
 def test_in_a_grid_each_keeps_its_place():
@@ -252,6 +281,19 @@ def test_names_stand_over_heads_and_not_in_each_other(character):
     assert over - one == pytest.approx([0, 0, 0.12]) and other - one == pytest.approx([0, 1.5, 0])
 
 
+def test_a_narrow_picture_is_taken_from_further_away(write_clip, character):
+    """As many pixels are a metre as fit beside half a name."""
+    _, takes = view.load_takes(character, [write_clip("a.npz"), write_clip("b.npz")], "side")
+    assert view.further(takes, 1100, 640) == 1.0
+    far = view.further(takes, 390, 800)
+    metre = 400 / (math.tan(math.radians(20)) * far * view.distance_of(takes))  # [pixels]
+    assert far > 1.0 and 1.0 * metre == pytest.approx(195 - view.NAME_WIDTH)  # .75 m and an arm to each side
+
+
+def test_numbers_stay_with_their_units():
+    assert view.unbroken("fell after 2.0 s, 0.9 m/s, 3 % so") == "fell after 2.0\u00a0s, 0.9\u00a0m/s, 3\u00a0% so"
+
+
 def test_keys_say_where_v_looks_from(write_clip, character):
     _, (take,) = view.load_takes(character, [write_clip()], "side")
     assert view.seen_from([take]) == "from the right"
@@ -310,7 +352,7 @@ def test_the_file_holds_the_clip(page, character, root):
     """World positions, composed from the recording's messages as viser's client does, are those of the clip to 1 mm."""
     clip = ml.load_clip(str(root / "motions/kick.npz"), character.body_names)
     messages, duration = recording_of(page[1])
-    assert duration == pytest.approx(47 / 30.0, abs=1e-3)
+    assert duration == pytest.approx(47 / 30.0 + view.REST, abs=1e-3)  # the end stays a while
     poses, visible = frames_of(messages, clip.fps, 47)
     t = lambda x: torch.as_tensor(np.array(x))  # noqa: E731
     expected, turned = ml.forward_kinematics(character, t(clip.root_position), t(clip.rotations))
@@ -539,16 +581,20 @@ def scrub(tab, seconds):
 
 
 def test_the_file_plays_in_a_browser(tab, root, character, tmp_path, run_script):
-    out = tmp_path / "walk.html"
-    assert run_script("motions/view.py", root / "motions/walk.npz", "--html", out).code == 0
+    out, told = tmp_path / "walk.html", root / "motions/figure_eight.csv"
+    options = ["--html", out, "--commands", told, "--text", "no falls, 2 m"]
+    assert run_script("motions/view.py", root / "motions/walk.npz", *options).code == 0
     tab.context.set_offline(True)
     tab.goto(out.as_uri())
     pelvis = "/world/0 clip motions walk/pelvis"
     wait_for(tab, f"{pelvis}/right_thigh/right_shin/right_foot")
-    assert until(tab, lambda: share_of_blue(tab) > 0.01)  # the character itself
+    assert until(tab, lambda: share_of_blue(tab) > 0.004)  # the character itself
     moves(tab, pelvis)  # it plays by itself
     tab.keyboard.press("Space")
     assert stays(tab, pelvis)
+    said = tab.locator("#said").inner_text().replace("\u00a0", " ")
+    assert re.fullmatch(r"no falls, 2 m\nnow (0\.9|1\.0)\d m/s, told 1\.20 m/s", said.strip())
+    wait_for(tab, "/world/told")
 
     # scrubbing, and the camera that goes where the character goes, until that is switched off
     _, (take,) = view.load_takes(character, [str(root / "motions/walk.npz")], "side")
@@ -584,11 +630,17 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     page = root / "docs/walk.html"
     assert page.stat().st_size < 1.5e6
     tab.context.set_offline(True)
+    tab.set_viewport_size({"width": 390, "height": 500})  # a telephone's
     tab.goto(page.as_uri())
     pelvis = "/world/0 policy pretrained walk.pt/pelvis"
     wait_for(tab, f"{pelvis}/torso/head")
     wait_for(tab, "/world/1 clip motions walk/pelvis/torso/head")
     moves(tab, pelvis)
+    code = """names => names.map(name => {
+        const m = __viserMutable, found = m.nodeRefFromName[name];
+        return found.getWorldPosition(found.position.clone()).project(m.camera).x})"""
+    across = tab.evaluate(code, [pelvis, "/world/1 clip motions walk/pelvis"])  # from -1 to 1
+    assert -0.7 < across[0] < -0.2 and 0.2 < across[1] < 0.7
     _, takes = view.load_takes(character, view.SHOWN, "beside")
 
     def shows(frame):
@@ -610,8 +662,8 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     code = """() => {
         const m = __viserMutable, target = m.cameraControl.getTarget(m.camera.position.clone());
         return m.camera.position.clone().sub(target).toArray()}"""
-    other = "/world/1 clip motions walk/pelvis"
-    left = (place_of(tab, other) - place_of(tab, pelvis))[[0, 2]]  # there the other one is
+    turned = "name => __viserMutable.nodeRefFromName[name].matrixWorld.elements"
+    left = np.array(tab.evaluate(turned, pelvis))[[4, 6]]  # of the first one, near which the other one is
 
     def from_the_right():
         """From ahead and above as well, so that both are seen."""

@@ -22,7 +22,8 @@ args = parser.parse_args()
 stem = args.policy.removesuffix(".onnx")
 try:
     if stem == args.policy or not os.path.exists(args.policy):
-        raise ValueError("there is no policy.onnx of this name; deploy/export.py writes it")
+        fault = "not an .onnx file" if os.path.exists(args.policy) else "there is no policy.onnx of this name"
+        raise ValueError(f"{fault}; deploy/export.py writes it")
     session = onnxruntime.InferenceSession(open(args.policy, "rb").read(), providers=["CPUExecutionProvider"])
     about = json.load(open(f"{stem}.json", encoding="utf-8"))
     model = mujoco.MjModel.from_xml_path(f"{stem}.xml")

@@ -97,8 +97,24 @@ def read_hierarchy(path: str, lines: List[str]) -> List[Joint]:
     return joints
 
 
-def read_frames(path: str, lines: List[str], width: int) -> Tuple[float, np.ndarray]:
-    """Frames per second (0 where the file says nonsense) and rows (F, width) after MOTION. Raises InputError."""
+def odd_row(rows: List[str], first: int, width: int) -> str:
+    """What is wrong with the first of the rows that are not `width` numbers; first: the first one's line in a file."""
+    for number, row in enumerate(rows, first):
+        words = row.split()
+        if len(words) not in (0, width):
+            return f"line {number} has {len(words)} numbers instead of {width}; is the file cut off?"
+        for word in words:
+            try:
+                float(word)
+            except ValueError:
+                return f"line {number} has {word[:20]!r} in the place of a number"
+    return "its rows are no numbers"
+
+
+def read_frames(path: str, lines: List[str], width: int, first: int) -> Tuple[float, np.ndarray]:
+    """Frames per second (0 where the file says nonsense) and rows (F, width) from the lines after MOTION.
+
+    first: number of the first of these lines in the file. Raises InputError."""
     try:
         head = next(i for i, line in enumerate(lines[:20]) if re.match(r"\s*frame\s+time\b", line, re.I))
         frames = int(re.search(r"frames\s*:?\s*(\d+)", " ".join(line[:99] for line in lines[:head]), re.I).group(1))
@@ -106,11 +122,13 @@ def read_frames(path: str, lines: List[str], width: int) -> Tuple[float, np.ndar
         rows = "\n".join(lines[head + 1 :]).rstrip("\x1a\0 \r\n")  # DOS ends texts with ^Z
         if not rows:
             raise ValueError("no frames")
-        values = np.loadtxt(io.StringIO(rows), ndmin=2, comments=None)  # (F, width)
     except (ValueError, IndexError, StopIteration, AttributeError) as error:
-        brief = " ".join(str(error).split())[:80]
         expected = f'"Frames: N", "Frame Time: SECONDS" and rows of {width} numbers'
-        raise InputError(f"{path}: after MOTION come {expected} ({brief})") from error
+        raise InputError(f"{path}: after MOTION, in line {first - 1}, come {expected}") from error
+    try:
+        values = np.loadtxt(io.StringIO(rows), ndmin=2, comments=None)  # (F, width)
+    except ValueError as error:
+        raise InputError(f"{path}: {odd_row(rows.splitlines(), first + head + 1, width)}") from error
     if values.shape != (frames, width) or not 2 <= frames <= 200_000:
         found = f"{values.shape[0]} rows of {values.shape[-1]} numbers"
         fault = "a single pose is no motion" if frames == 1 else f"the file promises {frames} of {width}, at least 2"
@@ -125,7 +143,7 @@ def read_bvh(path: str, text: str) -> Recording:
     lines = text.split("\n")
     motion = next((i for i, line in enumerate(lines) if line.strip().upper() == "MOTION"), len(lines))
     joints = read_hierarchy(path, lines[:motion])
-    fps, values = read_frames(path, lines[motion + 1 :], sum(len(joint.channels) for joint in joints))
+    fps, values = read_frames(path, lines[motion + 1 :], sum(len(joint.channels) for joint in joints), motion + 2)
     frames = len(values)
     rotations = torch.zeros(frames, len(joints), 4, dtype=torch.float64)
     offsets = np.array([joint.offset for joint in joints])

@@ -163,7 +163,8 @@ def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
     (tmp_path / "README.md").write_text("# no policy")
     cases = [
         (["a.onnx", "--stat", "1"], "unrecognized arguments: --stat 1\n"),
-        (["README.md"], "README.md: there is no policy.onnx of this name; deploy/export.py writes it\n"),
+        (["README.md"], "README.md: not an .onnx file; deploy/export.py writes it\n"),
+        (["walk"], "walk: there is no policy.onnx of this name; deploy/export.py writes it\n"),
         ([exported / "walk.onnx", "--start", 99], "--start 99: it has 8 states to start from, 0 to 7\n"),
         ([exported / "walk.onnx", "--start", -1], "--start -1: it has 8 states to start from, 0 to 7\n"),
         ([exported / "walk.onnx", "--speed", 2], "it takes no commands: leave out --heading and --speed\n"),

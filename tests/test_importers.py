@@ -389,6 +389,25 @@ BAD_BVH = {
 }
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (SMALL[:-4], "line 20 has 11 numbers instead of 12; is the file cut off?"),
+        (BAD_BVH["a word"], "line 20 has 'zero' in the place of a number"),
+        (
+            BAD_BVH["no frames"],
+            'after MOTION, in line 16, come "Frames: N", "Frame Time: SECONDS" and rows of 12 numbers',
+        ),
+    ],
+)
+def test_a_bad_bvh_is_told_by_the_line_of_the_file(text, words):
+    """In our words, and no library's."""
+    assert SMALL.split("\n")[15] == "MOTION" and SMALL.split("\n")[19].startswith("1 2 3")
+    with pytest.raises(ml.InputError) as error:
+        bvh.read_bvh("a.bvh", text)
+    assert str(error.value) == f"a.bvh: {words}"
+
+
 @pytest.mark.parametrize("text", BAD_BVH.values(), ids=BAD_BVH.keys())
 def test_bad_bvh(refuse, tmp_path, text):
     (tmp_path / "in.bvh").write_text(text)

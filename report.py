@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from files import optional
 HERE = os.path.dirname(os.path.abspath(__file__))
 RENDER = os.path.join(HERE, "motions", "render.py")  # draws films
 VIEW = os.path.join(HERE, "motions", "view.py")  # makes pages
+IN_RUN = re.compile("__[^/]*/")  # in the name of a run's folder and a checkpoint, what a picture has no room for
 SECTIONS = 8  # of the time, whose means stand in the picture of errors
 TOOL_SECONDS = 600.0  # a film or a page that takes longer has hung [s]
 
@@ -38,9 +40,9 @@ def _write_figure(path: str, figure: Any) -> None:
 
 
 def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float, title: str = "") -> None:
-    """Draw the pose error of each body (T, J-1) [m] over time, a row a body, with its mean in the label.
+    """Draw the pose error (T, J-1) [m] of where each body begins over time, a row a body, with its mean in the label.
 
-    names: of the J-1 bodies; dt: of a control step [s]. Raises OSError."""
+    names: of the J-1 joints there; hips and waist hardly err, they are near the root. dt [s]. Raises OSError."""
     from matplotlib.figure import Figure
 
     parts = errors.tensor_split(min(SECTIONS, len(errors)))
@@ -59,28 +61,20 @@ def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float, tit
     _write_figure(path, figure)
 
 
-@optional()
 def plot_table(
-    path: str,
-    table: List[list],
-    rows: List[str],
-    columns: List[str],
-    row_label: str,
-    column_label: str,
-    label: str,
-    top: float = 1.0,
+    path: str, table: List[list], rows: List[str], columns: List[str], label: str, title: str, top: float
 ) -> None:
-    """Draw numbers table[row][column] from 0 to `top`, with the number in each cell. Raises OSError.
+    """Draw numbers table[speed][turn], which `label` names, from 0 to `top`, with the number in each cell.
 
-    rows, columns: what stands beside and below; the labels say what rows, columns and numbers are."""
+    rows, columns: the speeds [m/s] beside it and turns [degrees] below it. Raises OSError."""
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
-    axes = figure.subplots(subplot_kw=dict(xlabel=column_label, ylabel=row_label, title=label))
+    axes = figure.subplots(subplot_kw=dict(xlabel="turn [degrees]", ylabel="speed [m/s]", title=title))
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     image = axes.imshow(table, vmin=0, vmax=top, aspect="auto")
-    figure.colorbar(image, label=label)
+    figure.colorbar(image, label=label, extend="max" if any(x > top for row in table for x in row) else "neither")
     for i, row in enumerate(table):
         for j, value in enumerate(row):
             colour = "white" if value <= 0.5 * top else "black"  # on blue, on yellow or, for NaN, on white
@@ -88,16 +82,19 @@ def plot_table(
     _write_figure(path, figure)
 
 
+@optional()
 def plot_grid(folder: str, episodes: Dict[str, Tensor], rows: List[str], columns: List[str]) -> None:
-    """Draw into a folder task return and course error of episodes (E,), a cell each, row by row, as far as possible.
+    """Draw task return and course error of episodes (E,), a cell each, row by row, into the folder of an evaluation.
 
     rows, columns: the speeds [m/s] and turns [degrees] that were commanded."""
-    pictures = {"task_return": ("grid", "task return (1 is the best)", 1.0)}
-    pictures["course_error_deg"] = ("grid_course", "course error [degrees]", 90.0)
-    for name, (file, label, top) in pictures.items():
-        table = episodes[name].view(len(rows), len(columns)).tolist()
-        path = os.path.join(folder, f"{file}.png")
-        plot_table(path, table, rows, columns, "speed [m/s]", "turn [degrees]", label, top=top)
+    with open(os.path.join(folder, "figures.json"), encoding="utf-8") as file:
+        name = "/".join(json.load(file)["checkpoint"].split(os.sep)[-2:])
+    title = f"{IN_RUN.sub('/', name)}: a test of its own,\nin each cell an episode with a constant command"
+    returns, courses = (episodes[x].view(len(rows), len(columns)) for x in ("task_return", "course_error_deg"))
+    top = max(5.0, float(courses.nanquantile(0.9)))  # a few large ones would leave the others in one colour
+    path = os.path.join(folder, "grid")
+    plot_table(f"{path}.png", returns.tolist(), rows, columns, "task return (1 is the best)", title, 1.0)
+    plot_table(f"{path}_course.png", courses.tolist(), rows, columns, "course error [degrees]", title, top)
 
 
 # ---- 2. What an evaluation writes ------------------------------------------------------------------------------------
@@ -130,8 +127,7 @@ def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> st
 
     found: figures, roll-outs, the bodies' errors (T, J-1) [m]. The folder is args.out, or beside the checkpoint."""
     metrics, clips, errors = found[:3]
-    stem = os.path.splitext(checkpoint)[0]
-    folder = args.out or f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = args.out or f"{os.path.splitext(checkpoint)[0]}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = motions.character.body_names
     name = "/".join(os.path.abspath(checkpoint).split(os.sep)[-2:])
     clip = os.path.basename(os.path.normpath(args.motion_file))
@@ -140,18 +136,22 @@ def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> st
         about = {"checkpoint": checkpoint, "command": sys.argv, "figures": metrics}
         ml.write_file(os.path.join(folder, "figures.json"), json.dumps(about, indent=1).encode())
     with optional():
-        title = f"{name} on {clip}: pose error of each body [m]"
-        plot_body_errors(os.path.join(folder, "pose_error.png"), errors, names[1:], 1.0 / clips[0].fps, title)
+        turned = dict(zip(motions.character.dof_body.tolist(), motions.character.dof_names))
+        joints = [re.sub("_[xyz]$", "", turned.get(j) or body) for j, body in enumerate(names)][1:]
+        title = f"{IN_RUN.sub('/', name)} on {clip}: pose error of each joint [m]"
+        plot_body_errors(os.path.join(folder, "pose_error.png"), errors, joints, 1.0 / clips[0].fps, title)
+    first = os.path.join(folder, "rollouts", "000.npz")
+    told = getattr(args, "eval_commands", None)
     with optional():
         ends = bool(motions.loop.all()) or metrics.get("fall_rate") == 1.0  # else a clip's end may end an episode
         longest = round(args.eval_seconds * args.control_hz) if ends else 0
         write_rollouts(os.path.join(folder, "rollouts"), clips, names, f"roll-out of {name}", longest)
-        first = os.path.join(folder, "rollouts", "000.npz")
-        told = getattr(args, "eval_commands", None)
         text = sentence(args, motions, metrics).splitlines()[0]
         page(os.path.join(folder, "index.html"), first, clips[0], motions, text, told)
+    with optional():
         if args.capture_video and args.evaluate:
-            film(os.path.join(folder, "film.mp4"), first, motions, told)
+            print(f"filming {len(clips[0].root_position)} pictures", file=sys.stderr, flush=True)
+            film(os.path.join(folder, "film.mp4"), first, motions, told, sys.stderr.isatty())
     return folder
 
 
@@ -178,22 +178,22 @@ def film_episode(out: str, clip: ml.Clip, motions: ml.MotionLib) -> None:
     film(out, rollout, motions)
 
 
-def film(out: str, rollout: str, motions: ml.MotionLib, commands: Optional[str] = None) -> None:
-    """Film a roll-out, .mp4 or .gif, with its clip as a ghost if there is but one; commands: file of what it was told.
+def film(out: str, rollout: str, motions: ml.MotionLib, told: Optional[str] = None, watched: bool = False) -> None:
+    """Film a roll-out, .mp4 or .gif, with its clip as a ghost if there is but one; told: file of its commands.
 
-    Raises OSError."""
+    watched: a bar on the terminal shows how far it is. Raises OSError."""
     more = ["--ghost", motions.files[0]] if len(motions.files) == 1 else []
-    more += ["--fast", *(["--commands", commands] if commands else [])]
-    _ask(out, [RENDER, rollout, out, *more, "--character-file", motions.character.path])
+    more += ["--fast", *(["--commands", told] if told else [])]
+    _ask(out, [RENDER, rollout, out, *more, "--character-file", motions.character.path], watched)
 
 
-def _ask(out: str, command: List[str]) -> None:
-    """Run a tool that writes a file, in a process that OpenGL may end. Raises OSError."""
+def _ask(out: str, command: List[str], watched: bool = False) -> None:
+    """Run a tool that writes a file, in a process that OpenGL may end; watched: it is heard. Raises OSError."""
     try:
-        command = [sys.executable, *command]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TOOL_SECONDS)
+        streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=None if watched else subprocess.PIPE)
+        done = subprocess.run([sys.executable, *command], timeout=TOOL_SECONDS, **streams)
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{out}: not written in {TOOL_SECONDS:.0f} s") from error
     if done.returncode != 0:
-        complaint = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OSError(f"{out}: not written: {complaint[-1]}")
+        said = (done.stderr or b"").decode(errors="replace").strip().splitlines()
+        raise OSError(f"{out}: not written: {said[-1] if said else f'exit code {done.returncode}'}")

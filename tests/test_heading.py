@@ -319,12 +319,13 @@ def test_the_grid(tmp_path, monkeypatch, episodes, rows):
     assert np.diff([float(x) for x in column_names]).min() > 0  # from just above -180 on
     drawn = {}
     monkeypatch.setattr(
-        report, "plot_table", lambda path, table, *names, top: drawn.update({path: (table, names, top)})
+        report, "plot_table", lambda path, table, *names: drawn.update({path: (table, names[:3], names[-1])})
     )
+    (tmp_path / "figures.json").write_text('{"checkpoint": "a.pt"}')
     figures = {"task_return": speeds[0], "course_error_deg": torch.rad2deg(turns[0]), "others": None}
-    report.plot_grid("runs/a.b", figures, row_names, column_names)
+    report.plot_grid(str(tmp_path), figures, row_names, column_names)
     for (path, (table, names, top)), cell in zip(drawn.items(), (lambda v, a: v, lambda v, a: a)):
-        assert path == f"runs/a.b/grid{'_course' if top == 90 else ''}.png" and len(table) == rows
+        assert path == f"{tmp_path}/grid{'_course' if top > 1 else ''}.png" and len(table) == rows
         assert names[:2] == (row_names, column_names) and ("return" in names[-1]) == (top == 1)
         for speed, row in zip(np.linspace(1.0, 3.5, rows if rows > 1 else 2), table):
             assert row == pytest.approx([cell(speed, float(a)) for a in column_names], abs=0.51)

@@ -82,8 +82,9 @@ def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, film
         assert str(file["source"]) == f"roll-out of {tmp_path.name}/latest.pt" and len(file["rotations"]) == 9
     written = json.loads((folder / "figures.json").read_text())
     assert written["figures"] == {"episodes": 2, "pose_error_m": 0.01234567}
-    assert written["checkpoint"] == str(tmp_path / "latest.pt") and capsys.readouterr() == ("", "")
-    expected = [(str(folder / "film.mp4"), str(folder / "rollouts/000.npz"), walk, "course.csv")]
+    assert written["checkpoint"] == str(tmp_path / "latest.pt")
+    assert capsys.readouterr() == ("", "filming 5 pictures\n" * filmed)
+    expected = [(str(folder / "film.mp4"), str(folder / "rollouts/000.npz"), walk, "course.csv", False)]
     assert films == (expected if filmed else [])
     again = judged(walk, tmp_path)
     assert again != folder and sorted(os.listdir(again)) == ["figures.json", "pose_error.png", "rollouts"]
@@ -185,16 +186,14 @@ def test_picture_of_the_bodies_errors(tmp_path, figures):
 
 def test_picture_of_a_table(tmp_path, figures):
     table = [[0.0, 0.256, 1.0], [0.5, 0.75, math.nan]]
-    report.plot_table(
-        str(tmp_path / "a.png"), table, ["1.0", "2.0"], ["-90", "0", "90"], "speed [m/s]", "turn [degrees]", "return"
-    )
+    report.plot_table(str(tmp_path / "a.png"), table, ["1.0", "2.0"], ["-90", "0", "90"], "return", "a test", 1.0)
     axes, scale = figures[0].axes
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {(0, 0): ".00", (1, 0): ".26", (2, 0): "1.00", (0, 1): ".50", (1, 1): ".75", (2, 1): "-"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["-90", "0", "90"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1.0", "2.0"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("turn [degrees]", "speed [m/s]")
-    assert scale.get_ylabel() == axes.get_title() == "return" and axes.images[0].get_clim() == (0, 1)
+    assert (scale.get_ylabel(), axes.get_title()) == ("return", "a test") and axes.images[0].get_clim() == (0, 1)
     for text in axes.texts:  # it can be read: bright on dark, dark on bright
         x, y = text.get_position()
         red, green, blue, opacity = axes.images[0].to_rgba(np.array([table[y][x]]))[0]
@@ -205,22 +204,50 @@ def test_picture_of_a_table(tmp_path, figures):
 
 @pytest.mark.parametrize("draw", ["plot_body_errors", "plot_table"])
 def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, capsys, draw):
-    """And an OSError, such as that of a full disk, reaches the caller, or is said."""
+    """And an OSError, such as that of a full disk, reaches the caller, and is said of an evaluation's grids."""
     arguments = {
         "plot_body_errors": (torch.ones(2, 1), ["head"], 0.1),
-        "plot_table": ([[0.5]], ["a"], ["b"], "c", "d", "e"),
+        "plot_table": ([[0.5]], ["a"], ["b"], "c", "d", 1.0),
     }[draw]
     written = {}
     monkeypatch.setattr(ml, "write_file", written.__setitem__)
     getattr(report, draw)("a.png", *arguments)
     assert written["a.png"].startswith(b"\x89PNG") and written["a.png"].endswith(b"IEND\xaeB`\x82")
     monkeypatch.undo()
-    if draw == "plot_table":
-        report.plot_table(str(tmp_path / "none/a.png"), *arguments)
-        assert "the figures stand, but not all could be written" in capsys.readouterr().err
-    else:
-        with pytest.raises(OSError):
-            report.plot_body_errors(str(tmp_path / "none/a.png"), *arguments)
+    with pytest.raises(OSError):
+        getattr(report, draw)(str(tmp_path / "none/a.png"), *arguments)
+    report.plot_grid(str(tmp_path / "none"), {}, [], [])
+    assert "the figures stand, but not all could be written" in capsys.readouterr().err
+
+
+def test_the_grids_say_what_they_are_and_one_bad_cell_does_not_hide_the_others(tmp_path, figures):
+    """Of a run's checkpoint, without the options in its folder's name; half of the scale is in use, or 5 degrees."""
+    checkpoint = "runs/locomotion__seed-2__heading__20261126-013402/best.pt"
+    (tmp_path / "figures.json").write_text(json.dumps({"checkpoint": checkpoint}))
+    courses = torch.tensor([4.0, 6.0, 8.0, 10.0, 12.0, 6.0, 4.0, 10.0, 6.0, 88.0, math.nan, 5.0])
+    episodes = {"task_return": torch.linspace(0, 1, 12), "course_error_deg": courses}
+    for case in (episodes, {**episodes, "course_error_deg": courses / 100}):
+        report.plot_grid(str(tmp_path), case, ["1.0", "2.0", "3.0"], ["0", "90", "180", "270"])
+    first, worst, _, least = figures
+    axes, scale = worst.axes
+    assert axes.get_title() == (
+        "locomotion/best.pt: a test of its own,\nin each cell an episode with a constant command"
+    )
+    assert scale.get_ylabel() == "course error [degrees]" and axes.images[0].get_clim() == (0, 12)
+    assert [text.get_text() for text in axes.texts][-3:] == ["88", "-", "5"]
+    assert first.axes[0].images[0].get_clim() == (0, 1) and least.axes[0].images[0].get_clim() == (0, 5)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["grid.png", "grid_course.png"]
+
+
+def test_errors_are_of_joints(tmp_path, walk, figures):
+    """A body of the humanoid is where its joint is: a thigh's is the hip's; a hand, which has none, keeps its name."""
+    judged(walk, tmp_path)
+    labels = [label.get_text().split()[0] for label in figures[0].axes[0].get_yticklabels()]
+    arm = ["shoulder", "elbow", "hand"]
+    sides = [f"{side}_{joint}" for side in ("right", "left") for joint in arm]
+    legs = [f"{side}_{joint}" for side in ("right", "left") for joint in ("hip", "knee", "ankle")]
+    assert labels == ["abdomen", "neck", *sides, *legs]
+    assert figures[0].axes[0].get_title() == f"{tmp_path.name}/latest.pt on walk.npz: pose error of each joint [m]"
 
 
 # ---- Films -----------------------------------------------------------------------------------------------------------
@@ -283,6 +310,15 @@ def test_a_film_that_fails_is_an_oserror(film, text, complaint):
     with pytest.raises(OSError, match=complaint) as error:
         film(text)
     assert "\n" not in str(error.value)
+
+
+def test_a_film_that_is_watched_is_heard(tmp_path, monkeypatch, capfd, walk):
+    """What the tool says, its bar for one, goes to the terminal, and its complaint is not said twice."""
+    (tmp_path / "tool.py").write_text("import sys; print('chatter'); sys.exit('error: no OpenGL')")
+    monkeypatch.setattr(report, "RENDER", str(tmp_path / "tool.py"))
+    with pytest.raises(OSError, match=r"a\.mp4: not written: exit code 1$"):
+        report.film("a.mp4", "a.npz", walk, None, True)
+    assert capfd.readouterr() == ("", "error: no OpenGL\n")
 
 
 def test_a_film_that_never_ends_is_given_up(film, tmp_path, monkeypatch):

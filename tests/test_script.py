@@ -477,7 +477,7 @@ def test_a_film_that_fails_costs_the_film_and_not_the_training(run_script, root,
     assert result.code == 0 and METRICS <= set(figures(result))
     if fault:
         assert (
-            result.err.count("\n") == 3 + ("most fell" in result.err)
+            result.err.count("\n") == 4 + ("most fell" in result.err)
             and "film.mp4: not written: error: no OpenGL here" in result.err
         )
     else:

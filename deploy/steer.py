@@ -4,7 +4,8 @@
     python deploy/steer.py pretrained/walk.pt               # a single clip's policy: the same without commands
     python deploy/steer.py my.pt --script my_amp.py         # of a copy of a script (it is executed)
 
-The ghost is the moment of the clips that the pose is nearest to. Physics runs in real time, whatever the page draws.
+Beside it stands the moment of the clips that its pose is nearest to. Physics runs in real time, whatever the page
+draws.
 Any other option goes to the script, --motion-file CLIP for instance. Bad input ends with one line that says what is
 wrong, and exit code 2.
 
@@ -12,6 +13,7 @@ Dimension key: J bodies (row 0 is the root), C clips, R poses of these; frames, 
 """
 
 import argparse
+import collections
 import math
 import os
 import sys
@@ -42,14 +44,15 @@ FASTER = 0.25  # by a key [m/s]
 TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
 SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall [s]
-GREEN = (0, 110, 25)  # of the arrow
+ASIDE = 1.0  # the nearest clip stands so far from the character [m]
+MEAN_SECONDS = 1.0  # about a stride: over this the speed is averaged
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
 TOLD = "**J L** turn, **I K** faster, slower: {:g} to {:g} m/s, as in its training. Click on the ground: go there.  \n"
 HELP = "**P** push, **M** slow motion, **R** reset, **space** pause. Shift and click on a limb: push it where you look."
-HELP += "  \nBlue: the policy, its right limbs dark. Orange: the nearest moment of its clips. Red touches the ground."
+HELP += "  \nBlue: the policy. Orange, **G** hides it: the nearest moment of its clips. Red touches the ground."
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -87,6 +90,8 @@ class Walker:
         self.data.qpos[:] = self.starts[0][self.row]
         self.data.qvel[:] = self.starts[1][self.row]
         self.steps = 0  # of the physics since then
+        count = round(MEAN_SECONDS / (self.substeps * self.model.opt.timestep))
+        self.speeds = collections.deque(maxlen=count)  # at the last control steps [m/s]
         self.owed = 0.0  # time that has passed, but not yet in the physics [s]
         self.pushed = 0  # physics steps until a push ends
         self.down = 0.0  # how long ago it has fallen, or 0 [s]
@@ -102,6 +107,7 @@ class Walker:
             most = TURN_RATE * self.substeps * self.model.opt.timestep
             way = math.radians(wrap(math.degrees(self.goal - self.heading)))
             self.heading += min(max(way, -most), most)
+            self.speeds.append(float(np.linalg.norm(self.data.qvel[:2])))
             seen = [torch.from_numpy(x)[None] for x in (self.data.qpos, self.data.qvel)]
             told = [torch.tensor([[self.heading, self.speed]], dtype=torch.float64)] if self.policy.commanded else []
             self.data.ctrl[:] = self.policy(*seen, *told)[0].numpy()
@@ -176,7 +182,7 @@ class Controls:
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, speeds[0], visible=told)
         self.pace = gui.add_slider("Time", 0.05, 1.0, 0.05, 1.0)
         self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 40.0)
-        shown = ("Follow", "Ghost", "Begin anew after a fall")
+        shown = ("Follow", "Nearest clip", "Begin anew after a fall")
         self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
         self.pause = gui.add_button("Pause")
         self.playing = True
@@ -191,6 +197,7 @@ class Controls:
         commands = {"space": ("Pause", self.play_or_pause), "R": ("Reset", lambda: self.jobs.append(self.walker.reset))}
         commands["P"] = ("Push from a random side", self.push_somewhere)
         commands["M"] = ("Slow motion", self.slow_or_not)
+        commands["G"] = ("With or without the nearest clip", self.with_or_without)
         if told:
             commands["J"] = ("Turn left", lambda: self.turn(TURN))
             commands["L"] = ("Turn right", lambda: self.turn(-TURN))
@@ -215,6 +222,10 @@ class Controls:
         """Let time stand still, or go on."""
         self.playing = not self.playing
         self.pause.label = "Pause" if self.playing else "Play"
+
+    def with_or_without(self) -> None:
+        """Show the nearest clip, or not."""
+        self.ghost.value = not self.ghost.value
 
     def slow_or_not(self) -> None:
         """Slow motion, or real time."""
@@ -247,24 +258,31 @@ class Controls:
         self.push(0, (math.cos(angle), math.sin(angle), 0.0))
 
 
-def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any]:
-    """The viewer's scene with the character, a ghost of it and its trail, and an arrow that shows where it is to go."""
+def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any, Tensor]:
+    """The viewer's scene with the character, its trail and the nearest clip; an arrow that shows where it is to go; the
+    way from the character to the nearest clip (3,) [m], the same at all times: it does not swing around in turns."""
     state = walker.state()
     root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
     rotations = state.rotations.expand(TRAIL + 1, -1, -1)
     touching = torch.ones(rotations.shape[:2], dtype=torch.bool)  # any body may touch the ground; the ghost shows none
-    takes = [view.Take("policy", root, rotations, touching), view.Take("nearest clip", root, rotations, ~touching)]
-    scene = view.build(server, walker.character, meshes, takes, "pinned")
-    for node in scene.bodies[1]:
-        node.color = view.COLOURS["orange"]  # on both sides: brown would hardly show on dark blue
+    takes = [view.Take("policy", root, rotations, touching)]
+    x, y, _ = view.gaze_of(takes, "beside")
+    aside = ASIDE * torch.tensor([y, -x, 0.0]) / math.hypot(x, y)  # to the left in the picture
+    takes.append(view.Take("nearest clip", root + aside, rotations, ~touching, held="at its side"))
+    scene = view.build(server, walker.character, meshes, takes, "beside")
+    everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
+    view.aim(server, everyone, "beside")
+    view.fit(server, everyone)
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
-    arrow = server.scene.add_arrows("/world/centre/goal", np.array(line, np.float32), GREEN, head_length=0.2)
+    arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
     arrow.visible = walker.policy.commanded
-    return scene, arrow
+    return scene, arrow, aside
 
 
-def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, str]:
-    """What is shown now: character and ghost, the lowest points of the bodies (1, J) [m], and how near it is."""
+def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.Take], Tensor, str]:
+    """What is shown now: character and nearest clip, the lowest points of the bodies (1, J) [m], and how near it is.
+
+    aside (3,): from the one to the other [m]."""
     motions = walker.env.motions
     state = walker.state()
     position, rotation = ml.forward_kinematics(walker.character, state.root_position, state.rotations)
@@ -272,16 +290,17 @@ def picture(walker: Walker, nearest: Nearest) -> Tuple[List[view.Take], Tensor, 
     clip, moment, distance = nearest(relative_positions(position, state.rotations[:, 0])[0])
     other = motions.state(torch.tensor([clip]), torch.tensor([moment]))
     here = (state.root_position, state.rotations)
-    ghost = view.place(other.root_position, other.rotations, *here, "pinned", 1)
-    takes = [view.Take("policy", *here, lowest <= view.TOUCH), view.Take("nearest clip", *ghost, lowest > math.inf)]
+    root, rotations = view.place(other.root_position, other.rotations, *here, "pinned", 1)
+    takes = [view.Take("policy", *here, lowest <= view.TOUCH)]
+    takes.append(view.Take("nearest clip", root + aside, rotations, lowest > math.inf))
     name = os.path.basename(motions.files[clip]).replace(".npz", "")
     return takes, lowest, f"{name}, {distance:.3f} m"
 
 
 def readout(walker: Walker, share: float, near: str) -> str:
-    """What the page says: its speed and the one it is told [m/s], how fast the physics runs (share: of real time), and
-    how near it is."""
-    speed = f"{np.linalg.norm(walker.data.qvel[:2]):.2f} m/s"
+    """What the page says: its speed over the last second and the one it is told [m/s], how fast the physics runs
+    (share: of real time), and how near it is."""
+    speed = f"{np.mean(walker.speeds or [0.0]):.2f} m/s"
     if walker.policy.commanded:
         speed += f", told {walker.speed:.2f} m/s"
     pace = "in real time" if share > 0.97 else f"at {100 * share:.0f} % of real time"
@@ -292,7 +311,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy")
-    scene, arrow = build(server, walker, meshes)
+    scene, arrow, aside = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds)
     nearest = Nearest(walker.env.motions, PICTURES)
     middle = np.zeros(3)  # where the camera looks
@@ -308,7 +327,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         if controls.playing:
             passed = walker.advance((now - last) * controls.pace.value)  # [s]
             share += min(now - last, 1.0) * (passed / (now - last) - share)
-        takes, lowest, near = picture(walker, nearest)
+        takes, lowest, near = picture(walker, nearest, aside)
         if walker.down or walker.ended(lowest):
             walker.down += now - last
         if controls.again.value and walker.down > REST:
@@ -317,10 +336,11 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
         with server.atomic():
             if controls.follow.value:
-                middle = view.centre_of(takes, 0)
+                middle = view.centre_of(takes[:1], 0)
             scene.world.position = -middle
             view.show(scene, walker.character, takes, 0)
-            scene.bodies[1][0].visible = controls.ghost.value
+            scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost.value
+            arrow.position = view.centre_of(takes[:1], 0)
             arrow.wxyz = (math.cos(0.5 * walker.heading), 0.0, 0.0, math.sin(0.5 * walker.heading))
             arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
             if moment != drawn:

@@ -232,9 +232,9 @@ def load_takes(
             root, rotations = in_grid(root, rotations, i, len(paths))
         elif takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
-        held = "in the first one's phase, held at its side" if layout == "beside" and takes else ""
+        held = "in step with the blue one, held at its side" if layout == "beside" and takes else ""
         if layout == "side" and takes and parts(root, takes[0].root):
-            root, held = hold(root, takes[0].root, rate), "held at the first one's side"
+            root, held = hold(root, takes[0].root, rate), "held at the blue one's side"
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
@@ -342,11 +342,16 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     if takes[0].told:
         paths.append(add_path(scene, "/world/course", takes[0].told.path.numpy(), 0.006, GREEN))
         arrow = scene.add_arrows("/world/told", np.array([[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]], np.float32), GREEN)
-    focus = centre_of(takes, 0)
-    server.initial_camera.fov = math.radians(FIELD)
-    server.initial_camera.look_at = focus + [0, 0, 0.85]
-    server.initial_camera.position = focus + [0, 0, 0.85] + distance_of(takes) * gaze_of(takes, layout)
+    aim(server, takes, layout)
     return Scene(world, centre, bodies, skins, labels, paths, ground, arrow)
+
+
+def aim(server: Any, takes: List[Take], layout: str) -> None:
+    """Put the camera of a viser server in front of the characters, as they start."""
+    focus = centre_of(takes, 0) + [0, 0, 0.85]
+    server.initial_camera.fov = math.radians(FIELD)
+    server.initial_camera.look_at = focus
+    server.initial_camera.position = focus + distance_of(takes) * gaze_of(takes, layout)
 
 
 def add_path(scene: Any, name: str, points: np.ndarray, height: float, colour: Tuple[int, int, int]) -> Any:
@@ -482,7 +487,8 @@ def words_of(takes: List[Take], rate: float) -> List[str]:
     """What the page says of each frame: how fast the first character goes, and was told to go."""
     speeds = speeds_of(takes[0].root, rate)
     told = [f", told {speed:.2f} m/s" for speed in takes[0].told.speed] if takes[0].told else [""] * len(speeds)
-    return [unbroken(f"now {speed:.2f} m/s{more}") for speed, more in zip(speeds, told)]
+    who = "blue now" if len(takes) > 1 else "now"
+    return [unbroken(f"{who} {speed:.2f} m/s{more}") for speed, more in zip(speeds, told)]
 
 
 def rest_of(takes: List[Take]) -> float:
@@ -644,10 +650,11 @@ def fit(server: Any, takes: List[Take]) -> None:
 
     @server.on_client_connect
     def _(client: Any) -> None:
-        camera = client.camera
-        far = further(takes, camera.image_width, camera.image_height)
+        start = server.initial_camera  # the client's own is still viser's
+        far = further(takes, client.camera.image_width, client.camera.image_height)
         if far > 1.0:
-            camera.position = camera.look_at + far * (camera.position - camera.look_at)
+            client.camera.position = start.look_at + far * (start.position - start.look_at)
+            client.camera.look_at = start.look_at
 
 
 def serve(

@@ -89,8 +89,14 @@ def test_time_passes_in_whole_steps_and_pictures_lie_between(walker):
 
 
 def test_what_the_page_says_of_speed_and_time(loaded, walker):
-    walker.data.qvel[:2] = 0.6, 0.8
+    """Its speed is the mean of the last second, 30 control steps."""
+    walker.speeds.extend([9.0] * 7 + [0.5] * 15 + [1.5] * 15)
     assert steer.readout(walker, 1.0, "near") == "1.00 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near"
+    walker.data.qvel[:2] = 3.6, 4.8
+    walker.step()
+    assert steer.readout(walker, 1.0, "near").startswith(f"{1.0 + (6.0 - 0.5) / 30:.2f} m/s")
+    walker.reset()
+    assert steer.readout(walker, 1.0, "near").startswith("0.00 m/s")
     told_nothing = steer.readout(steer.Walker(loaded["walk"]), 0.2, "near").split("  \n")
     assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20 % of real time"
 
@@ -193,8 +199,10 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         assert soon(lambda: red[foot].visible) and controls.scene.bodies[0][foot].color == blue
         controls.jobs.append(lambda: walker.data.qpos.__setitem__(2, 3.0))
         assert soon(lambda: not any(skin.visible for skin in red.values()))
-        controls.ghost.value = False
-        assert soon(lambda: not controls.scene.bodies[1][0].visible)
+        one, other = (nodes[0].position for nodes in controls.scene.bodies)
+        assert np.linalg.norm((other - one)[:2]) == pytest.approx(steer.ASIDE, abs=0.1)  # they move meanwhile
+        controls.with_or_without()
+        assert soon(lambda: not controls.scene.bodies[1][0].visible and not controls.scene.labels[1].visible)
         controls.jobs.append(walker.reset)
         assert soon(lambda: walker.steps == 0)
 
@@ -227,8 +235,12 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         tab.mouse.click(60, 220)  # on the ground, beside it
         assert soon(lambda: controls.heading.value not in (30.0, 0.0))
         tab.keyboard.down("Shift")
-        heights = itertools.cycle((90, 105, 120))  # pelvis, waist, torso, wherever a step has them
-        assert soon(lambda: len(pushes) > 1 or tab.mouse.click(360, next(heights)))
+        code = """([name, above]) => {
+            const m = __viserMutable, found = m.nodeRefFromName[name];
+            const place = found.getWorldPosition(found.position.clone()).project(m.camera);
+            return [360 * (1 + place.x), 130 * (1 - place.y) - above]}"""
+        heights = itertools.cycle((0, 10, 20))  # over the pelvis, wherever a step has it [pixels]
+        assert soon(lambda: len(pushes) > 1 or tab.mouse.click(*tab.evaluate(code, [PELVIS, next(heights)])))
         tab.keyboard.up("Shift")
         tab.keyboard.press("Space")
         tab.get_by_role("button", name="Play").wait_for()

@@ -98,7 +98,7 @@ def test_who_leaves_the_first_one_is_held_at_its_side(character, root):
     speeds = [view.speeds_of(take.root, rate)[30:-30].mean() for take in (takes[0], takes[1], alone)]
     assert speeds[:2] == pytest.approx([0.97, 0.97], abs=0.03) and speeds[2] > 3.0
     legend = view.legend_of(takes)
-    assert f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; held at the first one" in legend
+    assert f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; held at the blue one" in legend
 
 
 def test_what_it_was_told(character, write_clip, tmp_path):
@@ -288,6 +288,18 @@ def test_a_narrow_picture_is_taken_from_further_away(write_clip, character):
     far = view.further(takes, 390, 800)
     metre = 400 / (math.tan(math.radians(20)) * far * view.distance_of(takes))  # [pixels]
     assert far > 1.0 and 1.0 * metre == pytest.approx(195 - view.NAME_WIDTH)  # .75 m and an arm to each side
+
+
+def test_a_narrow_page_shows_all(write_clip, character):
+    """The page's camera goes back along the way that it looks."""
+    _, takes = view.load_takes(character, [write_clip("a.npz"), write_clip("b.npz")], "side")
+    start = SimpleNamespace(position=np.array([4.0, 0.0, 2.0]), look_at=np.array([0.0, 0.0, 1.0]))
+    connected = []
+    view.fit(SimpleNamespace(initial_camera=start, on_client_connect=connected.append), takes)
+    for width, far in ((1100, 0.0), (390, view.further(takes, 390, 800))):
+        camera = SimpleNamespace(image_width=width, image_height=800, position=None)
+        connected[0](SimpleNamespace(camera=camera))
+        assert camera.position is None if not far else camera.position.tolist() == [4.0 * far, 0.0, 1.0 + far]
 
 
 def test_numbers_stay_with_their_units():

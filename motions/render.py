@@ -72,7 +72,7 @@ CELLS = 4  # time steps of a compared clip in a frame of the roll-out; its pace 
 STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=4096, fine=4.0, suns=5, sky=WHITE)
 FILM = dict(azimuth=120, elevation=-10, fovy=30, floor="60 60 1", shadowsize=1024, fine=2.0, suns=3, sky=SKY)
 FAST = dict(fine=1.5, suns=1)
-SOFT = 0.06  # how much longer than the middle one's the shadow of an outermost sun is, as a share
+SOFT = 0.025  # how much longer each sun's shadow is than the one's before, as a share; with more one sees the edges
 # Where the sun stands and which way it shines; half the width of its shadow map is `reach` times 4 m. MuJoCo pushes
 # shadows back by 1.5 times the depth's slope along one axis of that map; across both it may be twice that, and then the
 # floor shades itself in dots. The map's axes follow the sun's X and Y, so a film's sun shines along one of these alone.
@@ -300,7 +300,7 @@ class Stage:
             raise InputError(f"no OpenGL to draw without a screen ({fault}); {advice}") from error
         self.mujoco = mujoco
         self.size = size
-        self.sky = np.linspace(-SOFT, SOFT, look["suns"]) if look["suns"] > 1 else [0.0]
+        self.sky = SOFT * (np.arange(look["suns"]) - 0.5 * (look["suns"] - 1))
         self.sun = self.model.light_dir[0].copy()
         self.pattern = np.array([pattern, PATTERN, 1.0])
         self.image = PIL.Image

@@ -178,6 +178,14 @@ def speeds_of(root: Tensor, rate: float) -> np.ndarray:
     return np.linalg.norm(np.gradient(way, axis=0), axis=1) * rate
 
 
+def mean_speed(motion: ml.MotionLib) -> float:
+    """How fast a clip goes on average [m/s]: forward, or, who goes sideways, as a cartwheel does, from start to end."""
+    way = motion.clips[0].root_position[-1] - motion.clips[0].root_position[0]
+    forward = abs(motion.statistics()[1])
+    straight = float(np.linalg.norm(way[:2])) / float(motion.length[0])
+    return forward if forward > 0.5 * straight else straight
+
+
 def in_grid(root: Tensor, rotations: Tensor, index: int, count: int) -> Tuple[Tensor, Tensor]:
     """Let one of `count` characters keep its place in a grid: root (T, 3) [m], rotations (T, J, 4) -> the same, moved.
 
@@ -238,7 +246,7 @@ def load_takes(
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
-        about = dict(speed=motion.statistics()[1], ends=not motion.loop[0], held=held)
+        about = dict(speed=mean_speed(motion), ends=not motion.loop[0], held=held)
         takes.append(Take(names[i] + more, root, rotations, touching, **about))
     if commands:
         takes[0] = takes[0]._replace(told=told_by(commands, takes[0].root, rate))
@@ -363,11 +371,12 @@ def add_path(scene: Any, name: str, points: np.ndarray, height: float, colour: T
 
 
 def gaze_of(takes: List[Take], layout: str) -> np.ndarray:
-    """From where the camera looks at first, in the world's axes (3,), of length 1 on the ground: from the front right,
-    or from the right, or from ahead and above."""
+    """From where the camera looks at first, a unit vector (3,) in the world's axes: from the front right, or from the
+    right, or from ahead and above."""
     view = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
     view = VIEW_OF_COURSE if takes[0].told else view
-    return ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), torch.tensor(view)).numpy()
+    view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), torch.tensor(view)).numpy()
+    return view / np.linalg.norm(view)
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -520,7 +529,8 @@ def head_of(takes: List[Take], rate: float, text: str = "") -> str:
     """view_head.html with rate and sizes as numbers, and legend, title and other words as texts of its script: JSON, in
     which nothing ends it."""
     numbers = {"FRAMES_A_SECOND": rate, "VIEWPOINT": viewpoint(takes), "NAME_WIDTH": NAME_WIDTH}
-    numbers.update(NEEDED=breadth_of(takes) / math.tan(math.radians(0.5 * FIELD)) / distance_of(takes))
+    numbers.update(NEEDED=breadth_of(takes) / math.tan(math.radians(0.5 * FIELD)), DISTANCE=distance_of(takes))
+    numbers.update(MANY=len(takes) > 2)
     texts = {"LEGEND": legend_of(takes), "TITLE": title_of(takes), "SEEN_FROM": seen_from(takes)}
     texts.update(FIGURES=unbroken(text), WORDS=words_of(takes, rate))
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:

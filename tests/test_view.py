@@ -101,6 +101,13 @@ def test_who_leaves_the_first_one_is_held_at_its_side(character, root):
     assert f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; held at the blue one" in legend
 
 
+def test_speeds_of_whole_files(character, root, walk):
+    """A cartwheel goes sideways: nothing forward, on average."""
+    assert view.mean_speed(walk) == pytest.approx(0.97, abs=0.005)
+    cartwheel = ml.MotionLib(str(root / "motions/cartwheel.npz"), character)
+    assert cartwheel.statistics()[1] < 0.1 < 0.7 < view.mean_speed(cartwheel) < 0.9
+
+
 def test_what_it_was_told(character, write_clip, tmp_path):
     """2 m/s along +Y for .2 s, then 1 m/s along +X; from where it begins."""
     (tmp_path / "told.csv").write_text("0, 90, 2\n0.2, 0, 1\n")
@@ -629,6 +636,7 @@ def test_the_file_plays_in_a_browser(tab, root, character, tmp_path, run_script)
     assert goes(150) > 3.0 and until(tab, lambda: abs(np.linalg.norm(spot() - start) - goes(150)) < 1e-3)
     assert until(tab, lambda: np.allclose(aim(), spot(), atol=1e-3))
     there = aim()
+    tab.locator("#motion summary").click()  # on a narrow screen it is folded
     tab.locator("#follow").uncheck()
     scrub(tab, "1")
     assert until(tab, lambda: abs(np.linalg.norm(spot() - start) - goes(30)) < 1e-3)

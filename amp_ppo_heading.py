@@ -102,7 +102,7 @@ class Task:
 
 @dataclasses.dataclass
 class Training:
-    """PPO."""
+    """PPO. by_device: on the CPU, on a GPU."""
 
     total_timesteps: by_device(int, 12_000_000, 100_000_000) = None
     """control steps of training, of all environments"""
@@ -295,8 +295,7 @@ class AMPEnv:
         self.goals = Goals(args, num_envs, self.generator)
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
         self.velocity = torch.zeros(num_envs, 3, device=device)  # v += max(1 / t, 4 dt) (now - v): a gait sways [m/s]
-        # Zero action is the clips' mean pose.
-        self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
+        self.action_offset, self.clip_speed = motions.statistics()  # pose (A,) [rad], [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]

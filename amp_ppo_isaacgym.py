@@ -87,7 +87,7 @@ class Task:
 
 @dataclasses.dataclass
 class Training:
-    """PPO."""
+    """PPO. by_device: on the CPU, on a GPU."""
 
     total_timesteps: by_device(int, 3_000_000, 100_000_000) = None
     """control steps of training, of all environments"""
@@ -243,8 +243,7 @@ class AMPEnv:
         if bool((motions.length < self.span).any()):
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
-        # Zero action is the clips' mean pose.
-        self.action_offset, self.clip_speed = motions.statistics()  # (A,) [rad], [m/s]
+        self.action_offset, self.clip_speed = motions.statistics()  # pose (A,) [rad], [m/s]
         self.target_speed = self.clip_speed if args.target_speed is None else args.target_speed  # [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in

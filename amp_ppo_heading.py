@@ -102,9 +102,9 @@ class Task:
 
 @dataclasses.dataclass
 class Training:
-    """PPO. by_device: on the CPU, on a GPU."""
+    """PPO."""
 
-    total_timesteps: by_device(int, 12_000_000, 100_000_000) = None
+    total_timesteps: by_device(int, 12_000_000, 100_000_000) = None  # on the CPU, on a GPU
     """control steps of training, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""

@@ -264,7 +264,7 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     state = walker.state()
     root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
     rotations = state.rotations.expand(TRAIL + 1, -1, -1)
-    touching = torch.ones(rotations.shape[:2], dtype=torch.bool)  # any body may touch the ground; the ghost shows none
+    touching = torch.ones(rotations.shape[:2], dtype=torch.bool)  # of any body; of the clip none are shown
     takes = [view.Take("policy", root, rotations, touching)]
     x, y, _ = view.gaze_of(takes, "beside")
     aside = ASIDE * torch.tensor([y, -x, 0.0]) / math.hypot(x, y)  # to the left in the picture

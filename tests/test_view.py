@@ -479,6 +479,8 @@ def test_the_server_answers_and_stops(character, root):
         (["walk.npz", "--html", "no/such/folder/out.html"], "--html no/such/folder/out.html: there is no folder "),
         (["walk.npz", "--html", "."], "--html .: it is a folder"),
         (["walk.npz", "--seconds", "nan"], "--seconds nan: expected 0 to 600"),
+        (["walk.npz", "--layout", "grid", "--commands", "a.csv"], "--commands a.csv: in a grid nobody goes anywhere"),
+        (["walk.npz", "--html", "a.html", "--commands", "humanoid.xml"], "humanoid.xml: not lines of "),
         (["walk.npz", "--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),
         (
             ["walk.npz", "--character-file", "walk.npz"],

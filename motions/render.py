@@ -15,8 +15,8 @@ they were. --commands draws what a roll-out of the heading task was told (see --
 commanded, the path taken, and a map of both in a corner. A clip that is compared is in the roll-out's phase
 (same_phase), at its place and with its heading, so what differs is the pose. It needs MuJoCo, an OpenGL that draws
 without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r
-requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take two
-minutes on two CPU cores, a quarter of it with --fast.
+requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take two to three minutes
+on two CPU cores, a quarter of it with --fast.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.

@@ -100,11 +100,11 @@ def four_digits(x: Any) -> Any:
 
 def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str) -> None:
     """Say where an evaluation is and how it went on stderr; its figures are the last line on stdout, as JSON."""
-    page = os.path.join(folder, "index.html")
-    if os.path.exists(page):
-        print(f"{plain(page)}: the motion; open it in a browser", file=sys.stderr)
-    elif os.path.isdir(folder):
-        print(f"{plain(folder)}: figures, roll-outs, pictures", file=sys.stderr)
+    if os.path.exists(os.path.join(folder, "index.html")):
+        print(f"{plain(folder)}/index.html: the motion; open it in a browser", file=sys.stderr)
+    if os.path.isdir(folder):
+        rest = sorted({*os.listdir(folder)} - {"index.html"})
+        print(f"{plain(folder)}: {', '.join(rest)}", file=sys.stderr)
     said = "the last policy: " * (not args.evaluate) + sentence(args, motions, metrics)
     print(*[textwrap.fill(line, **WRAP) for line in said.splitlines()], sep="\n", file=sys.stderr, flush=True)
     print(json.dumps(four_digits(metrics)), flush=True)

@@ -140,9 +140,12 @@ def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
     assert err == "the last policy: 32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
     console.tell(args_of(evaluate=True), walk, figures, str(tmp_path / "none"))
     assert capsys.readouterr().err == err[len("the last policy: ") :]
-    (tmp_path / "index.html").touch()
+    for name in ("index.html", "grid.png", "film.mp4"):
+        (tmp_path / name).touch()
     console.tell(args_of(), walk, figures, str(tmp_path))
-    assert capsys.readouterr().err.startswith(f"{tmp_path}/index.html: the motion; open it in a browser\n")
+    page, rest, _ = capsys.readouterr().err.splitlines()
+    assert page == f"{tmp_path}/index.html: the motion; open it in a browser"
+    assert rest == f"{tmp_path}: film.mp4, grid.png"
 
 
 def test_groups_of_curves_are_in_order():

@@ -176,7 +176,8 @@ def test_what_stands_on_the_terminal_of_a_training(trained):
     judged = rf" samples, falls \d+ %, error {number} m, speed -?{number} m/s, \d+ samples/s"
     assert re.fullmatch("1,024" + judged, lines[5]) and re.fullmatch("1,280" + judged, lines[6])
     assert re.fullmatch(r"trained for \d+\.\d minutes; the best policy:", lines[7])
-    assert lines[8].startswith(f"runs/{run.name}/latest_2") and lines[8].endswith(": figures, roll-outs, pictures")
+    assert lines[8].startswith(f"runs/{run.name}/latest_2")
+    assert lines[8].endswith(": figures.json, pose_error.png, rollouts")
     told = rf"pose error {number} m, speed -?{number} of .97 m/s(, tempo {number})?"
     lines[9:] = "\n".join(lines[9:]).replace("\n  ", " ").split("\n")  # what was too long for a line
     assert re.fullmatch(rf"the last policy: 2 episodes, (no|\d) falls?, {told}", lines[9])

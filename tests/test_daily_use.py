@@ -325,7 +325,7 @@ def test_the_heading_evaluation_without_pictures(run_script, root, tmp_path, mon
     shutil.copy(str(root / "pretrained/heading.pt"), str(tmp_path / "x.pt"))
     result = run_script(HEADING, "--evaluate", "--checkpoint", "x.pt", *QUICK)
     assert result.code == 0 and json.loads(result.out.splitlines()[-1])["episodes"] == 1, result.err
-    assert result.err.count("the figures stand") == 3 and "Traceback" not in result.err
+    assert result.err.count("the figures stand") == 2 and "Traceback" not in result.err
 
 
 def test_evaluations_of_one_checkpoint_at_once_into_a_pipe(root, tmp_path, policy):
@@ -416,7 +416,8 @@ def test_code_in_an_odd_folder_is_copied_too(root, tmp_path):
         shutil.copy(str(path), str(home / path.relative_to(root)))
     os.symlink(root / "motions", home / "motions")
     err = start(home, tmp_path, *TINY).communicate()[1]
-    assert {path.name for path in home.glob("*.py")} <= {path.name for path in run_of(tmp_path).glob("*.py")}, err
+    imported = {path.name for path in home.glob("*.py")} - {HEADING, "course.py"}
+    assert imported <= {path.name for path in run_of(tmp_path).glob("*.py")}, err
 
 
 # ---- Numbers ----

@@ -83,10 +83,10 @@ def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
     count = metrics.get("episodes", 0)
     falls = round(count * metrics.get("fall_rate", 0.0))
     parts = [f"{count} episode{'s' * (count != 1)}", f"{falls or 'no'} fall{'s' * (falls != 1)}"]
-    parts.append(f"pose error {short(metrics.get('pose_error_m'), 3)} m")
     wanted = metrics.get("commanded_speed_m_s", getattr(args, "target_speed", None))
     wanted = motions.statistics()[1] if wanted is None else wanted
-    parts.append(f"speed {short(metrics.get('speed_m_s'))} of {short(wanted)} m/s")
+    own = metrics.get("path_speed_m_s", metrics.get("speed_m_s"))
+    parts += [f"pose error {short(metrics.get('pose_error_m'), 3)} m", f"speed {short(own)} of {short(wanted)} m/s"]
     parts += [text.format(short(metrics[name], digits)) for name, (text, digits) in TOLD.items() if name in metrics]
     early = falls > count / 2 and args.total_timesteps < 1_000_000
     return ", ".join(parts) + "\nmost fell; most clips take 1 to 10 million samples (--total-timesteps)" * early

@@ -88,10 +88,11 @@ FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412
             "1 episode, 1 fall, pose error .022 m, speed 1.04 of 1.00 m/s",
         ),
         (
-            dict(task_return=0.87, pose_error_m=math.nan, commanded_speed_m_s=1.2, course_error_deg=9.6),
+            dict(task_return=0.87, commanded_speed_m_s=1.2, path_speed_m_s=1.3, course_error_deg=9.6),
             {},
-            "32 episodes, no falls, pose error - m, speed 1.04 of 1.20 m/s, task return .87, course 10 degrees off",
+            "32 episodes, no falls, pose error .022 m, speed 1.30 of 1.20 m/s, task return .87, course 10 degrees off",
         ),
+        (dict(pose_error_m=math.nan), {}, "32 episodes, no falls, pose error - m, speed 1.04 of .97 m/s"),
         # the clip's speed
         (dict(tempo=1.155), {}, "32 episodes, no falls, pose error .022 m, speed 1.04 of .97 m/s, tempo 1.16"),
         (dict(fall_rate=1.0), {}, "32 episodes, 32 falls, pose error .022 m, speed 1.04 of .97 m/s"),

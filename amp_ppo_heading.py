@@ -191,7 +191,7 @@ def check_args(args: Args) -> None:
 # ---- 2. Observations, task reward ----
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
-FEET = KEY_BODIES[2:]
+FEET = ("right_foot", "left_foot")
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
@@ -295,7 +295,7 @@ class AMPEnv:
         self.goals = Goals(args, num_envs, self.generator)
         self.yaw = torch.zeros(num_envs, device=device)  # where it faces [rad]
         self.velocity = torch.zeros(num_envs, 3, device=device)  # v += max(1 / t, 4 dt) (now - v): a gait sways [m/s]
-        self.action_offset, self.clip_speed = motions.statistics()  # pose (A,) [rad], [m/s]
+        self.action_offset, self.clip_speed = motions.statistics()  # mean pose (A,) [rad], [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]

@@ -176,7 +176,7 @@ def check_args(args: Args) -> None:
 # ---- 2. Observations, task reward ----
 
 KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
-FEET = KEY_BODIES[2:]
+FEET = ("right_foot", "left_foot")
 
 
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
@@ -243,7 +243,7 @@ class AMPEnv:
         if bool((motions.length < self.span).any()):
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
-        self.action_offset, self.clip_speed = motions.statistics()  # pose (A,) [rad], [m/s]
+        self.action_offset, self.clip_speed = motions.statistics()  # mean pose (A,) [rad], [m/s]
         self.target_speed = self.clip_speed if args.target_speed is None else args.target_speed  # [m/s]
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in

@@ -34,7 +34,7 @@ import sys
 import tempfile
 import warnings
 import xml.etree.ElementTree as ET
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -217,15 +217,20 @@ class Told(NamedTuple):
     path: Tensor  # (T, 2) where it would have led from the first frame on [m]
 
 
-def told_by(path: str, clip: Clip, first: int, last: int) -> Told:
-    """What a command file says at the frames from first to last. Raises InputError."""
+def told_at(path: str, frame: Tensor, fps: float, turn: Union[float, Tensor] = 0.0) -> Told:
+    """What a command file says at successive frames (T,), in axes turned by `turn` [rad]; its path begins at the
+    origin. Raises InputError."""
     times, headings, speeds = load_commands(path, 1)
-    now = torch.arange(first, last + 1) / clip.fps
-    row = torch.searchsorted(times, now, right=True) - 1  # each is valid until the next
-    heading = headings[row, 0] - way_of(clip, first, last).float()
+    row = torch.searchsorted(times, frame / fps, right=True) - 1  # each is valid until the next
+    heading = headings[row, 0] - turn
     speed = speeds[row, 0]
-    step = speed[:, None] * torch.stack((heading.cos(), heading.sin()), -1) / clip.fps  # (T, 2)
+    step = speed[:, None] * torch.stack((heading.cos(), heading.sin()), -1) / fps  # (T, 2)
     return Told(heading, speed, torch.cat((torch.zeros(1, 2), step[:-1].cumsum(0))))
+
+
+def told_by(path: str, clip: Clip, first: int, last: int) -> Told:
+    """What a command file says at the frames of a clip from first to last, +X its way. Raises InputError."""
+    return told_at(path, torch.arange(first, last + 1), clip.fps, way_of(clip, first, last).float())
 
 
 def top_of(position: Tensor) -> float:

@@ -43,9 +43,9 @@ import torch
 from torch import Tensor
 
 import motion_lib as ml
-from evaluation import load_commands, relative_positions
+from evaluation import relative_positions
 from motion_lib import Character, InputError
-from motions.render import Told, name_of, same_phase, smooth, way_of
+from motions.render import Told, name_of, same_phase, smooth, told_at, way_of
 from motions.tools import one_line, one_line_parser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -162,16 +162,6 @@ def hold(root: Tensor, root0: Tensor, rate: float) -> Tensor:
     return torch.cat((moved, root[:, 2:]), 1)
 
 
-def told_by(path: str, root: Tensor, rate: float) -> Told:
-    """What a command file says at the frames of a root (T, 3) [m], in the world's axes. Raises InputError."""
-    times, headings, speeds = load_commands(path, 1)
-    row = torch.searchsorted(times, torch.arange(len(root)) / rate, right=True) - 1  # each is valid until the next
-    heading = headings[row, 0]
-    speed = speeds[row, 0]
-    step = speed[:, None] * torch.stack((heading.cos(), heading.sin()), -1) / rate  # (T, 2)
-    return Told(heading, speed, root[:1, :2] + torch.cat((torch.zeros(1, 2), step[:-1].cumsum(0))))
-
-
 def speeds_of(root: Tensor, rate: float) -> np.ndarray:
     """How fast a root (T, 3) [m] goes on the ground, over about a stride -> (T,) [m/s]."""
     way = smooth(root[:, :2].double().numpy(), round(0.5 * STRIDE * rate))
@@ -249,7 +239,9 @@ def load_takes(
         about = dict(speed=mean_speed(motion), ends=not motion.loop[0], held=held)
         takes.append(Take(names[i] + more, root, rotations, touching, **about))
     if commands:
-        takes[0] = takes[0]._replace(told=told_by(commands, takes[0].root, rate))
+        root = takes[0].root
+        told = told_at(commands, torch.arange(len(root)), rate)
+        takes[0] = takes[0]._replace(told=told._replace(path=root[:1, :2] + told.path))
     return rate, takes
 
 

@@ -87,7 +87,7 @@ class Task:
     turn_std: float = 0.15
     """standard deviation of a small change of the target heading [rad]"""
     clip_share: float = 0.5
-    """share of the training's episodes that begin with the command to go on as the clip does"""
+    """share of the training's episodes that are told at first to go on as the clip does"""
     eval_commands: Optional[str] = None
     """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
     style_weight: float = 1.0
@@ -594,7 +594,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # but in updates: the physics wants the other cores
     character = ml.load_character(args.character_file, str(device), KEY_BODIES)
-    motions = MotionLib(args.motion_file, character, str(device), True)  # and their reflections
+    motions = MotionLib(args.motion_file, character, str(device), True)  # mirrored, too
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
     B = T * N

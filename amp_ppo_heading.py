@@ -2,7 +2,7 @@
 
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
-    python amp_ppo_heading.py  # half an hour on two CPU cores
+    python amp_ppo_heading.py  # an hour on two CPU cores
     python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
@@ -62,7 +62,7 @@ class Data:
     """the character (MJCF)"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in a clip episodes start; random: the paper's reference state initialisation"""
-    episode_steps: int = 300
+    episode_steps: int = 150
     """control steps until a time-out (IsaacGymEnvs)"""
     fall_bodies: Tuple[str, ...] = ("auto",)
     """bodies whose contact with the ground is a fall; auto: those that a clip keeps off it; none"""
@@ -78,22 +78,16 @@ class Data:
 class Task:
     """What the character is to do."""
 
-    mirror: bool = True
-    """add the left-right reflection of every clip"""
     task_reward: Literal["velocity", "projection"] = "velocity"
     """what counts: the velocity as a whole, or, as in the paper, its part along the target heading"""
-    task_weights: Tuple[float, float] = (4.0, 0.25)
-    """c [s^2/m^2] and w in the reward of the velocity: (1 / (1 + c |v* d* - v|^2) + w max(0, cos a)) / (1 + w)"""
+    task_weights: Tuple[float, float] = (8.0, 0.25)
+    """c and w in the reward of the velocity, see task_reward()"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
     """target speeds, drawn evenly [m/s], below 0.3 standing; the clips walk at 1 and run at 3.5; the paper: 1 to 5"""
     turn_std: float = 0.15
     """standard deviation of a small change of the target heading [rad]"""
-    sharp_turn_share: float = 0.01
-    """share of the changes that turn the target heading anywhere"""
-    speed_change_share: float = 0.02
-    """share of the changes that draw a new target speed"""
-    change_seconds: Tuple[float, float] = (0.2, 0.5)
-    """time between two changes, drawn evenly [s]"""
+    clip_share: float = 0.5
+    """share of the training's episodes that are told at first to go on as the clip does"""
     eval_commands: Optional[str] = None
     """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
     style_weight: float = 1.0
@@ -104,7 +98,7 @@ class Task:
 class Training:
     """PPO."""
 
-    total_timesteps: by_device(int, 12_000_000, 100_000_000) = None  # on the CPU, on a GPU
+    total_timesteps: by_device(int, 20_000_000, 100_000_000) = None  # on the CPU, on a GPU
     """control steps of training, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""
@@ -122,7 +116,7 @@ class Training:
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.05
     """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
-    anneal: float = 0.2
+    anneal: float = 0.5
     """last share x of the training, over which the action noise falls to e^(-2x)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
@@ -146,7 +140,7 @@ class Discriminator:
 
     disc_loss: Literal["bce", "lsgan"] = "bce"
     """bce: cross entropy; lsgan: least squares, the paper's equations 6 and 7"""
-    disc_steps: int = 2
+    disc_steps: int = 5
     """successive states that the discriminator sees (the paper: 2, MimicKit: 10)"""
     disc_learning_rate: float = 2e-4
     """Adam's learning rate for the discriminator"""
@@ -174,8 +168,8 @@ Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and Genera
 def check_args(args: Args) -> None:
     """Refuse options that cannot work. Raises InputError."""
     check_numbers(args, signed=("action_std_log", "target_speed"), from_zero=("seed", "eval_interval", "clone_updates"))
-    if args.speed_range[0] > args.speed_range[1] or args.change_seconds[0] > args.change_seconds[1]:
-        raise InputError("--speed-range, --change-seconds: the smaller number comes first")
+    if args.speed_range[0] > args.speed_range[1]:
+        raise InputError("--speed-range: the smaller number comes first")
     if not -10 <= args.action_std_log <= 2:
         raise InputError("--action-std-log has to lie between -10 and 2")
     if args.target_kl == 0 or args.gamma >= 1 or max(args.gae_lambda, args.anneal) > 1:
@@ -227,8 +221,9 @@ def task_reward(v: Tensor, goal: Tensor, weights: Tuple[float, float], task: str
     """(...) for root velocities (2, ..., 3) [m/s], of 1/4 s and of now, X along d*; goals (..., 3). ValueError."""
     cos, _, speed = goal.unbind(-1)  # of a, from where it faces to d*; v* [m/s]
     if task == "velocity":
-        # r_task = (1 / (1 + c |v* d* - v|^2) + w max(0, cos a)) / (1 + w); who is to stand may face anywhere
-        moves = 1.0 / (1.0 + weights[0] * ((speed - v[0, ..., 0]) ** 2 + v[0, ..., 1] ** 2))
+        # r_task = (1 / (1 + c |v* d* - v|^2 / max(v*, 1)^2) + w max(0, cos a)) / (1 + w); who stands faces anywhere
+        error = ((speed - v[0, ..., 0]) ** 2 + v[0, ..., 1] ** 2) / speed.clamp_min(1.0) ** 2
+        moves = 1.0 / (1.0 + weights[0] * error)
         return (moves + weights[1] * torch.where(speed > 0, cos.clamp_min(0.0), 1.0)) / (1.0 + weights[1])
     if task == "projection":
         # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
@@ -247,6 +242,7 @@ class Goals:
     def __init__(self, args: Args, num_envs: int, generator: torch.Generator) -> None:
         self.args = args
         self.generator = generator
+        self.clip_share = args.clip_share
         self.commands = None  # or times (C,) [s], headings (C, N) [rad], speeds (C, N) [m/s]
         self.heading, self.speed, self.timer = torch.zeros(3, num_envs, device=generator.device)  # [s] to a change
 
@@ -256,17 +252,20 @@ class Goals:
     def uniform(self, low: float, high: float) -> Tensor:  # (N,) for all, whether they need one or not
         return low + (high - low) * torch.rand(len(self.timer), generator=self.generator, device=self.timer.device)
 
-    def update(self, steps: Tensor) -> None:
-        """A control step further; steps (N,) since the start of the episode, where all begins anew."""
+    def update(self, steps: Tensor, state: MotionState) -> None:
+        """A control step further; steps (N,) since the start of the episode, where all begins anew, from the state."""
         new = steps == 0
         due = new | (self.timer <= 0)
         turn = self.args.turn_std * torch.randn(len(steps), generator=self.generator, device=steps.device)
-        turn = torch.where(self.uniform(0, 1) < self.args.sharp_turn_share, self.uniform(-math.pi, math.pi), turn)
-        self.heading = torch.where(new, 0.0, self.heading + due * turn)
-        changed = new | (due & (self.uniform(0, 1) < self.args.speed_change_share))
+        turn = torch.where(self.uniform(0, 1) < 0.01, self.uniform(-math.pi, math.pi), turn)
+        as_clip = self.uniform(0, 1) < self.clip_share
+        turned = torch.where(new, 0.0, self.heading + due * turn)
+        self.heading = torch.where(new & as_clip, ml.heading(state.rotations[:, 0]), turned)
+        changed = new | (due & (self.uniform(0, 1) < 0.02))
         speed = F.threshold(self.uniform(*self.args.speed_range), course.STANDING, 0.0)
-        self.speed = torch.where(changed, speed, self.speed)
-        self.timer = torch.where(due, self.uniform(*self.args.change_seconds), self.timer) - 1.0 / self.args.control_hz
+        clip_speed = state.root_velocity[:, :2].norm(dim=-1).clamp(*self.args.speed_range)
+        self.speed = torch.where(new & as_clip, clip_speed, torch.where(changed, speed, self.speed))
+        self.timer = torch.where(due, self.uniform(0.2, 0.5), self.timer) - 1.0 / self.args.control_hz
         if self.commands is not None:
             row = (torch.searchsorted(self.commands[0], steps / self.args.control_hz + 1e-4) - 1)[None]  # (1, N)
             self.heading, self.speed = [x.gather(0, row)[0] for x in self.commands[1:]]
@@ -358,7 +357,7 @@ class AMPEnv:
         self.time = torch.where(done, start, self.time)
         self.steps = self.steps * ~done
         self.history = torch.where(done[:, None, None], history, self.history)
-        self.goals.update(self.steps)
+        self.goals.update(self.steps, MotionState(*state))
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict]:
         """One control step under actions (N, A) -> obs (N, D), reward (N,), terminated (N,), truncated (N,), info."""
@@ -594,7 +593,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # but in updates: the physics wants the other cores
     character = ml.load_character(args.character_file, str(device), KEY_BODIES)
-    motions = MotionLib(args.motion_file, character, str(device), args.mirror)
+    motions = MotionLib(args.motion_file, character, str(device))
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
     B = T * N
@@ -602,6 +601,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     copies = args.eval_episodes if args.evaluate else max(N, args.eval_episodes)
     sim = simulators.make(args.sim, character, copies, args.control_hz, args.substeps, device, cores)
     eval_env = AMPEnv(args, motions, sim, args.eval_episodes, max(round(args.eval_seconds * args.control_hz), 1))
+    eval_env.goals.clip_share = 0.0
     agent = Agent(eval_env, args.hidden, args.action_std_log).to(device)
     torch.manual_seed(seed)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}

@@ -192,8 +192,9 @@ def nearest_clips(
     lived = (steps[:, None] - begin).clamp(0, W).flatten()  # (E K,)
     errors = []
     distances = []
-    chosen = range(0, len(motions.clips), math.ceil(len(motions.clips) / REFERENCE_CLIPS))
-    share = min(1.0, REFERENCE_SECONDS / float(motions.length[list(chosen)].sum()))  # of each clip that is looked at
+    files = sorted(np.unique(motions.files, return_index=True)[1].tolist())  # of each its first rate: warping sees none
+    chosen = files[:: math.ceil(len(files) / REFERENCE_CLIPS)]
+    share = min(1.0, REFERENCE_SECONDS / float(motions.length[chosen].sum()))  # of each clip that is looked at
     for i in chosen:
         seconds = float(motions.length[i]) * share + (1.5 * window if motions.loop[i] or share < 1.0 else 0.0)
         times = dt * torch.arange(1 + int(seconds / dt), device=poses.device)  # (R,)
@@ -206,13 +207,12 @@ def nearest_clips(
     visits = torch.bincount(nearest[lived > 0], minlength=len(errors)) / (lived > 0).sum().clamp_min(1)
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in motions.files])
     metrics = {"pose_error_m": float((error * length).sum() / length.sum())}
-    if share * len(chosen) < len(motions.clips):
-        metrics["share_of_clips_compared"] = share * len(chosen) / len(motions.clips)
-    for file, visit in zip(motions.files[:: chosen.step], visits.tolist()):  # a clip may occur twice
-        name = f"visits_{os.path.relpath(file, folder)}"
-        metrics[name] = metrics.get(name, 0.0) + visit
+    if share * len(chosen) < len(files):
+        metrics["share_of_clips_compared"] = share * len(chosen) / len(files)
+    for i, visit in zip(chosen, visits.tolist()):
+        metrics[f"visits_{os.path.relpath(motions.files[i], folder)}"] = visit
     share_of = torch.zeros(len(motions.clips), device=poses.device)
-    share_of[list(chosen)] = visits
+    share_of[chosen] = visits
     return metrics, mean_over_episodes(bodies.reshape(E, K * W, -1)[:, :T], steps), share_of
 
 

@@ -144,8 +144,7 @@ def _check_body(path: str, body: ET.Element) -> None:
     hinges = all(joint.get("type") == "hinge" and joint.get("pos") is None for joint in joints)
     axes = [_floats(joint.get("axis")) for joint in joints]
     if not plain or not hinges or (len(joints) > 1 and axes != np.eye(3).tolist()):
-        fault = "it needs no, one, or three hinges in x, y, z order, and no frame but its pos"
-        raise InputError(f"{path}: body {body.get('name')}: {fault}")
+        raise InputError(f"{path}: body {body.get('name')}: needs 0, 1, or 3 hinges in x, y, z order, and only a pos")
 
 
 def _read_character(path: str, device: str) -> Character:
@@ -306,27 +305,30 @@ def save_clip(path: str, clip: Clip, body_names: List[str], source: str, license
     write_file(path, buffer.getvalue())
 
 
-def find_clips(path: str) -> Tuple[List[str], List[float]]:
-    """The clip files and weights that a clip, a folder of clips or a JSON dataset file stands for.
+def find_clips(path: str) -> Tuple[List[str], List[float], List[float], bool]:
+    """Files, weights, rates of what a clip, a folder of clips or a JSON dataset file stands for; and whether mirrored.
 
-    A dataset file is {"clips": [{"file": "walk.npz", "weight": 1.0}, ...]}, with paths relative to itself; a folder
-    weights its clips equally. Raises InputError for a path that is none of these."""
+    A dataset file is {"clips": [{"file": "walk.npz", "weight": 1.0, "rates": [1.0, 1.2]}, ...], "mirror": true}, with
+    paths relative to itself; rates (2: twice as fast) share a clip's weight. Raises InputError for anything else."""
     path = find(path)
     if os.path.isdir(path):
         files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(".npz"))
         if not files:
             raise InputError(f"{path}: no .npz motion clip in this folder")
-        return files, [1.0] * len(files)
+        return files, [1.0] * len(files), [1.0] * len(files), False
     if not str(path).endswith(".json"):
-        return [path], [1.0]
-    with reading(path, 'a dataset file {"clips": [{"file": ..., "weight": ...}]}'):
-        entries = json.loads(read_file(path))["clips"]
-        files = [os.path.join(os.path.dirname(path), entry["file"]) for entry in entries]
-        weights = [float(entry.get("weight", 1.0)) for entry in entries]
-        unknown = set().union(*entries) - {"file", "weight"}
-    if unknown or not files or not all(0.0 < weight < math.inf for weight in weights):
-        raise InputError(f"{path}: a dataset needs at least one clip, positive finite weights, and no other keys")
-    return files, weights
+        return [path], [1.0], [1.0], False
+    with reading(path, 'a dataset file {"clips": [{"file": ..., "weight": ..., "rates": [...]}, ...], "mirror": ...}'):
+        content = {"mirror": False, **json.loads(read_file(path))}
+        played = [(entry, float(rate)) for entry in content["clips"] for rate in entry.get("rates", [1.0])]
+        files = [os.path.join(os.path.dirname(path), entry["file"]) for entry, _ in played]
+        weights = [float(entry.get("weight", 1.0)) / len(entry.get("rates", [1.0])) for entry, _ in played]
+        rates = [rate for _, rate in played]
+        unknown = set().union(*content["clips"]) - {"file", "weight", "rates"} or set(content) - {"clips", "mirror"}
+        fit = all(entry.get("rates", [1.0]) for entry in content["clips"]) and content["mirror"] in (True, False)
+    if unknown or not files or not fit or not all(0.0 < number < math.inf for number in weights + rates):
+        raise InputError(f"{path}: a dataset needs a clip, positive finite weights and rates, and no other keys")
+    return files, weights, rates, content["mirror"]
 
 
 # ---- 4. Storage and sampling -----------------------------------------------------------------------------------------
@@ -398,42 +400,41 @@ def mirror_clip(clip: Clip, character: Character) -> Clip:
     """The clip reflected in the X-Z plane, left and right swapped. Raises InputError if the skeleton is asymmetric."""
     place = {name: j for j, name in enumerate(character.body_names)}
     order = [place.get(x.replace("left", "#").replace("right", "left").replace("#", "right"), -1) for x in place]
-    flip = [1.0, -1.0, 1.0]
     offsets = character.offsets.cpu()
-    if -1 in order or not torch.allclose(offsets[order] * torch.tensor(flip), offsets, atol=1e-4):
-        raise InputError(f"{character.path}: its left and right are no mirror images; --no-mirror is there")
+    if -1 in order or not torch.allclose(offsets[order] * torch.tensor([1.0, -1.0, 1.0]), offsets, atol=1e-4):
+        raise InputError(f"{character.path}: its left and right are no mirror images, as its dataset needs")
     # a reflection turns the axis of a rotation like a vector, and its sense around
-    return clip._replace(root_position=clip.root_position * flip, rotations=clip.rotations[:, order] * [-1, 1, -1, 1])
+    return Clip(clip.fps, clip.loop, clip.root_position * [1, -1, 1], clip.rotations[:, order] * [-1, 1, -1, 1])
 
 
 class MotionLib:
     """All frames of a set of clips on one device. Times are seconds from a clip's start; at a loop's seam the character
     goes on from where, and in the direction in which, the cycle before has left it (height excepted)."""
 
-    def __init__(self, path: str, character: Character, device: str = "cpu", mirror: bool = False) -> None:
-        """Load a clip, a folder or a dataset file (see find_clips), mirrored as well if asked. Raises InputError."""
+    def __init__(self, path: str, character: Character, device: str = "cpu") -> None:
+        """Load a clip, a folder or a dataset file (see find_clips). Raises InputError."""
         put = functools.partial(torch.as_tensor, dtype=torch.float32, device=device)
-        self.files, weights = find_clips(path)
+        self.files, weights, rates, mirror = find_clips(path)
         self.character = character
-        self.clips = [load_clip(file, character.body_names) for file in self.files]
-        for file, clip in zip(self.files, self.clips):
-            check_joints(file, clip, character)
+        clips = [load_clip(file, character.body_names) for file in self.files]
+        self.clips = [clip._replace(fps=clip.fps * rate) for clip, rate in zip(clips, rates)]
         if mirror:
             self.files = self.files + [f"{file} (mirrored)" for file in self.files]
             self.clips += [mirror_clip(clip, character) for clip in self.clips]
             weights = weights * 2
         relative = np.array(weights) / max(weights)  # the sum of the weights themselves may be infinite
         self.weight = put(relative / relative.sum())  # (C,)
-        count = [len(clip.root_position) for clip in self.clips]
-        self.first = put(np.cumsum([0] + count[:-1]), dtype=torch.long)  # (C,) index of a clip's first frame
-        self.last = put(count, dtype=torch.long) - 1  # (C,) number of a clip's last frame
+        size = [len(clip.root_position) for clip in self.clips]
+        self.first = put(np.cumsum([0] + size[:-1]), dtype=torch.long)  # (C,) index of a clip's first frame
+        self.last = put(size, dtype=torch.long) - 1  # (C,) number of a clip's last frame
         self.fps = put([clip.fps for clip in self.clips])  # (C,)
         self.length = self.last / self.fps  # (C,) [s]
         self.loop = put([clip.loop == "wrap" for clip in self.clips], dtype=torch.bool)  # (C,)
         self.root_position = put(np.concatenate([clip.root_position for clip in self.clips]))  # (F, 3)
         self.rotations = put(np.concatenate([clip.rotations for clip in self.clips]))  # (F, J, 4)
-        for file, *frames in zip(self.files, self.root_position.split(count), self.rotations.split(count)):
-            low = lowest_points(character, *forward_kinematics(character, *frames)).amin(-1)  # (frames,) [m]
+        for file, clip, *own in zip(self.files, self.clips, self.root_position.split(size), self.rotations.split(size)):
+            check_joints(file, clip, character)
+            low = lowest_points(character, *forward_kinematics(character, *own)).amin(-1)  # (frames,) [m]
             if low.min() > 1.0 or low.max() < -1.0:
                 raise InputError(f"{file}: never within 1 m of the ground (z = 0); motions/convert.py --lift helps")
         ends = torch.as_tensor(np.stack([clip.rotations[[0, -1], 0] for clip in self.clips]))  # (C, 2, 4)
@@ -486,5 +487,4 @@ class MotionLib:
         time = torch.linspace(0, 1, 200, device=self.length.device)[:, None] * self.length  # (200, C)
         state = self.state(torch.arange(len(self.files), device=time.device).expand(time.shape), time)
         mean = dof_positions(self.character, state.rotations).mean(0)  # (C, D)
-        speed = float((forward_speed(state).mean(0) * self.weight).sum())
-        return (mean * self.weight[:, None]).sum(0), speed
+        return (mean * self.weight[:, None]).sum(0), float((forward_speed(state).mean(0) * self.weight).sum())

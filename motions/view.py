@@ -191,7 +191,7 @@ def in_grid(root: Tensor, rotations: Tensor, index: int, count: int) -> Tuple[Te
 
 def layout_of(wish: str, files: List[str]) -> str:
     """Where the characters of these files stand: as is wished, or, if nothing is, in a grid if there are many."""
-    count = sum(len(ml.find_clips(file)[0]) for file in files)
+    count = sum(len(set(ml.find_clips(file)[0])) for file in files)
     return wish or ("grid" if count > FEW else "side")
 
 
@@ -213,7 +213,7 @@ def load_takes(
 
     The first clip stays where it is (but in a grid); in "overlay", "pinned" and "beside" the others are in its phase.
     Loops go on, other clips hold their end. commands: file of what the first was told. Raises InputError."""
-    paths = [path for file in files for path in ml.find_clips(file)[0]]
+    paths = [path for file in files for path in dict.fromkeys(ml.find_clips(file)[0])]
     motions = [ml.MotionLib(path, character) for path in paths]
     names = [name_of(path) for path in paths]
     names = [name_of(path, whole=names.count(name) > 1) for path, name in zip(paths, names)]

@@ -247,7 +247,7 @@ def test_gait_and_turns_stand_beside_the_clips(walk, root, character):
 
 @pytest.fixture(scope="module")
 def locomotion(root, character):
-    return ml.MotionLib(str(root / "motions/locomotion.json"), character, "cpu", True)
+    return ml.MotionLib(str(root / "motions/locomotion.json"), character)
 
 
 def poses_of(motions, clip, times):
@@ -257,15 +257,15 @@ def poses_of(motions, clip, times):
 def test_nearest_clips(locomotion):
     """Two seconds of the run, then one of a turn, begun anywhere; and an episode that fell after one second."""
     dt = 1 / 30
-    run = poses_of(locomotion, 5, 0.37 + dt * torch.arange(60))
-    turn = poses_of(locomotion, 2, 0.5 + dt * torch.arange(30))
+    run = poses_of(locomotion, 15, 0.37 + dt * torch.arange(60))
+    turn = poses_of(locomotion, 6, 0.5 + dt * torch.arange(30))
     episode = torch.cat((run, turn))
     poses = torch.stack((episode, torch.cat((run[:30], torch.full((60, 14, 3), 9.0)))))
     found, bodies, share = evaluation.nearest_clips(locomotion, poses, torch.tensor([90, 30]), 90, dt)
     assert bodies.shape == (90, 14) and bodies.max() < 0.04
     error = found.pop("pose_error_m")
     assert error == pytest.approx(60 / 180, abs=0.01)  # the lost 60 of 180 steps count 1 m, the others hardly anything
-    assert share.sum() == pytest.approx(1.0) and share[[5, 11]].sum() == pytest.approx(3 / 4)
+    assert share.sum() == pytest.approx(1.0) and share[[15, 33]].sum() == pytest.approx(3 / 4)
     assert len(found) == 12 and found["visits_turn_left1.npz"] == pytest.approx(1 / 4)
     assert found["visits_run.npz"] + found["visits_run.npz (mirrored)"] == pytest.approx(3 / 4)
     bent = episode[None] + torch.tensor([0.0, 0.0, 0.05])
@@ -277,7 +277,7 @@ def test_nearest_clips(locomotion):
 def test_the_last_window_may_be_shorter(locomotion):
     """Of 45 steps the last window has 15; if it is lost, a third of the steps count 1 m, and one window was lived."""
     dt = 1 / 30
-    poses = poses_of(locomotion, 5, 0.37 + dt * torch.arange(45))[None]
+    poses = poses_of(locomotion, 15, 0.37 + dt * torch.arange(45))[None]
     whole, bodies, _ = evaluation.nearest_clips(locomotion, poses, torch.tensor([45]), 45, dt)
     assert whole["pose_error_m"] < 0.01 and bodies.shape == (45, 14) and not bodies.isnan().any()
     half, bodies, _ = evaluation.nearest_clips(locomotion, poses[:, :30], torch.tensor([30]), 45, dt)
@@ -287,7 +287,7 @@ def test_the_last_window_may_be_shorter(locomotion):
 
 def test_a_mixture_has_the_gait_of_what_it_visits(locomotion):
     """Four seconds of the run, then as long of the walk's clip: their cadences, weighted as they were visited."""
-    parts = [(5, k) for k in range(120)] + [(0, k) for k in range(121)]
+    parts = [(15, k) for k in range(120)] + [(0, k) for k in range(121)]
     states = [locomotion.state(torch.full((1,), i), torch.full((1,), k / 30)) for i, k in parts]
     figures, bodies = evaluation.mixture(locomotion, states, torch.tensor([240]), 240, 1 / 30, FEET, True)
     assert bodies.shape == (240, 14) and figures["pose_error_m"] < 0.03

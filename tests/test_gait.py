@@ -1,5 +1,6 @@
 """gait: contacts, strides and turns of motions made by hand, and of clips played faster, slower and mirrored."""
 
+import json
 import math
 
 import pytest
@@ -95,8 +96,10 @@ def play(motions, pace=1.0, clip=0, seconds=12.0):
 
 
 @pytest.mark.parametrize("clip, cadence, stride", [("walk", 0.789, 1.237), ("run", 1.25, 2.844)])
-def test_clips_at_other_speeds_and_mirrored(root, character, clip, cadence, stride):
-    motions = ml.MotionLib(str(root / f"motions/{clip}.npz"), character, mirror=True)
+def test_clips_at_other_speeds_and_mirrored(root, character, tmp_path, clip, cadence, stride):
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps({"clips": [{"file": str(root / f"motions/{clip}.npz")}], "mirror": True}))
+    motions = ml.MotionLib(str(path), character)
     own = figures(character, *play(motions))
     assert own["cadence_hz"] == pytest.approx(cadence, abs=0.002) and own["stride_m"] == pytest.approx(
         stride, abs=0.005

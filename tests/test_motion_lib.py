@@ -247,19 +247,19 @@ BAD_CHARACTERS = {  # what is done to the humanoid's file (a regular expression 
     "of another kind": (r"(?s)<worldbody.*</worldbody>", "", "not a character file"),
     "no bodies": (r"(?s)<worldbody.*</worldbody>", "<worldbody/>", "not a character file"),
     "unknown encoding": (r"\A", '<?xml version="1.0" encoding="klingon"?>', "klingon"),
-    "two hinges": (r"<joint name=.neck_y.*", "", "body head: it needs"),
+    "two hinges": (r"<joint name=.neck_y.*", "", "body head: needs"),
     "another order": (
         r'"neck_x" type="hinge" axis="1 0 0"',
         '"neck_x" type="hinge" axis="0 1 0"',
-        "body head: it needs",
+        "body head: needs",
     ),
-    "a slide": (r'"left_knee" type="hinge"', '"left_knee" type="slide"', "body left_shin: it needs"),
+    "a slide": (r'"left_knee" type="hinge"', '"left_knee" type="slide"', "body left_shin: needs"),
     "a shifted hinge": (
         r'"left_knee" type="hinge"',
         '"left_knee" type="hinge" pos="0 0 1"',
-        "body left_shin: it needs",
+        "body left_shin: needs",
     ),
-    "a turned body": (r'<body name="head"', '<body name="head" quat="0 1 0 0"', "body head: it needs"),
+    "a turned body": (r'<body name="head"', '<body name="head" quat="0 1 0 0"', "body head: needs"),
     "a body in a frame": (r'(?s)(<body name="head".*?</body>)', r"<frame>\1</frame>", "not a character file"),
     "no motor": (r"<motor[^>]*left_knee.*", "", "left_knee"),
     "no gains": (r' stiffness="100"', "", "not a character file"),
@@ -626,14 +626,16 @@ def test_find_clips(tmp_path, write_clip):
     write_clip("b.npz")
     write_clip("a.npz")
     (tmp_path / "notes.txt").write_text("not a clip")
-    assert ml.find_clips(str(tmp_path)) == ([str(tmp_path / "a.npz"), str(tmp_path / "b.npz")], [1.0, 1.0])
-    assert ml.find_clips(str(tmp_path / "a.npz")) == ([str(tmp_path / "a.npz")], [1.0])
+    both = [str(tmp_path / "a.npz"), str(tmp_path / "b.npz")]
+    assert ml.find_clips(str(tmp_path)) == (both, [1.0, 1.0], [1.0, 1.0], False)
+    assert ml.find_clips(str(tmp_path / "a.npz")) == (both[:1], [1.0], [1.0], False)
     (tmp_path / "sub").mkdir()
     data = tmp_path / "sub" / "set.json"
-    data.write_text(json.dumps({"clips": [{"file": "../b.npz", "weight": 3}, {"file": "../a.npz"}]}))
-    files, weights = ml.find_clips(str(data))
-    assert [os.path.realpath(file) for file in files] == [str(tmp_path / "b.npz"), str(tmp_path / "a.npz")]
-    assert weights == [3.0, 1.0]
+    entries = [{"file": "../b.npz", "weight": 3}, {"file": "../a.npz", "rates": [1, 1.5]}]
+    data.write_text(json.dumps({"clips": entries, "mirror": True}))
+    files, weights, rates, mirror = ml.find_clips(str(data))
+    assert [os.path.realpath(file) for file in files] == [str(tmp_path / name) for name in ("b.npz", "a.npz", "a.npz")]
+    assert (weights, rates, mirror) == ([3.0, 0.5, 0.5], [1.0, 1.0, 1.5], True)
 
 
 @pytest.mark.parametrize(
@@ -654,6 +656,11 @@ def test_find_clips(tmp_path, write_clip):
         '{"clips": [{"file": "a.npz", "weight": -1}]}',
         '{"clips": [{"file": "a.npz", "weight": NaN}]}',
         '{"clips": [{"file": "a.npz", "weight": Infinity}]}',
+        '{"clips": [{"file": "a.npz", "rates": []}]}',
+        '{"clips": [{"file": "a.npz"}], "mirror": "yes"}',
+        '{"clips": [{"file": "a.npz"}], "weight": 2}',
+        '{"clips": [{"file": "a.npz", "rates": 2}]}',
+        '{"clips": [{"file": "a.npz", "rates": [1, 0]}]}',
         "[" * 100_000,
     ],
 )
@@ -664,6 +671,24 @@ def test_bad_dataset_files(tmp_path, write_clip, text):
     with pytest.raises(ml.InputError) as error:
         ml.find_clips(str(path))
     assert "set.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_clip_at_several_rates(tmp_path, write_clip, character):
+    write_clip("a.npz")
+    write_clip("b.npz")
+    path = tmp_path / "set.json"
+    path.write_text('{"clips": [{"file": "a.npz", "weight": 3, "rates": [1, 1.5]}, {"file": "b.npz"}]}')
+    motions = ml.MotionLib(str(path), character)
+    plain = ml.MotionLib(str(tmp_path / "a.npz"), character)
+    assert [os.path.basename(file) for file in motions.files] == ["a.npz", "a.npz", "b.npz"]
+    assert motions.weight.tolist() == pytest.approx([0.375, 0.375, 0.25])
+    assert motions.length[1] == pytest.approx(float(plain.length[0]) / 1.5)
+    time = torch.linspace(0, 0.3, 7)
+    own = plain.state(torch.zeros(7, dtype=torch.long), 1.5 * time)
+    fast = motions.state(torch.ones(7, dtype=torch.long), time)
+    for name, x in fast._asdict().items():
+        expected = getattr(own, name) * (1.5 if "velocity" in name else 1.0)
+        torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_missing_dataset_and_empty_folder(tmp_path, character):
@@ -867,19 +892,19 @@ def test_a_mirror_image(character, root):
 
 
 def test_mirrored_clips_are_as_likely_and_turn_the_other_way(root, character):
-    motions = ml.MotionLib(str(root / "motions/locomotion.json"), character, mirror=True)
-    assert len(motions.files) == len(motions.clips) == 12 and motions.files[6] == f"{motions.files[0]} (mirrored)"
-    torch.testing.assert_close(motions.weight[:6], motions.weight[6:])
-    torch.testing.assert_close(motions.turn[:6], -motions.turn[6:], atol=1e-5, rtol=0)
-    assert motions.weight[5] == pytest.approx(2 / 10)  # the run: 2 of 5, half of it mirrored
+    motions = ml.MotionLib(str(root / "motions/locomotion.json"), character)
+    assert len(motions.files) == len(motions.clips) == 36 and motions.files[18] == f"{motions.files[0]} (mirrored)"
+    torch.testing.assert_close(motions.weight[:18], motions.weight[18:])
+    torch.testing.assert_close(motions.turn[:18], -motions.turn[18:], atol=1e-5, rtol=0)
+    assert motions.weight[15] == pytest.approx(2 / 30)  # the run: 2 of 5, half of it mirrored, a third at each rate
     clip, _ = motions.sample(20_000, 1 / 30, torch.Generator().manual_seed(0))
-    shares = torch.bincount(clip, minlength=12) / 20_000
+    shares = torch.bincount(clip, minlength=36) / 20_000
     torch.testing.assert_close(shares, motions.weight, atol=0.01, rtol=0)
 
 
 def test_an_asymmetric_skeleton_has_no_mirror_image(character, root):
     lame = character._replace(offsets=character.offsets * torch.linspace(1, 1.2, 15)[:, None])
-    with pytest.raises(ml.InputError, match="no-mirror"):
+    with pytest.raises(ml.InputError, match="no mirror images"):
         ml.mirror_clip(ml.load_clip(str(root / "motions/walk.npz"), character.body_names), lame)
 
 

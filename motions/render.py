@@ -118,12 +118,12 @@ SCENE = """<mujoco>
 def name_of(path: str, whole: bool = False) -> str:
     """What a clip file is called in a picture: "clip motions/walk", or of a roll-out "policy pretrained/walk.pt".
 
-    A run's folder, clip__options__time, is called by its first part, unless the whole name is asked for."""
+    A run's folder, clip__options__time, is called by its first part, "walk (best.pt)", unless `whole` is asked for."""
     with np.load(path, allow_pickle=False) as file:
         source = str(file["source"]) if "source" in file.files else ""  # of a roll-out: see report.write
     before, _, policy = source.partition("roll-out of ")
     parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)[-2:]
-    policy = policy if whole else re.sub("__[^/]*/", "/", policy, count=1)
+    policy = policy if whole else re.sub("__[^/]*/([^,]*)", r" (\1)", policy, count=1)
     return f"policy {policy[:120]}" if policy and not before else f"clip {'/'.join(parts)}"
 
 

@@ -554,7 +554,7 @@ def film(
     wide = 0.0
     if other and not ghost:
         look = FILM_OF_TWO
-        other, wide = apart(poses, other, look["azimuth"])
+        other, wide = apart(poses, other, look["azimuth"] + 0.5 * turn)
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]

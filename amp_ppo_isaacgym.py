@@ -158,15 +158,11 @@ Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and Genera
 
 def check_args(args: Args) -> None:
     """Refuse options that cannot work. Raises InputError."""
-    check_numbers(args, signed=("action_std_log", "target_speed"), from_zero=("seed", "eval_interval", "clone_updates"))
+    ranges = dict(action_std_log=(-10, 2), gamma=(0, 0.9999), gae_lambda=(0, 1), anneal=(0, 1), disc_steps=(2, 1000))
+    ranges["target_kl"] = (1e-4, 10**15)
+    check_numbers(args, ranges, from_zero=("seed", "eval_interval", "clone_updates"))
     if args.task == "none" and not args.evaluate and (args.target_speed is not None or args.style_weight == 0):
         raise InputError("--task none needs a --style-weight above 0, and no --target-speed")
-    if not -10 <= args.action_std_log <= 2:
-        raise InputError("--action-std-log has to lie between -10 and 2")
-    if args.target_kl == 0 or args.gamma >= 1 or max(args.gae_lambda, args.anneal) > 1:
-        raise InputError("--target-kl has to lie above 0, --gamma below 1, --gae-lambda and --anneal at most at 1")
-    if args.disc_steps < 2:
-        raise InputError("--disc-steps: a transition has 2 states or more")
     world = processes().world
     batch = math.ceil(args.num_envs / world) * args.num_steps
     if args.num_minibatches > batch or args.total_timesteps < batch * world:
@@ -401,25 +397,25 @@ class ReplayBuffer:
     """The character's past transitions; once it is full, newcomers replace random old ones."""
 
     def __init__(self, capacity: int, width: int, device: torch.device) -> None:
-        self.data = torch.zeros(capacity, width, device=device)
-        self.size = torch.zeros((), dtype=torch.long)  # rows that are stored
+        self.capacity = capacity
+        self.data = torch.zeros(capacity, width, device=device).resize_(0, width)  # what is stored, in memory for all
 
     state_dict = get_state
     load_state_dict = set_state
 
     def add(self, rows: Tensor, keep: int) -> None:
         """Store rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
-        room = len(self.data) - int(self.size)
-        rows = rows[torch.randperm(len(rows), device=rows.device)[: room or min(keep, len(self.data))]]
+        size = len(self.data)
+        room = max(self.capacity - size, 0)
+        rows = rows[torch.randperm(len(rows), device=rows.device)[: room or min(keep, size)]]
         if room:
-            self.data[self.size : self.size + len(rows)] = rows
-            self.size += len(rows)
+            self.data.resize_(size + len(rows), rows.shape[1])[size:] = rows
         else:
-            self.data[torch.randperm(len(self.data), device=rows.device)[: len(rows)]] = rows
+            self.data[torch.randperm(size, device=rows.device)[: len(rows)]] = rows
 
     def sample(self, n: int) -> Tensor:
         """n rows, drawn with replacement: (n, width)."""
-        return self.data[torch.randint(int(self.size), (n,), device=self.data.device)]
+        return self.data[torch.randint(len(self.data), (n,), device=self.data.device)]
 
 
 # ---- 5. Losses, style reward, GAE ----
@@ -522,7 +518,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
 def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict]]:
     """Train, and yield agent, environment to evaluate() in, and log after each iteration; or evaluate.
 
-    checkpoint: what --evaluate or --resume has named. Raises InputError."""
+    checkpoint: what --checkpoint or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
     torch.manual_seed(args.seed)  # of all processes
@@ -540,8 +536,10 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     agent = Agent(eval_env, args.hidden, args.action_std_log).to(device)
     torch.manual_seed(seed)
     policy = {"agent": agent, "action_offset": eval_env.action_offset}
-    if args.evaluate:
+    if args.checkpoint:
         fit_checkpoint(checkpoint, motions, policy)
+        agent.actor.load_state_dict(agent.average_actor.state_dict())  # the policy that was judged
+    if args.evaluate:
         if rank == 0:
             found = evaluate(agent, eval_env, args)
             folder = report.write(args, motions, found, args.checkpoint)
@@ -563,7 +561,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     env.reset(seed)
     agent.obs_norm.update(env.obs())
     clone_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=1e-3, fused=True)
-    for _ in range(args.clone_updates):
+    for _ in range(0 if checkpoint else args.clone_updates):
         obs, info = env.reset()
         agent.obs_norm.update(obs)
         state = info["state"]
@@ -679,7 +677,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         yield agent, eval_env, scalars
         if stop:
             break
-    run.finish()
+    run.finish(lambda: evaluate(agent, eval_env, args))
 
 
 if __name__ == "__main__":

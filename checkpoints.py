@@ -1,7 +1,4 @@
-"""States of objects and checkpoint files: what the future of a training depends on, and nothing that executes code.
-
-A script uses get_state, set_state and fit_checkpoint. Nothing here knows what is trained, or how.
-"""
+"""States of objects and checkpoint files: what the future of a training depends on, and nothing that executes code."""
 
 import hashlib
 import math
@@ -13,7 +10,7 @@ from typing import Any, Dict, Optional, Set
 import torch
 from torch import Tensor
 
-from files import InputError, check_archive, find, read_file, reading
+from files import HERE, InputError, check_archive, find, read_file, reading
 from motion_lib import MotionLib
 
 
@@ -26,11 +23,9 @@ def get_state(x: Any) -> Any:
         return x.get_state()
     if isinstance(x, (list, tuple)):
         return [get_state(y) if _has_state(y) else None for y in x]
-    if isinstance(x, dict):
-        return {name: get_state(y) for name, y in x.items() if _has_state(y)}
-    if type(x).state_dict is not get_state:
+    if not isinstance(x, dict) and type(x).state_dict is not get_state:
         return x.state_dict()
-    return {name: get_state(y) for name, y in vars(x).items() if _has_state(y)}
+    return {name: get_state(y) for name, y in (x if isinstance(x, dict) else vars(x)).items() if _has_state(y)}
 
 
 def _has_state(x: Any) -> bool:
@@ -43,7 +38,7 @@ def set_state(x: Any, state: Any) -> None:
     if not isinstance(x, torch.optim.Optimizer):
         check_kind("the state", get_state(x), state)
     if isinstance(x, Tensor):
-        x.copy_(state)
+        x.resize_(state.shape).copy_(state)
     elif isinstance(x, torch.Generator):
         x.set_state(state)
     elif isinstance(x, torch.optim.Optimizer):  # what it does is the script's, but for the rate that it has come to
@@ -86,7 +81,8 @@ def check_kind(name: str, own: Any, state: Any, inside: bool = True) -> None:
     kind = next((x for x in (bool, (int, float), (list, tuple), dict) if isinstance(own, x)), type(own))
     if not isinstance(state, kind) or (isinstance(state, bool) and kind is not bool):
         raise ValueError(f"{name} is a {type(state).__name__} there and a {type(own).__name__} here")
-    if isinstance(own, Tensor) and (own.dtype != state.dtype or own.shape != state.shape):
+    first = int(isinstance(own, Tensor) and own.shape[:1] == (0,))  # what has no rows yet may get any number of them
+    if isinstance(own, Tensor) and (own.dtype != state.dtype or own.shape[first:] != state.shape[first:]):
         raise ValueError(f"{name} is {state.dtype} {(*state.shape,)} there and {own.dtype} {(*own.shape,)} here")
     if isinstance(own, (list, tuple)) and inside:
         check_kind(name, dict(enumerate(own)), dict(enumerate(state)))
@@ -104,28 +100,32 @@ def _check_optimizer(name: str, x: torch.optim.Optimizer, state: Any) -> None:
     check_kind(name, {i: dict(step=torch.zeros(()), exp_avg=y, exp_avg_sq=y) for i, y in own}, state["state"])
 
 
-def load_checkpoint(path: str, name: str) -> Dict[str, Any]:
+def load_checkpoint(path: str, name: str, own: bool = False) -> Dict[str, Any]:
     """Read a checkpoint of the kind `name`, or that of a folder of one's own run; executes nothing. InputError."""
-    own = os.path.isdir(path)
-    path = os.path.join(path, "latest.pt") if own else path
+    own = own or os.path.isdir(path)
+    path = os.path.join(path, "latest.pt") if os.path.isdir(path) else path
     if not os.path.isfile(path):
-        early = "; a run stopped before its first save has to be started anew"
-        raise InputError(f"{path!r}: no such file{early if path.endswith('latest.pt') else ' or folder'}")
+        hint = "; --resume takes a run's folder, --checkpoint FILE trains on from a policy" if own else " or folder"
+        if os.path.exists(os.path.join(os.path.dirname(path), "args.json")):
+            hint = "; a run stopped before its first save has to be started anew"
+        raise InputError(f"{path!r}: no such file{hint}")
     version = [int(x) for x in torch.__version__.split("+")[0].split(".")[:2]]
     if version < [2, 6] and not own and os.environ.get("AMP_TRUST_CHECKPOINTS") != "1":
         danger = "with this old PyTorch a foreign checkpoint can execute code (CVE-2025-32434)"
         raise InputError(f"{path}: {danger}; if it is yours, set AMP_TRUST_CHECKPOINTS=1")
     written = os.stat(path).st_mtime_ns
-    with reading(path, "a checkpoint of this script"):
+    with reading(path, "a checkpoint of this script"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what it refuses
         check_archive(path, ("torch._utils _rebuild_tensor_v2", "collections OrderedDict"))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what it refuses
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            for key, kind in dict(kind="", character={}, args={}, samples=0, metrics={}, shared={}).items():
-                check_kind(key, kind, checkpoint[key], inside=False)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for key, kind in dict(kind="", character={}, args={}, samples=0, metrics={}, shared={}).items():
+            check_kind(key, kind, checkpoint[key], inside=False)
         fault = unsound({key: checkpoint.get(key) for key in ("shared", "processes", "progress", "rates")})
     if checkpoint["kind"] != name:
-        raise InputError(f"{path}: a checkpoint of {checkpoint['kind']}; this script reads those of {name}")
+        script = f"{checkpoint['kind']}.py"
+        use = f"; python {script} {f'--resume {os.path.dirname(path)}' if own else f'--evaluate --checkpoint {path}'}"
+        use *= os.path.isfile(os.path.join(HERE, script))  # else a stranger's word
+        raise InputError(f"{path}: a checkpoint of {checkpoint['kind']}, and this is {name}{use}")
     if fault:
         raise InputError(f"{path}: {fault} holds NaN, infinities or a variance, rate or count below 0")
     return {**checkpoint, "written": written}
@@ -139,7 +139,7 @@ def fit_checkpoint(checkpoint: Dict[str, Any], motions: MotionLib, objects: Dict
         if theirs != names:
             theirs = [x for x in theirs if isinstance(x, str)] if isinstance(theirs, list) else []
             odd = ", ".join(sorted(set(theirs) ^ set(names))[:5]) or "their order"
-            raise InputError(f"the checkpoint is not of the character {motions.character.path}; {key} differ: {odd}")
+            raise InputError(f"the checkpoint is not of --character-file {motions.character.path}; {key} differ: {odd}")
     for key, x in mine["data"].items():
         if isinstance(checkpoint.get("data"), dict) and checkpoint["data"].get(key, x) != x:
             print(f"the {key} data is not what the checkpoint was trained on", file=sys.stderr)

@@ -1,7 +1,4 @@
-"""From the command line to a running script: options in groups, checks, and what becomes of errors.
-
-A script uses by_device, merge_options, check_numbers and launch. Nothing here knows what is trained, or how.
-"""
+"""From the command line to a running script: by_device and merge_options, check_numbers, launch, a line an error."""
 
 import atexit
 import contextlib
@@ -56,7 +53,7 @@ class Evaluation:
     evaluate: bool = False
     """no training: evaluate --checkpoint, print one JSON object, write roll-outs, pictures and a page to look at"""
     checkpoint: Optional[str] = None
-    """checkpoint to evaluate, or folder of a run: its best.pt, or latest.pt where there is none"""
+    """checkpoint to evaluate, or, without --evaluate, to train on from; a run's folder: its best.pt, else latest.pt"""
     out: Optional[str] = None
     """folder to be made by --evaluate; None: beside the checkpoint, with its name and the time"""
     eval_interval: by_device(int, 100, 250) = None
@@ -127,32 +124,35 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
 
 
 def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple:
-    """Args of the command line, and the checkpoint that --evaluate or --resume names, or None.
+    """Args of the command line, and the checkpoint that --checkpoint or --resume names, or None.
 
-    The checkpoint's options are the defaults. name: its kind; restarted: a run of torchrun. Raises InputError."""
+    To evaluate or to resume, its options are the defaults. name: its kind; restarted: a run of torchrun. InputError."""
     args = _command_line(kind, argv, {})
     resume = None if args.evaluate else restarted if args.resume is None else args.resume
-    checkpoint = None
-    if args.evaluate != (args.checkpoint is not None) or (args.evaluate and args.resume is not None):
-        raise InputError("--evaluate and --checkpoint FILE (or FOLDER of a run) go together, and without --resume")
+    path = args.checkpoint
+    if (args.evaluate and path is None) or (args.resume is not None and (args.evaluate or path is not None)):
+        raise InputError("--evaluate needs --checkpoint FILE (or FOLDER of a run); both go without --resume")
     if not args.evaluate and (args.out or getattr(args, "eval_commands", None)) is not None:
         raise InputError("--out and --eval-commands need --evaluate")
+    resume = os.path.dirname(resume) or "." if resume is not None and os.path.isfile(resume) else resume
+    if path is not None and os.path.isdir(path):
+        best = os.path.join(path, "best.pt")
+        path = best if os.path.exists(best) else os.path.join(path, "latest.pt")
+    named = path if resume is None else resume
+    checkpoint = None if named is None else load_checkpoint(named, name)
     if args.evaluate or resume is not None:
-        resume = os.path.dirname(resume) or "." if resume is not None and os.path.isfile(resume) else resume
-        path = args.checkpoint
-        if args.evaluate and os.path.isdir(path):
-            best = os.path.join(path, "best.pt")
-            path = best if os.path.exists(best) else os.path.join(path, "latest.pt")
-        checkpoint = load_checkpoint(path if args.evaluate else resume, name)
         args = _command_line(kind, argv, _options_of(checkpoint, kind, argv, args.evaluate))
-        args.checkpoint = path
         steps = args.eval_episodes * args.eval_seconds * args.control_hz * args.substeps
         if args.evaluate and steps > 1e8 and not typed("--eval-episodes", argv):  # a stranger's, perhaps
             raise InputError(f"the checkpoint asks for {steps:.2g} physics steps; if meant, type --eval-episodes")
-    args.resume = resume
+    args.checkpoint, args.resume = (path, None) if resume is None else (None, resume)
     if args.cuda and torch.cuda.device_count() < local_world():
         raise InputError("--cuda: PyTorch finds no CUDA device, or fewer than processes; --no-cuda trains on the CPU")
     _fill_in(args)
+    for option in ("hidden", "disc_steps") if args.checkpoint and not args.evaluate else ():
+        theirs = checkpoint["args"].get(option)
+        if theirs not in (None, getattr(args, option)) and is_a(theirs, kind.__annotations__[option]):
+            raise InputError(f"{path} needs --{option.replace('_', '-')} {str(theirs).strip('()').replace(',', '')}")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise InputError("--track: Weights & Biases is not installed; pip install wandb")
     if args.capture_video and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -160,16 +160,17 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     return args, checkpoint
 
 
-def check_numbers(args: Any, signed: Tuple[str, ...], from_zero: Tuple[str, ...]) -> None:
-    """Refuse numbers that are not finite, real ones below 0 (but `signed`) and whole ones below 1 (but `from_zero`)."""
+def check_numbers(args: Any, ranges: Dict[str, Tuple[float, float]], from_zero: Tuple[str, ...]) -> None:
+    """Refuse what is out of its range: from 1 for whole numbers (but `from_zero`), else from 0 if it has a default."""
     for name, value in vars(args).items():
         if name.endswith("_weights") and not any(value):
             raise InputError(f"--{name.replace('_', '-')}: one has to lie above 0, else the reward is the same for all")
         for x in value if isinstance(value, tuple) else (value,):
-            low = -1e15 if name in signed else 1 if type(x) is int and name not in from_zero else 0
-            high = 1e8 if type(x) is int and name not in ("seed", "total_timesteps") else 1e15
+            high = 10**8 if type(x) is int and name not in ("seed", "total_timesteps") else 10**15
+            low = int(name not in from_zero) if type(x) is int else -high * (getattr(type(args), name) is None)
+            low, high = ranges.get(name, (low, high))
             if type(x) in (int, float) and not low <= x <= high:
-                raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:,.0f} to {high:,.0f}")
+                raise InputError(f"--{name.replace('_', '-')} {x}: expected a number from {low:,} to {high:,}")
 
 
 # ---- 2. Launch ----------
@@ -231,8 +232,7 @@ def _explain(error: BaseException, resumed: str = "") -> Tuple[str, int]:
 
 
 def _first_to_say() -> bool:
-    """Whether no other process has said what is wrong."""
-    try:  # who cannot join a group says for himself why
+    """Whether no other process has said what is wrong; who cannot join a group says it himself."""
+    with contextlib.suppress(RuntimeError):  # the store is gone with the process that kept it
         return not in_group() or torch.distributed.distributed_c10d._get_default_store().add("said", 1) == 1
-    except RuntimeError:  # gone with the process that kept it
-        return True
+    return True

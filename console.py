@@ -1,7 +1,4 @@
-"""What stands on the terminal and names a run: words about a training and an evaluation, and the last line, JSON.
-
-It is given options, clips and numbers. Units: motion_lib.
-"""
+"""What stands on the terminal and names a run: words about a training and an evaluation, and the last line, JSON."""
 
 import json
 import math
@@ -44,7 +41,7 @@ def start_lines(args: Any, motions: MotionLib, falls: str, span: Tuple[int, int]
     falls: what counts as one; span: samples from, to; where: device and processes; folder: of the run."""
     clips = os.path.basename(os.path.normpath(args.motion_file))
     clips += f" ({len(motions.files)} clips)" * (len(motions.files) > 1)
-    begun = f", {span[0]:,} done" * (span[0] > 0)
+    begun = f", {span[0]:,} done" if span[0] else f", starting from {args.checkpoint}" if args.checkpoint else ""
     lines = [
         f"{clips}, imitated by {os.path.basename(motions.character.path)}; simulator {args.sim}, {where}",
         falls,
@@ -98,13 +95,15 @@ def four_digits(x: Any) -> Any:
     return json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"), parse_constant=lambda name: None)
 
 
-def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str) -> None:
-    """Say where an evaluation is and how it went on stderr; its figures are the last line on stdout, as JSON."""
+def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str, again: str = "") -> None:
+    """Say on stderr how an evaluation went and where it is; on stdout `again`, a command, and as the last line JSON."""
+    said = sentence(args, motions, metrics).splitlines()
+    print(*[textwrap.fill(line, **WRAP) for line in said], sep="\n", file=sys.stderr, flush=True)
     if os.path.exists(os.path.join(folder, "index.html")):
         print(f"{plain(folder)}/index.html: the motion; open it in a browser", file=sys.stderr)
     if os.path.isdir(folder):
-        rest = sorted({*os.listdir(folder)} - {"index.html"})
-        print(f"{plain(folder)}: {', '.join(rest)}", file=sys.stderr)
-    said = "the last policy: " * (not args.evaluate) + sentence(args, motions, metrics)
-    print(*[textwrap.fill(line, **WRAP) for line in said.splitlines()], sep="\n", file=sys.stderr, flush=True)
+        print(f"{plain(folder)}: {', '.join(sorted({*os.listdir(folder)} - {'index.html'}))}", file=sys.stderr)
+    if again:
+        print("the same policy on other episodes:", file=sys.stderr, flush=True)
+        print(again)
     print(json.dumps(four_digits(metrics)), flush=True)

@@ -106,7 +106,7 @@ def optional() -> Iterator[None]:
 
 
 def lock(path: str) -> Any:
-    """A file that no other process may hold; while this one lives it does. Raises InputError if another does."""
+    """A file that no other process may hold until this one ends, or removes it. Raises InputError if another does."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode) or os.fstat(number).st_nlink > 1:
         raise InputError(f"{path}: a link or no file, which nothing is written into; remove it")
@@ -115,14 +115,14 @@ def lock(path: str) -> Any:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        return file
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+    except (ImportError, OSError) as error:
+        if getattr(error, "errno", None) not in (errno.EACCES, errno.EAGAIN):  # Windows, a file system without locks
             return file
-        file.seek(0)
         holder = file.read(20).strip()
         raise InputError(f"{os.path.dirname(path)}: process {holder} is training in this folder") from error
+    if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(number)):  # it has been removed since
+        file.close()
+        return lock(path)
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     return file

@@ -1,7 +1,4 @@
-"""Options and their types: whether a value fits one, and what is wrong with a command line, in a line.
-
-Nothing here knows what is trained, or how.
-"""
+"""Options and their types: whether a value fits one, and what is wrong with a command line, in a line."""
 
 import dataclasses
 import difflib
@@ -62,10 +59,13 @@ def complaint(args: Any, words: List[str], parse: Callable) -> str:
     for part in parts:
         name = part[0].split("=")[0].replace("_", "-")
         if name not in kinds:
-            near = [f"Perhaps you meant {x}." for x in difflib.get_close_matches(name, kinds, 1)]
+            near = difflib.get_close_matches(name.strip("-"), [x.strip("-") for x in kinds], 1)  # dashes are alike
+            near = [f"Perhaps you meant --{x}." for x in near]
             return " ".join([f"{part[0]}: there is no such option.", *near, "--help shows all."])
         try:
             parse(part)
         except SystemExit:
-            return f"{' '.join(part)}: it takes {wanted(kinds[name])}"
+            given, takes = " ".join(part), wanted(kinds[name])
+            full = re.sub(r"(?<=[ =])\d+(\.\d+)?[eE]\d\d?(?= |$)", lambda found: f"{float(found[0]):.0f}", given)
+            return f"{given}: it takes {takes}" + f"; type {full}" * ("whole" in takes and full != given)
     return f"{' '.join(words)}: these options do not go together; --help shows all"

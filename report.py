@@ -40,21 +40,22 @@ def _write_figure(path: str, figure: Any) -> None:
 
 
 def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float, title: str = "") -> None:
-    """Draw the pose error (T, J-1) [m] of where each body begins over time, a row a body, with its mean in the label.
+    """Draw the pose error (T, J-1) [m] of where each body begins, a row a body, its mean in the label, until all fell.
 
     names: of the J-1 joints there; hips and waist hardly err, they are near the root. dt [s]. Raises OSError."""
     from matplotlib.figure import Figure
 
+    errors = errors[: max(int(errors.isfinite().any(1).sum()), 1)]  # as long as anyone lives
     parts = errors.tensor_split(min(SECTIONS, len(errors)))
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots(subplot_kw=dict(xlabel="time [s]", title=title))
-    labels = [f"{name} {mean:.3f}" for name, mean in zip(names, errors.nanmean(0).tolist())]
+    labels = [f"{name} {short(mean, 3)}" for name, mean in zip(names, errors.nanmean(0).tolist())]
     axes.set_yticks(range(len(names)), labels)
     extent = (0.0, len(errors) * dt, len(names) - 0.5, -0.5)
     image = axes.imshow(errors.T.cpu().numpy(), vmin=0, aspect="auto", extent=extent, interpolation="nearest")
-    figure.colorbar(image, label="pose error [m]")
+    figure.colorbar(image, label="pose error [m]", format=lambda error, _: short(error, 3))
     for n, part in enumerate(parts):  # their means stand in the picture
-        middle = (n + 0.5) * len(errors) * dt / len(parts)
+        middle = (sum(map(len, parts[:n])) + 0.5 * len(part)) * dt
         for j, mean in enumerate(part.nanmean(0).tolist()):
             colour = "black" if mean > 0.6 * image.get_clim()[1] or math.isnan(mean) else "white"
             axes.text(middle, j, short(mean, 3), ha="center", va="center", color=colour, fontsize="small")

@@ -1,7 +1,4 @@
-"""What a training keeps besides its algorithm: the folder with curves and checkpoints, signals.
-
-A script uses Run. Nothing here knows what is trained, or how.
-"""
+"""What a training keeps besides its algorithm, in a Run: the folder with curves and checkpoints, signals."""
 
 import contextlib
 import glob
@@ -22,7 +19,7 @@ from tqdm import tqdm
 
 import console
 import report
-from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, identity, put_back, unsound
+from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, identity, load_checkpoint, put_back, unsound
 from curves import curve_name
 from files import HERE, InputError, find, lock, plain, read_file, reading, typed, write_file
 from motion_lib import MotionLib
@@ -31,14 +28,12 @@ from processes import average, gather, in_group, processes, share
 
 class Run:
     """Folder of a training, its curves and checkpoints, how far it is, and the signals that end it in good order.
-
     A disk that is full or gone stops nothing: that is said once, and the next save tries again. Process 0 writes."""
 
     def __init__(
         self, args: Any, kind: str, motions: MotionLib, batch: int, shared: Dict, own: Dict, checkpoint: Any
     ) -> None:
-        """Begin a run, or go on with the checkpoint of one; batch: samples of an iteration of all processes.
-
+        """Begin a run, or go on with the checkpoint of args.resume; batch: samples of an iteration of all processes;
         shared, own: name -> what has a state that all processes share, or each has for itself. Raises InputError."""
         self.args = args
         self.motions = motions
@@ -56,7 +51,7 @@ class Run:
         self.said: List[str] = []
         self.content["rates"] = [group["lr"] for group in _groups(shared)]
         share(*[y for x in shared.values() if isinstance(x, torch.nn.Module) for y in x.state_dict().values()])
-        if checkpoint is not None:
+        if args.resume is not None:
             self._restore(checkpoint)
         left = args.total_timesteps - self.progress["samples"]
         self.iterations = self.progress["iteration"] + left // batch
@@ -66,8 +61,8 @@ class Run:
         self.stopped, self.rate = False, math.nan  # samples a second
         self.started = self.counted = time.monotonic()
         self.told = (self.counted, self.progress["samples"])  # when the user was last told how far it is
-        self.writer: Any = None
-        self.shown = self.fault = self.text = self.judged = ""  # evaluation's folder; why nothing is saved; the bar
+        self.writer = self.best = None  # best: samples and evaluation of best.pt, once this process has written it
+        self.fault = self.text = self.judged = ""  # why nothing is saved; the bar
         self.folder = self._start() if self.rank == 0 else ""
 
     def _restore(self, checkpoint: Dict[str, Any]) -> None:
@@ -163,9 +158,7 @@ class Run:
             self._say(f"Weights & Biases: {' '.join(str(error).split())[:200]}; the training goes on without it")
 
     def attempt(self, write: Callable, *args: Any) -> str:
-        """write(*args), where what goes wrong is said once and costs only what was to be written -> the error, or "".
-
-        Raises Unsound."""
+        """write(*args); a fault is said once, and costs only what was to be written -> it, or "". Raises Unsound."""
         try:
             write(*args)
         except Unsound:
@@ -238,22 +231,20 @@ class Run:
                 self.writer.add_scalar(curve_name(name), x, samples)
 
     def keep_best(self, score: float, found: Tuple, policy: Dict[str, Any]) -> None:
-        """Note an evaluation, found = (metrics, roll-outs, errors), and save its policy as best.pt if the score is the
-        best so far; film it if that is asked for, and write the last one as a whole."""
+        """Note an evaluation, found = (metrics, roll-outs, ...); the best one's policy is saved as best.pt."""
         metrics, clips, *_ = found
         numbers = {name: x for name, x in metrics.items() if isinstance(x, (int, float)) and math.isfinite(x)}
         self.progress["metrics"] = numbers  # a figure that has none is no reason to stop
-        if score > self.progress["best"]:
-            self.progress["best"] = score
+        if score > self.progress["best"] or not os.path.exists(os.path.join(self.folder, "best.pt")):
+            self.progress["best"] = max(self.progress["best"], score)  # in this order: a score may be NaN
+            self.best = self.progress["samples"], found
             self.attempt(self._write, "best.pt", policy, {})
-        iteration = self.progress["iteration"]
         self.judged = console.judged(self.progress["samples"], metrics)
         self.bar.set_description_str(self.text + self.judged, refresh=False)
         self._tell(console.verdict(self.progress["samples"], metrics))
         if self.args.capture_video:
-            self.attempt(report.film_episode, f"{self.folder}/episode_{iteration}.mp4", clips[0], self.motions)
-        if iteration == self.iterations:
-            self.shown = report.write(self.args, self.motions, found, os.path.join(self.folder, "latest.pt"))
+            film = f"{self.folder}/episode_{self.progress['iteration']}.mp4"
+            self.attempt(report.film_episode, film, clips[0], self.motions)
 
     def save_when_due(self) -> bool:
         """Save all as latest.pt if it is time, or a signal has come -> whether to stop. Every process calls it."""
@@ -281,8 +272,8 @@ class Run:
         torch.save(content, buffer)
         write_file(os.path.join(self.folder, name), buffer.getbuffer())
 
-    def finish(self) -> None:
-        """Say how the run has ended. Raises SystemExit after a signal, InputError if the last save failed."""
+    def finish(self, evaluate: Callable) -> None:
+        """Say how the run has ended, and show its best policy, which evaluate() judges. SystemExit, InputError."""
         self.bar.close()
         if self.rank > 0:
             return
@@ -290,15 +281,24 @@ class Run:
             raise InputError(f"{self.folder}: not written ({self.fault}); free some space and --resume it")
         if self.writer is not None:
             self.writer.close()
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(self.folder, "lock"))  # while it is held
         script = shlex.quote(os.path.basename(sys.argv[0]))
         folder = plain(shlex.quote(self.folder))
         if self.stopped and self.progress["iteration"] < self.iterations:
             command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
             print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
-        print(f"trained for {(time.monotonic() - self.started) / 60:.1f} minutes; the best policy:", file=sys.stderr)
-        print(f"python {script} --evaluate --checkpoint {folder}/best.pt", flush=True)
-        console.tell(self.args, self.motions, self.progress["metrics"], self.shown)
+        path = os.path.join(self.folder, "best.pt")
+        if self.best is None:  # it was the best before the run went on
+            checkpoint = load_checkpoint(path, self.content["kind"], own=True)
+            put_back({x: y for x, y in self.shared.items() if x in checkpoint["shared"]}, checkpoint["shared"])
+            self.best = checkpoint["samples"], evaluate()
+        samples, found = self.best
+        minutes = (time.monotonic() - self.started) / 60
+        print(f"trained for {minutes:.1f} minutes; the best policy, after {samples:,} samples:", file=sys.stderr)
+        again = f"python {script} --evaluate --checkpoint {folder}/best.pt --seed {self.args.seed + 1000}"
+        console.tell(self.args, self.motions, found[0], report.write(self.args, self.motions, found, path), again)
 
 
 def _groups(objects: Dict[str, Any]) -> List[Dict]:

@@ -12,7 +12,9 @@ const PUSH = 40.0; // impulse of a push [N s]
 const PUSH_SECONDS = 0.1;
 const REST = 2.0; // how long it lies after a fall [s]
 const ALSO = { j: "ArrowLeft", l: "ArrowRight", i: "ArrowUp", k: "ArrowDown" }; // the keys of deploy/steer.py
-const COLOURS = { right: 0xe68033, left: 0x4078b8, other: 0xc7c9d1 };
+const COLOURS = { right: 0x2a4667, left: 0x9bb5d4, other: 0x4a7ab2, told: 0x006e19 }; // those of motions/view.py
+// From where the camera looks, ahead, left and up of the character's course: at first, from the side, the front, above [m].
+const VIEWS = [[-2.8, -2.8, 1.0], [0.0, -4.2, 0.0], [4.2, 0.0, 0.0], [0.0, -0.1, 6.0]];
 const PLANE = 0, SPHERE = 2, CAPSULE = 3, BOX = 6; // MuJoCo's mjtGeom
 
 // ---- 1. Loading ----
@@ -24,12 +26,8 @@ async function unpacked(name) {
 
 async function load() {
   const text = async (name) => (await fetch(name)).text();
-  const [physics, runtime, xml, json] = await Promise.all([
-    unpacked("mujoco.bin"),
-    unpacked("onnxruntime.bin"),
-    text("policy.xml"),
-    text("policy.json"),
-  ]);
+  const parts = [unpacked("mujoco.bin"), unpacked("onnxruntime.bin"), text("policy.xml"), text("policy.json")];
+  const [physics, runtime, xml, json] = await Promise.all(parts);
   ort.env.wasm.numThreads = 1; // more need headers that static hosts do not send
   ort.env.wasm.wasmBinary = runtime;
   const mujoco = await loadMujoco({ wasmBinary: physics });
@@ -62,6 +60,7 @@ class Walker {
     this.heading = 0.0; // that it is told [rad, world]
     this.speed = this.speeds[0]; // [m/s]
     this.steps = 0;
+    this.places = [this.data.qpos.slice(0, 2)]; // on the ground, in the last second, from step to step of the policy [m]
     this.owed = 0.0; // time that has passed, but not yet in the physics [s]
     this.pushed = 0; // physics steps until a push ends
     this.down = 0.0; // how long it lies [s]
@@ -87,6 +86,7 @@ class Walker {
     for (; this.owed >= this.dt; this.owed -= this.dt) {
       if (this.steps % this.about.substeps === 0) {
         await this.think();
+        this.places = [...this.places.slice(-this.about.control_hz), this.data.qpos.slice(0, 2)];
         if (this.down || this.fallen()) this.down += this.dt * this.about.substeps;
       }
       this.mujoco.mj_step(this.model, this.data);
@@ -95,6 +95,12 @@ class Walker {
       if (this.pushed === 0) this.data.xfrc_applied.fill(0.0);
     }
     if (this.down > REST) this.reset();
+  }
+
+  way() { // of the last second, in which sway does not count [m/s]
+    const [[x, y], [endX, endY]] = [this.places[0], this.places.at(-1)];
+    const seconds = Math.max(this.places.length - 1, 1) / this.about.control_hz;
+    return [(endX - x) / seconds, (endY - y) / seconds];
   }
 
   fallen() {
@@ -146,14 +152,13 @@ class Stage {
     this.scene.fog = new THREE.Fog(sky, 12, 45);
     this.camera = new THREE.PerspectiveCamera(40, 1, 0.1, 100);
     this.camera.up.set(0, 0, 1);
-    this.camera.position.set(-2.8, -2.8, 1.8);
     this.renderer = new THREE.WebGLRenderer({ antialias: true });
     this.renderer.shadowMap.enabled = true;
     document.body.prepend(this.renderer.domElement);
     this.orbit = new OrbitControls(this.camera, this.renderer.domElement);
-    this.orbit.target.set(0, 0, 0.8);
-    this.orbit.maxPolarAngle = 1.55;
-    this.orbit.enablePan = false;
+    Object.assign(this.orbit, { maxPolarAngle: 1.57, enablePan: false });
+    this.course = 0.0; // smooth [rad]
+    this.look(0);
     this.group = new THREE.Group(); // goes where the character goes
     this.scene.add(this.group, new THREE.HemisphereLight(0xffffff, 0xb8c0cc, 2.0));
     const sun = new THREE.DirectionalLight(0xffffff, 2.2);
@@ -163,7 +168,10 @@ class Stage {
     Object.assign(sun.shadow.camera, { left: -2.5, right: 2.5, top: 2.5, bottom: -2.5 });
     this.ground = new THREE.Mesh(new THREE.PlaneGeometry(120, 120), new THREE.MeshLambertMaterial({ map: groundTexture() }));
     this.ground.receiveShadow = true;
-    this.arrow = new THREE.ArrowHelper(new THREE.Vector3(1, 0, 0), new THREE.Vector3(0, 0, 0.02), 1, 0x4f9a55, 0.2, 0.14);
+    const green = new THREE.MeshStandardMaterial({ color: COLOURS.told, roughness: 0.6 });
+    const along = (shape, x) => new THREE.Mesh(shape.rotateZ(-Math.PI / 2).translate(x, 0, 0.04), green);
+    this.arrow = new THREE.Group().add(along(new THREE.CylinderGeometry(0.025, 0.025, 1, 16), 0.5));
+    this.arrow.add(along(new THREE.ConeGeometry(0.07, 0.2, 24), 0.1));
     this.arrow.visible = walker.told;
     this.group.add(sun, sun.target, this.arrow);
     this.scene.add(this.ground);
@@ -195,36 +203,39 @@ class Stage {
     this.renderer.setSize(innerWidth, innerHeight);
   }
 
+  look(view) {
+    this.view = view;
+    const way = new THREE.Vector3(...VIEWS[view]).applyAxisAngle(this.camera.up, this.course);
+    this.camera.position.addVectors(this.orbit.target, way);
+  }
+
   draw() {
     const { data, heading, speed } = this.walker;
-    const [x, y] = data.qpos;
-    const position = data.geom_xpos;
-    const r = data.geom_xmat;
+    const { qpos: [x, y], geom_xpos: places, geom_xmat: turns } = data;
+    const turn = new THREE.Matrix3();
     for (const [i, mesh] of this.geoms) {
-      const [p, q] = [3 * i, 9 * i];
-      mesh.matrix.set(
-        r[q], r[q + 1], r[q + 2], position[p],
-        r[q + 3], r[q + 4], r[q + 5], position[p + 1],
-        r[q + 6], r[q + 7], r[q + 8], position[p + 2],
-        0, 0, 0, 1,
-      );
+      turn.fromArray(turns, 9 * i).transpose(); // MuJoCo's stand row by row
+      mesh.matrix.setFromMatrix3(turn).setPosition(...places.slice(3 * i, 3 * i + 3));
     }
-    this.camera.position.x += x - this.orbit.target.x;
-    this.camera.position.y += y - this.orbit.target.y;
+    const [ahead, left] = new THREE.Vector2(...this.walker.way()).rotateAround(new THREE.Vector2(), -this.course);
+    const around = 0.1 * Math.atan2(left, ahead);
+    this.course += around;
+    this.camera.position.sub(this.orbit.target).applyAxisAngle(this.camera.up, this.view % 3 ? around : 0); // 1, 2
     this.orbit.target.set(x, y, 0.8);
+    this.camera.position.add(this.orbit.target);
     this.orbit.update();
     this.group.position.set(x, y, 0);
     this.ground.position.set(2 * Math.round(x / 2), 2 * Math.round(y / 2), 0); // by whole patterns
-    this.arrow.setDirection(new THREE.Vector3(Math.cos(heading), Math.sin(heading), 0));
-    this.arrow.setLength(0.4 + 0.4 * speed, 0.2, 0.14);
+    const [shaft, head] = this.arrow.children; // together as long as the way of a second
+    this.arrow.rotation.z = heading;
+    shaft.scale.x = head.position.x = Math.max(speed - 0.2, 0.1);
     this.renderer.render(this.scene, this.camera);
   }
 }
 
 // ---- 4. Keys, and the loop ----
 
-const demo = { walker: null, pace: 1.0, pictures: 0 }; // what a test of the page looks at
-globalThis.demo = demo;
+const demo = (globalThis.demo = { walker: null, stage: null, pace: 1.0, pictures: 0 }); // what a test of the page looks at
 const held = new Set();
 
 function press(key) {
@@ -232,13 +243,11 @@ function press(key) {
   if (key === "p") walker.push(2 * Math.PI * Math.random());
   if (key === "m") demo.pace = demo.pace < 1 ? 1.0 : 0.2;
   if (key === "r") walker.reset();
+  if (key === "v") demo.stage.look((demo.stage.view + 1) % VIEWS.length);
 }
 
 function listen() {
-  const keyOf = (event) => {
-    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    return ALSO[key] ?? key;
-  };
+  const keyOf = ({ key }) => ALSO[key.toLowerCase()] ?? (key.length === 1 ? key.toLowerCase() : key);
   addEventListener("keydown", (event) => {
     if (event.key.startsWith("Arrow")) event.preventDefault();
     if (!event.repeat) press(keyOf(event));
@@ -252,9 +261,7 @@ function listen() {
       press(button.dataset.key);
       held.add(button.dataset.key);
     });
-    for (const end of ["pointerup", "pointerleave"]) {
-      button.addEventListener(end, () => held.delete(button.dataset.key));
-    }
+    for (const end of ["pointerup", "pointerleave"]) button.addEventListener(end, () => held.delete(button.dataset.key));
   }
 }
 
@@ -267,15 +274,14 @@ function steer(walker, seconds) {
 
 async function main() {
   const state = document.getElementById("state");
-  let walker, stage;
   try {
-    walker = new Walker(...(await load()));
-    stage = new Stage(walker);
+    demo.walker = new Walker(...(await load()));
+    demo.stage = new Stage(demo.walker);
   } catch (error) {
     state.textContent = `It cannot run here: ${error.message ?? error}`;
     throw error;
   }
-  demo.walker = walker;
+  const { walker, stage } = demo;
   listen();
   let last = performance.now();
   const frame = async (now) => {
@@ -285,9 +291,9 @@ async function main() {
     await walker.advance(seconds);
     stage.draw();
     demo.pictures += 1;
-    const speed = Math.hypot(walker.data.qvel[0], walker.data.qvel[1]).toFixed(1);
-    const told = walker.told ? `, told ${walker.speed.toFixed(1)} m/s` : "";
-    state.textContent = walker.down ? "it fell, and begins anew" : `${speed} m/s${told}`;
+    const short = (speed) => `${speed.toFixed(1).replace(/^0/, "")} m/s`;
+    const told = walker.told ? `, told ${short(walker.speed)}` : "";
+    state.textContent = walker.down ? "it fell, and begins anew" : short(Math.hypot(...walker.way())) + told;
     requestAnimationFrame(frame);
   };
   requestAnimationFrame(frame);

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 import motion_lib as ml
+from console import short
 from deploy import export
 from evaluation import reference_poses, relative_positions
 from files import find
@@ -45,14 +46,18 @@ TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
 SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall [s]
 ASIDE = 1.0  # the nearest clip stands so far from the character [m]
-MEAN_SECONDS = 1.0  # about a stride: over this the speed is averaged
+MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
+CALM = 0.3  # time constant of a camera that goes around [s]
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
-TOLD = "**J L** turn, **I K** faster, slower: {:g} to {:g} m/s, as in its training. Click on the ground: go there.  \n"
-HELP = "**P** push, **M** slow motion, **R** reset, **space** pause. Shift and click on a limb: push it where you look."
-HELP += "  \nBlue: the policy. Orange, **G** hides it: the nearest moment of its clips. Red touches the ground."
+KEYS = [("P", "push"), ("M", "slow motion"), ("R", "reset"), ("space", "pause")]
+TOLD_KEYS = [("J L", "turn left, right"), ("I K", "faster, slower")]
+MORE = [("V", view.VIEWS), ("G", "hides orange")]
+MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go there")
+LEGEND = "Blue: the policy, and the way it went. Orange: the nearest moment of its clips. Red: touches the ground."
+TOLD_LEGEND = " Green: a second of what it is told."
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -91,7 +96,8 @@ class Walker:
         self.data.qvel[:] = self.starts[1][self.row]
         self.steps = 0  # of the physics since then
         count = round(MEAN_SECONDS / (self.substeps * self.model.opt.timestep))
-        self.speeds = collections.deque(maxlen=count)  # at the last control steps [m/s]
+        # at the last control steps: its velocity ahead and to the left of where it is told to go, the speed told [m/s]
+        self.recent = collections.deque(maxlen=count)
         self.owed = 0.0  # time that has passed, but not yet in the physics [s]
         self.pushed = 0  # physics steps until a push ends
         self.down = 0.0  # how long ago it has fallen, or 0 [s]
@@ -107,7 +113,9 @@ class Walker:
             most = TURN_RATE * self.substeps * self.model.opt.timestep
             way = math.radians(wrap(math.degrees(self.goal - self.heading)))
             self.heading += min(max(way, -most), most)
-            self.speeds.append(float(np.linalg.norm(self.data.qvel[:2])))
+            cos, sin = math.cos(self.heading), math.sin(self.heading)
+            x, y = self.data.qvel[:2]
+            self.recent.append((cos * x + sin * y, cos * y - sin * x, self.speed))
             seen = [torch.from_numpy(x)[None] for x in (self.data.qpos, self.data.qvel)]
             told = [torch.tensor([[self.heading, self.speed]], dtype=torch.float64)] if self.policy.commanded else []
             self.data.ctrl[:] = self.policy(*seen, *told)[0].numpy()
@@ -125,6 +133,12 @@ class Walker:
             self.step()
             self.owed -= self.model.opt.timestep
         return kept
+
+    def pace(self) -> Tuple[float, float, float]:
+        """Over a second, so without sway: its speed [m/s], the direction of that [rad, world], the speed told [m/s]."""
+        ahead, left, told = np.mean(self.recent or [(0.0, 0.0, self.speed)], axis=0)
+        course = self.heading + math.atan2(left, ahead)
+        return math.hypot(ahead, left), course, told
 
     def state(self) -> ml.MotionState:
         """State of batch (1,) at this moment, which may lie between two steps."""
@@ -170,17 +184,20 @@ class Nearest:
 class Controls:
     """What stands beside the picture, and what keys and mouse do. The sliders hold what the character is told."""
 
-    def __init__(self, server: Any, scene: view.Scene, walker: Walker, speeds: Tuple[float, float]) -> None:
+    def __init__(
+        self, server: Any, scene: view.Scene, walker: Walker, speeds: Tuple[float, float], eye: view.Eye
+    ) -> None:
         """speeds: range of the commands that it was trained with [m/s]."""
         gui = server.gui
         told = walker.policy.commanded
         self.walker = walker
         self.scene = scene
+        self.eye = eye
         self.jobs: List[Any] = []  # for the thread of the physics
         self.readout = gui.add_markdown("")
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, speeds[0], visible=told)
-        self.pace = gui.add_slider("Time", 0.05, 1.0, 0.05, 1.0)
+        self.pace = gui.add_slider("Slow motion", 0.05, 1.0, 0.05, 1.0, hint="1 is real time")
         self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 40.0)
         shown = ("Follow", "Nearest clip", "Begin anew after a fall")
         self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
@@ -188,7 +205,7 @@ class Controls:
         self.playing = True
         gui.add_button("Reset").on_click(lambda _: self.jobs.append(walker.reset))
         self.pause.on_click(lambda _: self.play_or_pause())
-        gui.add_markdown((TOLD.format(*speeds) if told else "") + HELP)
+        gui.add_html(help_of(told))
         self.keys(server, told)
         self.mouse(server, told)
 
@@ -198,6 +215,7 @@ class Controls:
         commands["P"] = ("Push from a random side", self.push_somewhere)
         commands["M"] = ("Slow motion", self.slow_or_not)
         commands["G"] = ("With or without the nearest clip", self.with_or_without)
+        commands["V"] = (view.VIEWS.capitalize(), self.eye.next)
         if told:
             commands["J"] = ("Turn left", lambda: self.turn(TURN))
             commands["L"] = ("Turn right", lambda: self.turn(-TURN))
@@ -242,13 +260,14 @@ class Controls:
     def go_to(self, origin: Tuple[float, ...], direction: Tuple[float, ...]) -> None:
         """Head for where a ray from `origin` (3,) in `direction` (3,), in the page's world [m], meets the ground."""
         if direction[2] < 0:
-            shifted = np.array(origin) - self.scene.world.position  # the page moves the world, not the camera
-            way = shifted - np.array(direction) * shifted[2] / direction[2] - self.walker.data.qpos[:3]
+            # the page moves the world, not the camera
+            shifted = self.eye.in_world(np.array(origin) - self.scene.world.position)
+            way = shifted - self.eye.in_world(direction) * shifted[2] / direction[2] - self.walker.data.qpos[:3]
             self.heading.value = wrap(math.degrees(math.atan2(way[1], way[0])))
 
     def push(self, body: int, direction: Tuple[float, ...]) -> None:
-        """Push a body along a direction (3,), on the ground."""
-        along = np.array([direction[0], direction[1], 0.0])
+        """Push a body along a direction (3,) of the page, on the ground."""
+        along = self.eye.in_world(direction) * [1, 1, 0]
         impulse = self.impulse.value * along / max(np.linalg.norm(along), 1e-6)
         self.jobs.append(lambda: self.walker.push(body, impulse))
 
@@ -258,25 +277,43 @@ class Controls:
         self.push(0, (math.cos(angle), math.sin(angle), 0.0))
 
 
-def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any, Tensor]:
+def help_of(told: bool) -> str:
+    """HTML of what keys, mouse and colours mean; told: the policy takes commands."""
+    keys = [*(TOLD_KEYS if told else []), *KEYS]
+    cells = [f'<td style="white-space:nowrap"><b>{key}</b></td><td>{meaning}</td>' for key, meaning in keys]
+    rows = [one + other for one, other in zip(cells[::2], cells[1::2])]
+    for more in (MORE, [*([TOLD_MOUSE] if told else []), MOUSE]):
+        said = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in more)
+        rows.append(f'<td colspan="4" style="white-space:nowrap">{said}</td>')
+    table = "".join(f"<tr>{row}</tr>" for row in rows)
+    legend = LEGEND + TOLD_LEGEND * told
+    look = "padding:0 1em 0.5em; font-size:12px; line-height:1.35"
+    table = f'<table style="border-spacing:5px 1px; margin:0 -5px 4px">{table}</table>'
+    return f'<div style="{look}">{table}{legend}</div>'
+
+
+def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any, Tensor, view.Eye]:
     """The viewer's scene with the character, its trail and the nearest clip; an arrow that shows where it is to go; the
-    way from the character to the nearest clip (3,) [m], the same at all times: it does not swing around in turns."""
+    way from the character to the nearest clip (3,) [m], which does not swing around in turns; what key V does."""
     state = walker.state()
     root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
     rotations = state.rotations.expand(TRAIL + 1, -1, -1)
     touching = torch.ones(rotations.shape[:2], dtype=torch.bool)  # of any body; of the clip none are shown
     takes = [view.Take("policy", root, rotations, touching)]
-    x, y, _ = view.gaze_of(takes, "beside")
+    place, middle = view.camera_of(takes, view.views_of(takes, "beside")[0])
+    x, y, _ = place - middle
     aside = ASIDE * torch.tensor([y, -x, 0.0]) / math.hypot(x, y)  # to the left in the picture
     takes.append(view.Take("nearest clip", root + aside, rotations, ~touching, held="at its side"))
     scene = view.build(server, walker.character, meshes, takes, "beside")
     everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
     view.aim(server, everyone, "beside")
-    view.fit(server, everyone)
+    eye = view.Eye(server, scene, everyone, "beside")
+    slots = [one.slot and (one.slot[0], -one.slot[1]) for one in eye.views]  # to the left in the picture, there too
+    eye.views = [one._replace(slot=slot, focus=(0.0, 0.0)) for one, slot in zip(eye.views, slots)]
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
     arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
     arrow.visible = walker.policy.commanded
-    return scene, arrow, aside
+    return scene, arrow, aside, eye
 
 
 def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.Take], Tensor, str]:
@@ -294,15 +331,16 @@ def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.
     takes = [view.Take("policy", *here, lowest <= view.TOUCH)]
     takes.append(view.Take("nearest clip", root + aside, rotations, lowest > math.inf))
     name = os.path.basename(motions.files[clip]).replace(".npz", "")
-    return takes, lowest, f"{name}, {distance:.3f} m"
+    return takes, lowest, f"{name}, {short(distance, 3)} m"
 
 
 def readout(walker: Walker, share: float, near: str) -> str:
-    """What the page says: its speed over the last second and the one it is told [m/s], how fast the physics runs
+    """What the page says: its speed and the one it is told, over the last second [m/s], how fast the physics runs
     (share: of real time), and how near it is."""
-    speed = f"{np.mean(walker.speeds or [0.0]):.2f} m/s"
+    own, _, told = walker.pace()
+    speed = f"{short(own)} m/s"
     if walker.policy.commanded:
-        speed += f", told {walker.speed:.2f} m/s"
+        speed += f", told {short(told)} m/s"
     pace = "in real time" if share > 0.97 else f"at {100 * share:.0f} % of real time"
     return f"{speed}  \nphysics {pace}  \nnearest: {near}"
 
@@ -311,10 +349,10 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy")
-    scene, arrow, aside = build(server, walker, meshes)
-    controls = Controls(server, scene, walker, speeds)
+    scene, arrow, aside, eye = build(server, walker, meshes)
+    controls = Controls(server, scene, walker, speeds, eye)
     nearest = Nearest(walker.env.motions, PICTURES)
-    middle = np.zeros(3)  # where the camera looks
+    course = 0.0  # of a camera that goes around [rad]
     trail = np.zeros((TRAIL + 1, 3), np.float32)
     drawn = -1  # when the trail has grown
     share = 1.0  # of real time, that passes in the physics; over a second
@@ -327,7 +365,9 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         if controls.playing:
             passed = walker.advance((now - last) * controls.pace.value)  # [s]
             share += min(now - last, 1.0) * (passed / (now - last) - share)
-        takes, lowest, near = picture(walker, nearest, aside)
+        course += (1.0 - math.exp((last - now) / CALM)) * math.remainder(walker.pace()[1] - course, math.tau)
+        moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
+        takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float())
         if walker.down or walker.ended(lowest):
             walker.down += now - last
         if controls.again.value and walker.down > REST:
@@ -335,13 +375,12 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         last = now
         moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
         with server.atomic():
-            if controls.follow.value:
-                middle = view.centre_of(takes[:1], 0)
-            scene.world.position = -middle
-            view.show(scene, walker.character, takes, 0)
+            if controls.follow.value or eye.stale:
+                eye.carry(takes[0].root[0].numpy(), course)
+            view.show(scene, walker.character, takes, 0, turn=eye.turn)
             scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost.value
             arrow.position = view.centre_of(takes[:1], 0)
-            arrow.wxyz = (math.cos(0.5 * walker.heading), 0.0, 0.0, math.sin(0.5 * walker.heading))
+            arrow.wxyz = view.yaw(walker.heading)
             arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
             if moment != drawn:
                 spot = takes[0].root.numpy() * [1, 1, 0] + [0, 0, 0.01]  # (1, 3) [m]

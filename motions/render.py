@@ -3,7 +3,7 @@
     python motions/render.py CLIP.npz OUT.png [--start S] [--seconds S] [--poses N]     # a stride, left to right
     python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif
     python motions/render.py ROLLOUT.npz OUT.png --compare CLIP.npz    # a cycle of the clip above, the roll-out below
-    python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, side by side
+    python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, the roll-out behind
     python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, outlined, in the roll-out's place
     python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --turn 90
 
@@ -15,8 +15,8 @@ they were. --commands draws what a roll-out of the heading task was told (see --
 commanded, the path taken, and a map of both in a corner. A clip that is compared is in the roll-out's phase
 (same_phase), at its place and with its heading, so what differs is the pose. It needs MuJoCo, an OpenGL that draws
 without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r
-requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take two to three minutes
-on two CPU cores, a quarter of it with --fast.
+requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of
+CPU time; --fast halves that. What takes longer than ten seconds says how long it will be.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -32,6 +32,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 import xml.etree.ElementTree as ET
 from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
@@ -63,39 +64,40 @@ COLOURS = {  # of right limbs, left limbs and trunk; "one" is of models that dep
     "clip": ("0.62 0.34 0.07 1", "0.98 0.80 0.46 1", "0.93 0.58 0.20 1"),
 }
 WHITE = 'builtin="flat" rgb1="1 1 1" rgb2="1 1 1" width="16" height="96"'
-SKY = 'builtin="gradient" rgb1="0.42 0.62 0.86" rgb2="0.93 0.96 0.99" width="256" height="1536"'
+SKY = 'builtin="flat" rgb1=".86 .92 .99" rgb2=".86 .92 .99" width="16" height="96"'
 LARGEST = 8192  # picture that is asked of OpenGL [pixels]
 CELLS = 4  # time steps of a compared clip in a frame of the roll-out; its pace is from 1/2 to 2, see same_phase
-# Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves no perspective to speak
-# of. `floor`: half its lengths along X and Y [m], and a spacing that does not show. OpenGL's own smooth edges leave
-# shadows rough, so pictures are drawn `fine` times as high and wide, and under `suns` that stand a little apart.
-STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="30 3 1", shadowsize=4096, fine=4.0, suns=5, sky=WHITE)
-FILM = dict(azimuth=120, elevation=-10, fovy=30, floor="60 60 1", shadowsize=1024, fine=2.0, suns=3, sky=SKY)
-FAST = dict(fine=1.5, suns=1)
-SOFT = 0.025  # how much longer each sun's shadow is than the one's before, as a share; with more one sees the edges
-# Where the sun stands and which way it shines; half the width of its shadow map is `reach` times 4 m. MuJoCo pushes
-# shadows back by 1.5 times the depth's slope along one axis of that map; across both it may be twice that, and then the
-# floor shades itself in dots. The map's axes follow the sun's X and Y, so a film's sun shines along one of these alone.
-STRIP.update(sun='pos="-3 -4 6" dir="0.35 0.5 -1"', reach=1.0)
-FILM.update(sun='pos="0 -3.6 6" dir="0 0.6 -1"', reach=0.5)
-FILM_OF_TWO = dict(FILM, azimuth=140)  # more from the front, so that none hides the other
-BESIDE = 1.1  # of the clip, to the left of the roll-out in a film [m]
+# Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves little perspective.
+# `floor`: half its lengths along X and Y [m], and a spacing that does not show. Pictures are drawn `fine` times as high
+# and wide, for smooth edges, and shadows on the ground `lamp` pixels high and wide.
+STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="60 3 1", fine=4.0, lamp=1024, sky=WHITE)
+FILM = dict(azimuth=115, elevation=-9, fovy=24, floor="60 60 1", fine=2.0, lamp=512, sky=SKY)
+FILM_OF_PATH = dict(FILM, elevation=-14, fovy=30)  # from higher up, for what is drawn on the ground
+FILM_OF_TWO = dict(FILM, azimuth=100, elevation=-7, fovy=20)  # their gait from the side, and none nearer than the other
+FAST = dict(fine=1.0)
+# Which way light shines. OpenGL's shadows have teeth, and take most of the time. So there are two of our own, on the
+# ground alone: the sun's, and a soft one of what keeps the light of the sky away. Of each: how much light it takes, and
+# how far its edge is blurred [m].
+SUN, DOWN = (0.10, 0.60, -1.0), (0.0, 0.0, -1.0)
+SHADOWS = ((SUN, 0.36, 0.02), (DOWN, 0.25, 0.10))
 GHOST, OUTLINE = 0.55, (236, 120, 20)  # its opacity, where no figure is, and colour of its outline
 LIMBS = "right limbs dark, left light"
 GROUPS = ("floor", "figures", "ghost")  # of what is drawn, each by itself if need be
 APART = 0.45  # between the bodies of two poses in a strip; limbs and heads are larger than their bodies' origins [m]
+BESIDE = 0.75  # the same of two figures in a film, of which neither is to step into the other's shadow [m]
+LINE = 10.0  # from one line that tells how far a film is to the next [s]
 PATTERN = 2.0  # the floor repeats after this [m]
 MAP = 0.36  # height of the map in a film's corner, as a share of the picture's
 PATH_STEP = 0.1  # between the points of a path [s]
 TOLD, DONE = (0.05, 0.75, 0.20, 1.0), (0.14, 0.28, 0.50, 1.0)  # colours of the command and of the path taken
 SCENE = """<mujoco>
-  <statistic center="0 0 0.8" extent="4"/>
+  <statistic center="0 0 0.8" extent="1"/>
   <visual>
     <global offwidth="{width}" offheight="{height}" fovy="{fovy}"/>
-    <quality shadowsize="{shadowsize}" offsamples="0"/>
+    <quality shadowsize="0" offsamples="0"/>
     <headlight ambient="0.48 0.48 0.48" diffuse="0.30 0.30 0.30" specular="0 0 0"/>
-    <map znear="0.5" zfar="40" haze="0.6" shadowclip="{reach}"/>
-    <rgba haze="0.93 0.96 0.99 1"/>
+    <map znear="1" zfar="{far}" fogstart="{fog}" fogend="50"/>
+    <rgba fog=".86 .92 .99 1"/>
   </visual>
   <asset>
     <texture type="skybox" {sky}/>
@@ -106,9 +108,7 @@ SCENE = """<mujoco>
     <body mocap="true">
       <geom type="plane" size="{floor}" material="floor"/>
     </body>
-    <body mocap="true">
-      <light type="directional" {sun} diffuse="0.42 0.42 0.42" specular="0.1 0.1 0.1"/>
-    </body>
+    <light type="directional" dir="{sun}" castshadow="false" diffuse="0.42 0.42 0.42" specular="0.1 0.1 0.1"/>
     {figures}
   </worldbody>
 </mujoco>
@@ -118,12 +118,12 @@ SCENE = """<mujoco>
 def name_of(path: str, whole: bool = False) -> str:
     """What a clip file is called in a picture: "clip motions/walk", or of a roll-out "policy pretrained/walk.pt".
 
-    A run's folder, clip__options__time, is called by its first part, unless the whole name is asked for."""
+    A run's folder, clip__options__time, is called by its first part, "walk (best.pt)", unless `whole` is asked for."""
     with np.load(path, allow_pickle=False) as file:
         source = str(file["source"]) if "source" in file.files else ""  # of a roll-out: see report.write
     before, _, policy = source.partition("roll-out of ")
     parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)[-2:]
-    policy = policy if whole else re.sub("__[^/]*/", "/", policy, count=1)
+    policy = policy if whole else re.sub("__[^/]*/([^,]*)", r" (\1)", policy, count=1)
     return f"policy {policy[:120]}" if policy and not before else f"clip {'/'.join(parts)}"
 
 
@@ -199,14 +199,25 @@ def same_phase(motions: ml.MotionLib, poses: Tensor, fps: float) -> Tensor:
     return torch.as_tensor(path if loop else path.clip(0.0, length)).float()
 
 
-def poses_beside(motions: ml.MotionLib, poses: Poses, fps: float, way: float) -> Poses:
-    """The clip in the phase of a roll-out's poses, at its places and headings, but `way` to the left of its way [m]."""
+def poses_there(motions: ml.MotionLib, poses: Poses, fps: float) -> Poses:
+    """The clip in the phase of a roll-out's poses, at its places and with its headings."""
     time = same_phase(motions, relative_positions(poses[0], poses[1][:, 0]), fps)
     state = motions.state(torch.zeros_like(time, dtype=torch.long), time)
     turn = ml.quat_from_yaw(ml.heading(poses[1][:, 0]) - ml.heading(state.rotations[:, 0]))
-    place = torch.cat((poses[0][:, 0, :2] + torch.tensor([0.0, way]), state.root_position[:, 2:]), 1)
+    place = torch.cat((poses[0][:, 0, :2], state.root_position[:, 2:]), 1)
     rotations = torch.cat((ml.quat_multiply(turn, state.rotations[:, 0])[:, None], state.rotations[:, 1:]), 1)
     return ml.forward_kinematics(motions.character, place, rotations)
+
+
+def apart(poses: Poses, other: Poses, azimuth: float) -> Tuple[Poses, float]:
+    """The other's poses, so far to the right of the poses that none touches the other -> these, how wide both are [m].
+
+    azimuth: of the camera that sees this [degrees]; both are equally far away from it."""
+    angle = math.radians(azimuth)
+    right = torch.tensor([math.sin(angle), -math.cos(angle), 0.0])
+    one, two = ((position - position[:, :1]) @ right for position, _ in (poses, other))  # (T, J) from the roots [m]
+    way = max(float((one.amax(1) - two.amin(1)).max()) + BESIDE, 0.95)
+    return (other[0] + way * right, other[1]), float(two.max() - one.min()) + way + 0.8
 
 
 class Told(NamedTuple):
@@ -275,20 +286,49 @@ def figure(character: Character, who: str) -> str:
     return "\n".join(lines)
 
 
+def ground_in(
+    azimuth: float, elevation: float, distance: float, focus: np.ndarray, size: Size, tall: float
+) -> np.ndarray:
+    """Matrix (3, 3) that takes a point on the ground, (x, y, 1) [m], to (u w, v w, w): u to the right and v down, in
+    pixels of a picture of this size.
+
+    The camera's gaze has azimuth and elevation [degrees]; `distance` [m] away, if not infinitely far, is `focus` (3,),
+    in the middle of the picture, which is `tall` high there [m]."""
+    a, e = math.radians(azimuth), math.radians(elevation)
+    forward = np.array([math.cos(a) * math.cos(e), math.sin(a) * math.cos(e), math.sin(e)])
+    right = np.array([math.sin(a), -math.cos(a), 0.0])
+    scale = size[1] / tall  # pixels in a metre
+    # u = U / 2 + scale right (p - f) / w, v = V / 2 + scale down (p - f) / w, w = 1 + forward (p - f) / distance
+    rows = np.stack((scale * right, scale * np.cross(forward, right), forward / distance))
+    matrix = np.column_stack((rows[:, :2], [0.0, 0.0, 1.0] - rows @ focus))  # of points with z = 0
+    matrix[:2] += 0.5 * np.array(size)[:, None] * matrix[2]
+    return matrix
+
+
 class Stage:
     """N figures, light, floor and camera: built once, drawn in any poses. Raises InputError without OpenGL."""
 
     def __init__(
-        self, character: Character, who: Sequence[str], look: dict, tall: float, size: Size, pattern: float = PATTERN
+        self,
+        character: Character,
+        who: Sequence[str],
+        look: dict,
+        tall: float,
+        wide: float,
+        size: Size,
+        pattern: float = PATTERN,
     ) -> None:
-        """who: colours of each figure; `look` is STRIP or FILM, `tall` the height of what is seen at the focus [m];
-        the floor repeats after `pattern` along X [m]."""
+        """who: colours of each figure; `look` is STRIP or a FILM, `tall` the height of what is seen at the focus, and
+        `wide` what the figures take up [m]; the floor repeats after `pattern` along X [m]."""
         if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):  # MuJoCo's own choice needs a screen
             os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
         figures = "".join(figure(character, name) for name in who)
         fine = max(min(look["fine"], LARGEST / max(size)), 1.0)
         width, height = (round(fine * side) for side in size)
-        xml = SCENE.format(figures=figures, width=width, height=height, repeat=PATTERN / pattern, **look)
+        distance = 0.5 * tall / math.tan(0.5 * math.radians(look["fovy"]))
+        largest = dict(width=max(width, look["lamp"]), height=max(height, look["lamp"]))
+        light = dict(sun="{} {} {}".format(*SUN), fog=distance + 2.0, far=2.0 * distance + 100.0)
+        xml = SCENE.format(figures=figures, repeat=PATTERN / pattern, **largest, **light, **look)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
@@ -297,6 +337,7 @@ class Stage:
 
                 self.model = mujoco.MjModel.from_xml_string(xml)
                 self.renderer = mujoco.Renderer(self.model, height, width)
+                self.lamp = mujoco.Renderer(self.model, look["lamp"], look["lamp"])
         except ModuleNotFoundError as error:
             raise InputError(f"{error}; pip install -r requirements.txt, with Python 3.10 or newer") from error
         except Exception as error:  # each way of having no OpenGL raises something else
@@ -305,17 +346,18 @@ class Stage:
             raise InputError(f"no OpenGL to draw without a screen ({fault}); {advice}") from error
         self.mujoco = mujoco
         self.size = size
-        self.sky = SOFT * (np.arange(look["suns"]) - 0.5 * (look["suns"] - 1))
-        self.sun = self.model.light_dir[0].copy()
         self.pattern = np.array([pattern, PATTERN, 1.0])
         self.image = PIL.Image
         self.data = mujoco.MjData(self.model)
-        self.haze = look["sky"] == SKY
+        self.fog = look["sky"] == SKY
         self.ghost = "ghost" in who
         self.camera = mujoco.MjvCamera()
         self.camera.azimuth = look["azimuth"]
         self.camera.elevation = look["elevation"]
-        self.camera.distance = 0.5 * tall / math.tan(0.5 * math.radians(look["fovy"]))
+        self.camera.distance = distance
+        self.tall = tall
+        self.lit = 1.2 * wide  # what the sun's picture shows [m]
+        self.fovy = look["fovy"]
 
     def draw(
         self, position: Tensor, rotation: Tensor, focus: np.ndarray, marks: Sequence[Tuple[np.ndarray, Tuple]] = ()
@@ -323,42 +365,76 @@ class Stage:
         """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle.
 
         marks: lines on the ground, each points (n, 2) [m] and a colour; a single line of two points is an arrow."""
-        # the floor goes along by whole patterns, and the sun, whose shadows are fine near it
-        self.data.mocap_pos[0] = self.pattern * np.round(focus / self.pattern * [1, 1, 0])
-        self.data.mocap_pos[1] = focus * [1, 1, 0]
-        self.data.mocap_pos[2:] = position.reshape(-1, 3).numpy()
-        self.data.mocap_quat[2:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
+        from PIL import ImageChops
+
+        self.data.mocap_pos[0] = self.pattern * np.round(focus / self.pattern * [1, 1, 0])  # goes along, by patterns
+        self.data.mocap_pos[1:] = position.reshape(-1, 3).numpy()
+        self.data.mocap_quat[1:] = rotation.reshape(-1, 4).numpy()[:, [3, 0, 1, 2]]  # wxyz
         self.mujoco.mj_kinematics(self.model, self.data)
+        self.mujoco.mj_camlight(self.model, self.data)
         self.camera.lookat[:] = focus
-        picture = sum(self.shot(("floor", "figures"), x, marks).astype(np.uint16) for x in self.sky) // len(self.sky)
-        image = self.image.fromarray((self.with_ghost(picture) if self.ghost else picture).astype(np.uint8))
-        return np.asarray(image.resize(self.size, self.image.HAMMING))
+        picture = self.shot(("floor", "figures"), marks)
+        figures = self.shot(("figures",))
+        picture = self.image.fromarray(self.with_ghost(picture, figures) if self.ghost else picture)
+        shade = ImageChops.lighter(self.shade(focus), self.where(figures).resize(self.size, self.image.BOX))
+        picture = picture.resize(self.size, self.image.BOX)
+        return np.asarray(ImageChops.multiply(picture, self.image.merge("RGB", [shade] * 3)))
+
+    def shade(self, focus: np.ndarray) -> Any:
+        """How much light the ground has in a picture, as an image of PIL; 255 is all of it."""
+        from PIL import ImageChops, ImageFilter
+
+        shade = self.image.new("L", self.size, 255)
+        seen = ground_in(self.camera.azimuth, self.camera.elevation, self.camera.distance, focus, self.size, self.tall)
+        for light, dark, blur in SHADOWS:
+            camera = self.mujoco.MjvCamera()
+            camera.azimuth = math.degrees(math.atan2(light[1], light[0]))
+            camera.elevation = -math.degrees(math.atan2(-light[2], math.hypot(*light[:2])))
+            camera.orthographic = True
+            camera.distance = 20.0
+            camera.lookat[:] = focus
+            shadow = self.where(self.shot(("figures",), camera=camera), round(dark * 255))
+            shadow = shadow.filter(ImageFilter.GaussianBlur(blur * shadow.width / self.lit))
+            lit = ground_in(camera.azimuth, camera.elevation, math.inf, focus, shadow.size, self.lit)
+            way = lit @ np.linalg.inv(seen)  # from a pixel of the picture to one of what the light sees
+            way = (way / way[2, 2]).ravel()[:8]
+            shadow = shadow.transform(self.size, self.image.PERSPECTIVE, way, self.image.BILINEAR)
+            shade = ImageChops.multiply(shade, ImageChops.invert(shadow))
+        return shade
+
+    def where(self, figures: np.ndarray, value: int = 255) -> Any:
+        """Where figures (H, W, 3) are that were drawn on black, as an image of PIL: `value` there, else 0."""
+        return self.image.fromarray((figures[..., 1] > 0) * np.uint8(value))
 
     def shot(
-        self, groups: Sequence[str], sun: float = 0.0, marks: Sequence[Tuple[np.ndarray, Tuple]] = ()
+        self, groups: Sequence[str], marks: Sequence[Tuple[np.ndarray, Tuple]] = (), camera: Any = None
     ) -> np.ndarray:
-        """Picture, as large as OpenGL draws it, of some GROUPS; shadows are by the share `sun` longer than usual.
+        """Picture, as large as OpenGL draws it, of some GROUPS. Without the floor it is one of figures on black.
 
-        Without the floor it is one of figures on black, without shadows."""
-        self.model.light_dir[0] = self.sun * [1.0 + sun, 1.0 + sun, 1.0]
-        self.mujoco.mj_camlight(self.model, self.data)
+        camera: a light, whose parallel rays draw it on the ground."""
+        renderer = self.lamp if camera else self.renderer
+        self.model.vis.global_.fovy = self.lit if camera else self.fovy
         option = self.mujoco.MjvOption()
         option.geomgroup[:] = [n < len(GROUPS) and GROUPS[n] in groups for n in range(len(option.geomgroup))]
         flags = self.mujoco.mjtRndFlag
-        for flag in (flags.mjRND_SHADOW, flags.mjRND_SKYBOX, flags.mjRND_HAZE):
-            self.renderer.scene.flags[flag] = "floor" in groups and (flag != flags.mjRND_HAZE or self.haze)
-        self.renderer.update_scene(self.data, self.camera, option)
+        renderer.scene.flags[flags.mjRND_SHADOW] = False
+        renderer.scene.flags[flags.mjRND_HAZE] = False
+        renderer.scene.flags[flags.mjRND_SKYBOX] = "floor" in groups
+        renderer.scene.flags[flags.mjRND_FOG] = "floor" in groups and self.fog
+        renderer.update_scene(self.data, camera or self.camera, option)
         for points, colour in marks:
             self.mark(points, colour)
-        return self.renderer.render()
+        return renderer.render()
 
-    def with_ghost(self, picture: np.ndarray) -> np.ndarray:
-        """A picture (H, W, 3) with the ghost: translucent where no figure is, and its outline over all."""
+    def with_ghost(self, picture: np.ndarray, figures: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) with the ghost: translucent where no figure is, and its outline over all.
+
+        figures: the picture of these alone, on black."""
         ghost = self.shot(("ghost",))
         there = ghost.any(-1)  # (H, W)
-        beside = there & ~self.shot(("figures",)).any(-1)
+        beside = there & ~figures.any(-1)
         picture[beside] = GHOST * ghost[beside] + (1.0 - GHOST) * picture[beside]
-        width = max(len(picture) // 300, 1)
+        width = max(len(picture) // 300, len(picture) // self.size[1])  # a pixel of what comes out, at least
         inner = [np.roll(there, n, axis) for n in (-width, width) for axis in (0, 1)]
         picture[there & ~np.logical_and.reduce(inner)] = OUTLINE
         return picture
@@ -406,11 +482,10 @@ def strip(
     wide = max(row, (top + 0.44) * size[0] / size[1])  # as wide as the row, and as high as the tallest pose [m]
     tall = wide * size[1] / size[0]
     focus = np.array([0, 0, max(0.5 * top, 0.51 * tall - 0.3)])  # no lower: the floor ends 3 m before them
-    look = dict(STRIP, reach=max(STRIP["reach"], 0.17 * row))
     pictures = []
     for (who, (_, rotation)), place in zip(rows, position.chunk(len(rows), 1)):
-        stage = Stage(character, [who] * len(place), look, tall, size)
-        with stage.renderer:
+        stage = Stage(character, [who] * len(place), STRIP, tall, row, size)
+        with stage.renderer, stage.lamp:
             image = stage.image.fromarray(stage.draw(place, rotation, focus))
         name = names[1 if other and who == "clip" else 0]
         write_on(image, [(f"{name}   {LIMBS}   {apart:.2f} s apart", who)])
@@ -470,10 +545,16 @@ def film(
 ) -> Pictures:
     """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly.
 
-    Time and speed stand in the picture. The other's poses, if there are any, are of a second figure, or of a ghost.
+    Time and speed stand in the picture. The other's poses, if there are any, are of a second figure before it, or of a
+    ghost.
     told: what is drawn on the ground; turn: how far the camera turns meanwhile [degrees]; again: the film is shown in a
     loop, so the floor is to lead from its end to its start; names: what is written on it, of the poses and the other's;
     fast: see FAST."""
+    look = FILM_OF_PATH if told else FILM
+    wide = 0.0
+    if other and not ghost:
+        look = FILM_OF_TWO
+        other, wide = apart(poses, other, look["azimuth"] + 0.5 * turn)
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
@@ -482,17 +563,17 @@ def film(
     focus = np.full((len(position), 3), 0.45 * top)
     focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
-    stage_look = {**(FILM_OF_TWO if other and not ghost else FILM), **(FAST if fast else {})}
+    tall = max(top + 0.5, wide * size[1] / size[0])
     pattern = seamless(focus[::every, 0]) if again else PATTERN
-    stage = Stage(character, who, stage_look, top + 0.5, size, pattern)
+    stage = Stage(character, who, {**look, **(FAST if fast else {})}, tall, max(tall, wide), size, pattern)
     way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
     step = max(round(PATH_STEP * fps), 1)
     named = [names[0], names[1] + ", outlined" * ghost] if other else names[:1]
     lines = [*zip(named, ("policy", "clip") if other else who), (LIMBS, "")]
     lines += [("green: where it was told to go", "told"), ("blue line: the way it went", "done")] if told else []
-    with stage.renderer:
-        for t in tqdm(range(0, len(position), every), "pictures", disable=None, leave=False):  # on a terminal only
-            stage.camera.azimuth = stage_look["azimuth"] + turn * t / max(len(position) - 1, 1)
+    with stage.renderer, stage.lamp:
+        for t in range(0, len(position), every):
+            stage.camera.azimuth = look["azimuth"] + turn * t / max(len(position) - 1, 1)
             marks = marks_of(told, way, t, step) if told else ()
             image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks))
             asked = f", told {told.speed[t]:.2f}" if told else ""
@@ -502,6 +583,19 @@ def film(
                 image.paste(inset, (size[0] - inset.width - margin, margin))
             write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}", "")])
             yield np.asarray(image)
+
+
+def counted(pictures: Pictures, count: int) -> Pictures:
+    """`count` pictures as they come; stderr shows how far they are: a bar on a terminal, else a line now and then."""
+    bar = tqdm(pictures, "pictures", count, disable=None, leave=False)  # disabled where there is no terminal
+    begin = said = time.monotonic()
+    for n, picture in enumerate(bar, 1):
+        yield picture
+        now = time.monotonic()
+        if bar.disable and now - said >= LINE and n < count:
+            left = (now - begin) * (count - n) / n
+            print(f"{n} of {count} pictures, about {left:.0f} s left", file=sys.stderr, flush=True)
+            said = now
 
 
 def seamless(x: np.ndarray) -> float:
@@ -544,10 +638,10 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("clip", help="clip file (.npz)")
     add("out", help="file to write: .png is a strip, .mp4 and .gif are films")
-    add("--compare", metavar="CLIP", help="the clip that a roll-out imitates: above it in a strip, beside it in a film")
+    add("--compare", metavar="CLIP", help="the clip that a roll-out imitates: above it in a strip, before it in a film")
     add("--ghost", metavar="CLIP", help="the clip that a roll-out imitates, outlined in its place (films)")
     add("--commands", metavar="FILE", help="what a roll-out was told, a file of --eval-commands: drawn on the ground")
-    add("--fast", action="store_true", help="films with hard shadows and rougher edges, in a quarter of the time")
+    add("--fast", action="store_true", help="films with rougher edges, in half the time")
     add("--turn", type=float, default=0.0, help="how far a film's camera turns to the left [degrees] (default 0)")
     add("--start", type=float, default=0.0, help="first pose [s] (default 0)")
     add(
@@ -608,9 +702,7 @@ def main() -> None:
         first, last = window(clip, args.start, seconds)
         poses = poses_of(clip, character, first, last, last - first + 1)
         names = [name_of(path) for path in (args.clip, *(motions.files if motions else ()))]
-        other = (
-            poses_beside(motions, poses, clip.fps, BESIDE if args.compare and not still else 0.0) if motions else None
-        )
+        other = poses_there(motions, poses, clip.fps) if motions else None
         if still:
             shown = np.linspace(0, last - first, args.poses).round().astype(int)
             poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
@@ -628,6 +720,7 @@ def main() -> None:
                 fast=args.fast,
             )
             pictures = film(character, poses, other, clip.fps, args.size, every, **more)
+            pictures = counted(pictures, math.ceil((last - first + 1) / every))
             data = film_of(pictures, clip.fps / every, args.size, args.ending)
         ml.write_file(args.out, data)
         shown = f"{args.poses} poses" if still else f"{math.ceil((last - first + 1) / every)} pictures"

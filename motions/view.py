@@ -9,8 +9,8 @@
 FILE is a clip, a folder of clips, or a dataset file (JSON). Needs Python 3.10 or newer.
 A policy with live physics, steered by keys: deploy/steer.py.
 Right limbs are dark, left ones light. Bodies that touch the ground turn red; the line on the ground is the root's path.
-Keys: space plays and pauses, N and B go a frame on and back, V looks from the right (of
-characters that stand apart: from the right, ahead and above).
+Keys: space plays and pauses, N and B go a frame on and back, V looks from the side, at right angles to the way that the
+first character goes, from the front, from above, and as at first.
 Bad input ends with one line that says what is wrong, and exit code 2.
 
 Page and file are both viser's client, which plays a recording of the scene by itself: bodies are nested as in the
@@ -32,7 +32,7 @@ import sys
 import threading
 import time
 import webbrowser
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 import motion_lib as ml
+from console import short
 from evaluation import relative_positions
 from motion_lib import Character, InputError
 from motions.render import Told, name_of, same_phase, smooth, told_at, way_of
@@ -53,11 +54,14 @@ SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
 PARTED = 2.0  # who moves so far away from the first one, or towards it, is held at its side [m]
-STRIDE = 1.0  # over so long paths and speeds are smooth [s]
+STRIDE = 1.0  # over so long paths and speeds are smooth, and over twice that the way that the camera follows [s]
+STILL = 0.3  # who is no faster goes nowhere [m/s]
 ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
 # Where the camera is at first, in the axes of the first character: ahead, left, up, as shares of its distance.
 VIEW_OF_ONE, VIEW_OF_SIDE, VIEW_OF_GRID = (0.4, -0.9, 0.15), (0.85, -0.5, 0.15), (0.9, 0.0, 0.4)
 VIEW_OF_COURSE = (0.3, -0.8, 0.5)
+VIEWS = "side, front, above, first view"  # what key V goes through
+AIM = 0.85  # height at which the camera looks [m]
 FIELD = 40.0  # of view, from top to bottom [degrees]
 NAME_WIDTH = 70  # half of a name over a head, with a margin [pixels]
 GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its pattern repeats after 1 m
@@ -78,12 +82,14 @@ LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that sl
 FILE_RATE = 60.0  # frames per second in a file, at most
 STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
 REST = 1.0  # how long an end stays before it starts again [s]
-# Script of the page: viser's notices do not lie on the figures, and where its panel stands at the bottom, as it does on
-# narrow screens, a click on its head folds it. Only once: the server may come again.
+# Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
+# where its panel stands at the bottom, as it does on narrow screens, a click on its head folds it. Only once: the
+# server may come again.
 ROOM = """if (!window.tidied) {
   window.tidied = true;
-  const hidden = ".mantine-Notifications-root {display: none !important}";
-  document.head.insertAdjacentHTML("beforeend", `<style>${hidden}</style>`);
+  const look = ".mantine-Notifications-root, .mantine-Slider-mark {display: none !important}"
+    + ".mantine-Slider-markLabel {margin-top: 4px} .mantine-Slider-root {margin-bottom: 4px}";
+  document.head.insertAdjacentHTML("beforeend", `<style>${look}</style>`);
   let tries = 0;
   const wait = setInterval(() => {
     const panels = [...document.querySelectorAll(".mantine-Paper-root")];
@@ -116,6 +122,7 @@ class Take(NamedTuple):
     ends: bool = False  # it does not loop
     held: str = ""  # how it is kept at the first one's side, if it is: it has no path of its own then
     told: Optional[Told] = None  # what it was told, and where that would have led
+    course: Optional[np.ndarray] = None  # (T,) the direction in which it goes, if it matters [rad]
 
 
 def in_phase(motion: ml.MotionLib, first: "Take", rate: float) -> Tensor:
@@ -166,6 +173,20 @@ def speeds_of(root: Tensor, rate: float) -> np.ndarray:
     """How fast a root (T, 3) [m] goes on the ground, over about a stride -> (T,) [m/s]."""
     way = smooth(root[:, :2].double().numpy(), round(0.5 * STRIDE * rate))
     return np.linalg.norm(np.gradient(way, axis=0), axis=1) * rate
+
+
+def course_of(root: Tensor, rotations: Tensor, rate: float) -> np.ndarray:
+    """The direction in which a root (T, 3) [m] goes, over about two strides -> (T,) [rad], without jumps.
+
+    Who stands keeps the last one; who never goes anywhere the heading at first, of rotations (T, J, 4)."""
+    reach = round(STRIDE * rate)
+    velocity = np.gradient(smooth(root[:, :2].double().numpy(), reach), axis=0) * rate  # (T, 2) [m/s]
+    course = np.unwrap(np.arctan2(velocity[:, 1], velocity[:, 0]))
+    (going,) = np.nonzero(np.linalg.norm(velocity, axis=1) > STILL)
+    if not len(going):
+        return np.full(len(root), float(ml.heading(rotations[0, 0])))
+    row = np.searchsorted(going, np.arange(len(root)), "right") - 1
+    return smooth(course[going[row.clip(0)]][:, None], reach // 2)[:, 0]
 
 
 def mean_speed(motion: ml.MotionLib) -> float:
@@ -238,6 +259,7 @@ def load_takes(
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
         about = dict(speed=mean_speed(motion), ends=not motion.loop[0], held=held)
         takes.append(Take(names[i] + more, root, rotations, touching, **about))
+    takes[0] = takes[0]._replace(course=course_of(takes[0].root, takes[0].rotations, rate))
     if commands:
         root = takes[0].root
         told = told_at(commands, torch.arange(len(root)), rate)
@@ -255,13 +277,14 @@ class Scene(NamedTuple):
     """Handles of viser's scene nodes."""
 
     world: Any  # the parent of everything
-    centre: Any  # an invisible node that goes where the characters go
+    centre: Any  # an invisible node that goes where the characters go, and turns as the first one's course does
     bodies: List[List[Any]]  # C lists of J meshes
     skins: List[Dict[int, Any]]  # C times, by body: the red skin of each that ever touches the ground
-    labels: List[Any]  # C names, none if pinned, which stand in no other node: the page draws a parent's motion later
+    labels: List[Any]  # C names, none if pinned, in no node that moves: the page draws a parent's motion later
     paths: List[Any]  # C lines on the ground, one if pinned
     ground: Any  # the grid
     arrow: Any = None  # what the first one is told
+    folders: Sequence[Any] = ()  # C nodes that hold a character and its path: each is where it is, moved by so much
 
 
 def body_meshes(path: str, thicker: float = 0.0) -> Meshes:
@@ -314,10 +337,11 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     look.update(plane_opacity=1.0)
     look.update(fade_distance=30, shadow_opacity=0.35, position=GROUND)
     ground = scene.add_grid("/world/ground", 400, 400, **look)
-    bodies, skins, labels, paths = [], [], [], []
+    bodies, skins, labels, paths, folders = [], [], [], [], []
     red = body_meshes(character.path, SKIN)
     for i, take in enumerate(takes):
         folder = f"/world/{i} {take.name.replace('/', ' ')}"
+        folders.append(scene.add_frame(folder, show_axes=False))
         inside = i > 0 and layout in ("overlay", "pinned")
         shapes = body_meshes(character.path, SLIM * i / (len(takes) - 1)) if inside else meshes
         names = []
@@ -333,25 +357,23 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
             hue = list(COLOURS)[i % len(COLOURS)]
             text = f"{take.name} ({hue})" if layout == "overlay" else take.name
             text = take.name.split("/")[-1] if layout == "grid" else text
-            labels.append(scene.add_label(f"/name {i}", text, anchor="bottom-center"))
+            labels.append(scene.add_label(f"/name {i}/text", text, anchor="bottom-center"))
         bodies.append(nodes)
         if layout == "grid" or take.held or (i and layout == "pinned"):  # which is on the first one's path
             continue
-        paths.append(add_path(scene, f"{folder} path", take.root.numpy(), 0.01 + 0.001 * i, colour_of(i, "")))
+        paths.append(add_path(scene, f"{folder}/path", take.root.numpy(), 0.01 + 0.001 * i, colour_of(i, "")))
     arrow = None
     if takes[0].told:
         paths.append(add_path(scene, "/world/course", takes[0].told.path.numpy(), 0.006, GREEN))
         arrow = scene.add_arrows("/world/told", np.array([[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]], np.float32), GREEN)
     aim(server, takes, layout)
-    return Scene(world, centre, bodies, skins, labels, paths, ground, arrow)
+    return Scene(world, centre, bodies, skins, labels, paths, ground, arrow, folders)
 
 
 def aim(server: Any, takes: List[Take], layout: str) -> None:
     """Put the camera of a viser server in front of the characters, as they start."""
-    focus = centre_of(takes, 0) + [0, 0, 0.85]
     server.initial_camera.fov = math.radians(FIELD)
-    server.initial_camera.look_at = focus
-    server.initial_camera.position = focus + distance_of(takes) * gaze_of(takes, layout)
+    server.initial_camera.position, server.initial_camera.look_at = camera_of(takes, views_of(takes, layout)[0])
 
 
 def add_path(scene: Any, name: str, points: np.ndarray, height: float, colour: Tuple[int, int, int]) -> Any:
@@ -362,13 +384,62 @@ def add_path(scene: Any, name: str, points: np.ndarray, height: float, colour: T
     return scene.add_line_segments(name, line, colour, thickness=3, thickness_units="screen")
 
 
-def gaze_of(takes: List[Take], layout: str) -> np.ndarray:
-    """From where the camera looks at first, a unit vector (3,) in the world's axes: from the front right, or from the
-    right, or from ahead and above."""
-    view = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
-    view = VIEW_OF_COURSE if takes[0].told else view
-    view = ml.quat_rotate(ml.quat_from_yaw(ml.heading(takes[0].rotations[0, 0])), torch.tensor(view)).numpy()
-    return view / np.linalg.norm(view)
+class View(NamedTuple):
+    """From where the camera looks. Directions are in axes of the first one's course, if it turns, else of its heading
+    at the start."""
+
+    gaze: Tuple[float, float, float]  # of the camera from where it looks, a unit vector: ahead, left, up
+    distance: float  # of the camera [m]
+    turns: bool = False  # the camera goes around with the course
+    slot: Optional[Tuple[float, float]] = (
+        None  # where the others are, ahead and left of the first; None: where they are
+    )
+    focus: Tuple[float, float] = (0.0, 0.0)  # where it looks, ahead and left of the first, or of all, if no slot [m]
+
+
+def views_of(takes: List[Take], layout: str) -> List[View]:
+    """What the camera shows, at first and by key V: see VIEWS.
+
+    From the side and the front it goes along a circle with the course; the others are then behind the first one, or
+    beside it, as far away as they were, so that none hides another. In a grid nobody goes anywhere."""
+    first = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
+    first = np.array(VIEW_OF_COURSE if takes[0].told else first)
+    far, grid = distance_of(takes), layout == "grid"
+    near = distance_of([takes[0]._replace(told=None), *takes[1:]])
+    mean = 0.0 if grid else float(np.linalg.norm(offsets_of(takes), axis=1).mean())
+    return [
+        View(tuple((first / np.linalg.norm(first)).tolist()), far),
+        View((0.0, -1.0, 0.0), near, not grid, None if grid else (-1.0, 0.0), (-mean, 0.0)),
+        View((1.0, 0.0, 0.0), near, not grid, None if grid else (0.0, 1.0), (0.0, mean)),
+        View((0.0, -0.02, 1.0), 1.3 * far),
+    ]
+
+
+def offsets_of(takes: List[Take]) -> np.ndarray:
+    """Where each character stands at the start, seen from the first one (C, 2) [m]."""
+    return torch.stack([take.root[0, :2] - takes[0].root[0, :2] for take in takes]).double().numpy()
+
+
+def shifts_of(takes: List[Take], view: View, course: float) -> np.ndarray:
+    """By how much the characters are moved in a view (C, 3) [m], when the first one's course is this [rad]."""
+    offsets = offsets_of(takes)
+    shifts = np.zeros((len(takes), 3))
+    if view.slot:
+        ahead, left = view.slot
+        cos, sin = math.cos(course), math.sin(course)
+        slot = np.array([ahead * cos - left * sin, ahead * sin + left * cos])
+        shifts[:, :2] = np.linalg.norm(offsets, axis=1, keepdims=True) * slot - offsets
+    return shifts
+
+
+def camera_of(takes: List[Take], view: View, far: float = 1.0) -> Tuple[np.ndarray, np.ndarray]:
+    """Where the camera stands and where it looks (3,), (3,) [m], as the characters start; who turns goes along +X.
+
+    far: how many times as far away as usual it is."""
+    turn = 0.0 if view.turns else float(ml.heading(takes[0].rotations[0, 0]))
+    axes = np.array([[math.cos(turn), -math.sin(turn), 0.0], [math.sin(turn), math.cos(turn), 0.0], [0.0, 0.0, 1.0]])
+    middle = centre_of(takes if view.slot is None else takes[:1], 0) + axes @ [*view.focus, AIM]
+    return middle + far * view.distance * axes @ view.gaze, middle
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -392,23 +463,13 @@ def breadth_of(takes: List[Take]) -> float:
     return 0.25 + float((start - start.mean(0)).norm(dim=-1).max())
 
 
-def further(takes: List[Take], width: float, height: float) -> float:
-    """How many times as far away the camera of a picture of this size [pixels] has to be, so that all are in it."""
+def further(takes: List[Take], width: float, height: float, distance: float = 0.0) -> float:
+    """How many times as far away the camera of a picture of this size [pixels] has to be, so that all are in it.
+
+    distance: of the camera, or as at first [m]."""
     room = max(0.5 * width - NAME_WIDTH, 0.1 * width)  # to each side [pixels]
     needed = breadth_of(takes) * 0.5 * height / (math.tan(math.radians(0.5 * FIELD)) * room)  # distance [m]
-    return max(needed / distance_of(takes), 1.0)
-
-
-def viewpoint(takes: List[Take]) -> List[float]:
-    """Where key V looks from, a unit vector in the axes of the first character: from the right, and if others stand
-    beside it from ahead and above, too, so that none hides another."""
-    apart = max(float((take.root[0] - takes[0].root[0])[:2].norm()) for take in takes) > 0.5 * SPACING
-    return [0.56, -0.74, 0.37] if apart else [0.0, -1.0, 0.0]
-
-
-def seen_from(takes: List[Take]) -> str:
-    """What the line of keys says of key V."""
-    return "from the right, ahead and above" if viewpoint(takes)[0] else "from the right"
+    return max(needed / (distance or distance_of(takes)), 1.0)
 
 
 def names_at(character: Character, takes: List[Take], frame: int) -> List[np.ndarray]:
@@ -425,12 +486,33 @@ def names_at(character: Character, takes: List[Take], frame: int) -> List[np.nda
     return places
 
 
-def show(scene: Scene, character: Character, takes: List[Take], frame: int, contacts: bool = True) -> None:
+def yaw(angle: float) -> np.ndarray:
+    """Quaternion wxyz (4,) of a turn to the left [rad], as viser has them."""
+    return np.array([math.cos(0.5 * angle), 0.0, 0.0, math.sin(0.5 * angle)])
+
+
+def show(
+    scene: Scene,
+    character: Character,
+    takes: List[Take],
+    frame: int,
+    contacts: bool = True,
+    shifts: Optional[np.ndarray] = None,
+    turn: float = 0.0,
+) -> None:
     """Put every character into the pose of a frame, and its name over it; what touches the ground is red.
 
-    The grid, which fades away from its middle, goes along by whole patterns."""
+    The grid, which fades away from its middle, goes along by whole patterns. shifts: see shifts_of; turn: of the world,
+    to the left [rad]."""
     centre = centre_of(takes, frame)
     scene.centre.position = centre
+    if takes[0].course is not None:
+        scene.centre.wxyz = yaw(float(takes[0].course[frame]))
+    if shifts is None:
+        shifts = np.zeros((len(takes), 3))
+    else:
+        for folder, shift in zip(scene.folders, shifts):
+            folder.position = shift
     if not np.allclose(scene.ground.position, centre.round() + GROUND):
         scene.ground.position = centre.round() + GROUND
     for take, nodes, skins in zip(takes, scene.bodies, scene.skins):
@@ -443,15 +525,16 @@ def show(scene: Scene, character: Character, takes: List[Take], frame: int, cont
                 skin.visible = visible
     if scene.arrow:
         told = takes[0].told
-        heading = 0.5 * float(told.heading[frame])
         length = max(float(told.speed[frame]), 0.05)
         scene.arrow.position = takes[0].root[frame].numpy() * [1, 1, 0]
-        scene.arrow.wxyz = (math.cos(heading), 0.0, 0.0, math.sin(heading))
+        scene.arrow.wxyz = yaw(float(told.heading[frame]))
         if scene.arrow.scale != (length, 1.0, 1.0):  # a second of the way
             scene.arrow.scale = (length, 1.0, 1.0)
     if scene.labels:
-        for label, place in zip(scene.labels, names_at(character, takes, frame)):
-            label.position = place + scene.world.position
+        x, y = (np.array([math.cos(turn), math.sin(turn), 0.0]), np.array([-math.sin(turn), math.cos(turn), 0.0]))
+        for label, place, shift in zip(scene.labels, names_at(character, takes, frame), shifts):
+            place = place + shift
+            label.position = place[0] * x + place[1] * y + [0.0, 0.0, place[2]] + scene.world.position
 
 
 # ---- 3. One file -----------------------------------------------------------------------------------------------------
@@ -467,29 +550,38 @@ def unbroken(text: str) -> str:
     return re.sub(r"(\d) (m|s|%)(?!\w)", "\\1\u00a0\\2", text)
 
 
-def legend_of(takes: List[Take]) -> str:
-    """HTML lines that say which colour is which file, how fast that is, and which side of the body."""
+def legend_of(takes: List[Take], text: str = "", layout: str = "") -> str:
+    """HTML lines that say which colour is which file, how fast that is, which side of the body, and what lines are.
+
+    text: of the page, which may have figures of all episodes of an evaluation."""
     shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
     dot = f'<div style="padding-left:16px; text-indent:-16px"><i style="background:{{}}; {shape}"></i> {{}}</div>'
+    line = dot.replace("height:12px; border-radius:6px", "height:3px; vertical-align:4px")
     named = takes if len(takes) <= FEW else []  # of more the names over the heads tell
     rows = []
     for i, take in enumerate(named):
-        text = f"{take.name}, {take.speed:.2f} m/s" + f"; {take.held}" * bool(take.held)
-        rows.append(dot.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(text))))
+        about = f"{take.name}, {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
+        rows.append(dot.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(about))))
     right, left = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
     rows.append(dot.format(f"linear-gradient(90deg, {right} 50%, {left} 50%)", "right limbs dark, left limbs light"))
     rows.append(dot.format(f"rgb{RED}", "touches the ground"))
+    if layout != "grid":
+        rows.append(line.format(f"rgb{colour_of(0, '')}", "the way it went"))
     if takes[0].told:
-        rows.append(dot.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
-    return "".join(rows)
+        rows.append(line.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
+    everyone = ", of all episodes in the line of figures" * ("episode" in text)
+    means = f"Speeds are means: of the whole file beside a name, of a second after “now”{everyone}."
+    return "".join(rows) + f'<div style="color:#666; font-size:12px; line-height:1.3">{means}</div>'
 
 
 def words_of(takes: List[Take], rate: float) -> List[str]:
     """What the page says of each frame: how fast the first character goes, and was told to go."""
     speeds = speeds_of(takes[0].root, rate)
-    told = [f", told {speed:.2f} m/s" for speed in takes[0].told.speed] if takes[0].told else [""] * len(speeds)
+    told = [""] * len(speeds)
+    if takes[0].told:
+        told = [f", told {short(speed)} m/s" for speed in takes[0].told.speed.tolist()]
     who = "blue now" if len(takes) > 1 else "now"
-    return [unbroken(f"{who} {speed:.2f} m/s{more}") for speed, more in zip(speeds, told)]
+    return [unbroken(f"{who} {short(speed)} m/s{more}") for speed, more in zip(speeds.tolist(), told)]
 
 
 def rest_of(takes: List[Take]) -> float:
@@ -514,21 +606,22 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
     page = page.replace("<title>Viser<", f"<title>{html.escape(title_of(takes))}<", 1)
-    return page.replace("</head>", head_of(takes, rate, text) + "</head>", 1)
+    return page.replace("</head>", head_of(takes, rate, text, layout) + "</head>", 1)
 
 
-def head_of(takes: List[Take], rate: float, text: str = "") -> str:
+def head_of(takes: List[Take], rate: float, text: str = "", layout: str = "side") -> str:
     """view_head.html with rate and sizes as numbers, and legend, title and other words as texts of its script: JSON, in
     which nothing ends it."""
-    numbers = {"FRAMES_A_SECOND": rate, "VIEWPOINT": viewpoint(takes), "NAME_WIDTH": NAME_WIDTH}
-    numbers.update(NEEDED=breadth_of(takes) / math.tan(math.radians(0.5 * FIELD)), DISTANCE=distance_of(takes))
-    numbers.update(MANY=len(takes) > 2)
-    texts = {"LEGEND": legend_of(takes), "TITLE": title_of(takes), "SEEN_FROM": seen_from(takes)}
+    breadth, tangent = breadth_of(takes), math.tan(math.radians(0.5 * FIELD))
+    numbers = {"FRAMES_A_SECOND": rate, "NAME_WIDTH": NAME_WIDTH, "NEEDED": breadth / tangent, "BREADTH": breadth}
+    numbers.update(VIEWS=[view._asdict() for view in views_of(takes, layout)], OFFSETS=offsets_of(takes).tolist())
+    numbers.update(START=float(ml.heading(takes[0].rotations[0, 0])), AIM=AIM, MANY=len(takes) > 2)
+    texts = {"LEGEND": legend_of(takes, text, layout), "TITLE": title_of(takes), "SEEN": VIEWS}
     texts.update(FIGURES=unbroken(text), WORDS=words_of(takes, rate))
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
         head = file.read()
     values = {name: json.dumps(x).replace("<", "\\u003c") for name, x in {**numbers, **texts}.items()}
-    return re.sub("|".join(values), lambda found: values[found[0]], head)
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[0]], head)
 
 
 def check_writable(path: str) -> None:
@@ -571,11 +664,64 @@ def entitle(server: Any, title: str) -> None:
     server.gui._websock_interface.queue_message(_messages.RunJavascriptMessage(script))
 
 
+class Eye:
+    """What key V does on a page: from where all its browsers look, and how the world lies under them.
+
+    The camera stays in the user's hands; it is the world that moves, and turns, under the first character."""
+
+    def __init__(self, server: Any, scene: Scene, takes: List[Take], layout: str) -> None:
+        """takes: as they start; the camera is aimed at these."""
+        self.server = server
+        self.scene = scene
+        self.takes = takes
+        self.views = views_of(takes, layout)
+        self.now = 0  # which of them
+        self.turn = 0.0  # of the world, to the left [rad]
+        self.stale = True  # the world does not lie yet as the view has it
+        server.on_client_connect(self.look)
+
+    def view(self) -> View:
+        """How it looks now."""
+        return self.views[self.now]
+
+    def next(self) -> None:
+        """Look from elsewhere."""
+        self.now = (self.now + 1) % len(self.views)
+        self.stale = True
+        for client in self.server.get_clients().values():
+            self.look(client)
+
+    def look(self, client: Any) -> None:
+        """Put the camera of a browser where the view has it, in a narrow window further away, so that all are seen."""
+        size = client.camera.image_width, client.camera.image_height
+        far = further(self.takes, *size, self.view().distance)
+        # of a browser that is new the camera is still viser's
+        client.camera.position, client.camera.look_at = camera_of(self.takes, self.view(), far)
+
+    def carry(self, root: np.ndarray, course: float) -> None:
+        """Move the world so that the first character, root (3,) [m], is where it began; course [rad]."""
+        self.turn = -course if self.view().turns else 0.0
+        cos, sin = math.cos(self.turn), math.sin(self.turn)
+        self.scene.world.wxyz = yaw(self.turn)
+        moved = np.array([root[0] * cos - root[1] * sin, root[0] * sin + root[1] * cos, 0.0])
+        self.scene.world.position = centre_of(self.takes[:1], 0) - moved
+        self.stale = False
+
+    def in_world(self, vector: np.ndarray) -> np.ndarray:
+        """A direction (3,) of the picture, in the axes of the world that lies turned under it."""
+        x, y, z = vector
+        cos, sin = math.cos(self.turn), math.sin(self.turn)
+        return np.array([x * cos + y * sin, y * cos - x * sin, z])
+
+
 class Controls:
     """What stands beside the picture, and what the keys do: the time that is shown, and whether it goes on."""
 
-    def __init__(self, server: Any, scene: Scene, takes: List[Take], rate: float, text: str = "") -> None:
+    def __init__(
+        self, server: Any, scene: Scene, takes: List[Take], rate: float, text: str = "", layout: str = "side"
+    ) -> None:
         gui = server.gui
+        self.eye = Eye(server, scene, takes, layout)
         self.takes = takes
         self.rate = rate
         self.length = (len(takes[0].root) - 1) / rate + rest_of(takes)
@@ -583,18 +729,18 @@ class Controls:
         self.time = 0.0
         self.playing = True
         gui.configure_theme(show_logo=False, show_share_button=False)
-        text = f"<b>{html.escape(unbroken(text))}</b>" if text else ""
-        gui.add_html(f'<div style="padding:0 1em 0.5em">{text}{legend_of(takes)}</div>')
+        said = f"<b>{html.escape(unbroken(text))}</b>" if text else ""
+        gui.add_html(f'<div style="padding:0 1em 0.5em">{said}{legend_of(takes, text, layout)}</div>')
         self.now = gui.add_markdown(self.words[0])
         self.button = gui.add_button("Pause")
         self.clock = gui.add_slider("Time [s]", 0.0, self.length, 0.01, 0.0)
         self.speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
         self.follow, self.contacts, path = (gui.add_checkbox(x, True) for x in ("Follow", "Contacts", "Path"))
-        gui.add_markdown(f"Space plays and pauses; N and B go a frame on and back; V looks {seen_from(takes)}.")
+        gui.add_markdown(f"**space** play, pause; **N B** a frame on, back  \n**V** {VIEWS}")
         keys = {"space": ("Play or pause", lambda _: self.play(not self.playing))}
         keys["N"] = ("A frame on", lambda _: self.step(STEP))
         keys["B"] = ("A frame back", lambda _: self.step(-STEP))
-        keys["V"] = (seen_from(takes).capitalize(), lambda event: self.from_the_right(event.client))
+        keys["V"] = (VIEWS.capitalize(), lambda _: self.eye.next())
         for key, (label, job) in keys.items():
             gui.add_command(label, hotkey=key).on_trigger(job)
         self.button.on_click(lambda _: self.play(not self.playing))
@@ -636,28 +782,6 @@ class Controls:
         if self.now.content != self.words[frame]:
             self.now.content = self.words[frame]
 
-    def from_the_right(self, client: Any) -> None:
-        """Put the camera of a browser to the right of the first character."""
-        frame = self.frame()
-        turn = ml.quat_from_yaw(ml.heading(self.takes[0].rotations[frame, 0]))
-        middle = centre_of(self.takes, 0 if self.follow.value else frame) + [0, 0, 0.85]
-        view = ml.quat_rotate(turn, torch.tensor(viewpoint(self.takes))).numpy()
-        far = further(self.takes, client.camera.image_width, client.camera.image_height)
-        client.camera.position = middle + far * distance_of(self.takes) * view
-        client.camera.look_at = middle
-
-
-def fit(server: Any, takes: List[Take]) -> None:
-    """Let the camera of a narrow window be so far away that all characters are seen."""
-
-    @server.on_client_connect
-    def _(client: Any) -> None:
-        start = server.initial_camera  # the client's own is still viser's
-        far = further(takes, client.camera.image_width, client.camera.image_height)
-        if far > 1.0:
-            client.camera.position = start.look_at + far * (start.position - start.look_at)
-            client.camera.look_at = start.look_at
-
 
 def serve(
     server: Any,
@@ -667,12 +791,12 @@ def serve(
     rate: float,
     stop: threading.Event,
     text: str = "",
+    layout: str = "side",
 ) -> None:
     """Move the scene on the server's page, with controls and a text, until `stop` is set."""
     entitle(server, title_of(takes))
-    fit(server, takes)
-    controls = Controls(server, scene, takes, rate, text)
-    start = centre_of(takes, 0)
+    controls = Controls(server, scene, takes, rate, text, layout)
+    eye = controls.eye
     last = time.perf_counter()
     while not stop.wait(1 / 60):
         now = time.perf_counter()
@@ -680,9 +804,12 @@ def serve(
             controls.go((now - last) * controls.speed.value)
         last = now
         with server.atomic():
-            if controls.follow.value:  # the world moves, and the camera stays in the user's hands
-                scene.world.position = start - centre_of(takes, controls.frame())
-            show(scene, character, takes, controls.frame(), controls.contacts.value)
+            frame = controls.frame()
+            course = float(takes[0].course[frame])
+            if controls.follow.value or eye.stale:
+                eye.carry(takes[0].root[frame].numpy(), course)
+            shifts = shifts_of(takes, eye.view(), course)
+            show(scene, character, takes, frame, controls.contacts.value, shifts, eye.turn)
             controls.say()
 
 
@@ -744,7 +871,7 @@ def main() -> None:
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)
-    visit(server, args, lambda: serve(server, scene, character, takes, rate, threading.Event(), args.text))
+    visit(server, args, lambda: serve(server, scene, character, takes, rate, threading.Event(), args.text, args.layout))
 
 
 if __name__ == "__main__":

@@ -192,8 +192,9 @@ RUNS = {
     "pool is a tensor": into("processes", 0, "env", "pool")(torch.zeros(3)),
     "sim is None": into("processes", 0, "env", "sim")(None),
     "replay has another width": into("processes", 0, "replay", "data")(lambda x: x[:, 1:].clone()),
-    "size is a number": into("processes", 0, "replay", "size")(3),
-    "size is bool": into("processes", 0, "replay", "size")(torch.tensor(True)),
+    "replay is bool": into("processes", 0, "replay", "data")(lambda x: x > 0),
+    "replay has no rows": into("processes", 0, "replay", "data")(torch.tensor(3.0)),
+    "replay has a name more": into("processes", 0, "replay", "size")(3),
     "no rates": remove("rates"),
     "rates are texts": into("rates")(["a", "b", "c"]),
     "rates are few": into("rates")([1.0]),
@@ -294,8 +295,6 @@ def test_a_run_that_does_not_fit_is_not_resumed(put, run_script, name):
 BEYOND = {
     "clip": into("processes", 0, "env", "clip")(lambda x: x + 99),
     "clip in the pool": into("processes", 0, "env", "pool")(lambda x: [x[0] + 99, *x[1:]]),
-    "size": into("processes", 0, "replay", "size")(lambda x: x + 10**9),
-    "size below 0": into("processes", 0, "replay", "size")(lambda x: x - 10**9),
 }
 
 
@@ -330,7 +329,7 @@ def test_torchs_advice_is_not_passed_on(put):
 
 
 def test_a_fault_after_the_next_save_is_the_scripts_own(put, run_script, monkeypatch):
-    monkeypatch.setattr("training_run.Run.finish", lambda run: [][0])
+    monkeypatch.setattr("training_run.Run.finish", lambda run, evaluate: [][0])
     with pytest.raises(IndexError):
         run_script(SCRIPT, "--no-cuda", "--resume", put(), "--total-timesteps", 64)
 

@@ -15,7 +15,7 @@ from curves import Log, curve_name
 from training_run import Run
 
 ARGS = dict(exp_name=None, motion_file="motions/walk.npz", seed=3, sim="mujoco", num_envs=256, target_speed=None)
-ARGS.update(total_timesteps=3_000_000, evaluate=False)
+ARGS.update(total_timesteps=3_000_000, evaluate=False, checkpoint=None)
 
 
 def args_of(**changes):
@@ -68,6 +68,8 @@ def test_the_start_in_five_lines_of_eighty_columns(monkeypatch, walk, all_motion
     )
     assert "clips)" in lines[0] and lines[3].startswith("4,096 samples, 2,048 done") and "\x1b" not in "".join(lines)
     assert [line for line in "\n".join(lines).splitlines() if len(line) > 80] == ["runs/" + "a" * 99 + ":"]
+    lines = console.start_lines(args_of(checkpoint="x/walk.pt"), walk, falls, (0, 4096), "", folder)
+    assert lines[3] == "4,096 samples, starting from x/walk.pt, 256 characters at a time"
 
 
 FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412)
@@ -138,15 +140,18 @@ def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
     told = json.loads(out)
     assert out.count("\n") == 1 and told["speed_m_s"] == 0.9712 and told["lag_s"] is None
     assert (told["episodes"], told["judged"], told["parts"]) == (32, "the clip", [0.1235, {"a": 3.333e-10}])
-    assert err == "the last policy: 32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
-    console.tell(args_of(evaluate=True), walk, figures, str(tmp_path / "none"))
-    assert capsys.readouterr().err == err[len("the last policy: ") :]
+    assert err == "32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
     for name in ("index.html", "grid.png", "film.mp4"):
         (tmp_path / name).touch()
-    console.tell(args_of(), walk, figures, str(tmp_path))
-    page, rest, _ = capsys.readouterr().err.splitlines()
-    assert page == f"{tmp_path}/index.html: the motion; open it in a browser"
-    assert rest == f"{tmp_path}: film.mp4, grid.png"
+    console.tell(args_of(), walk, figures, str(tmp_path), "python it again")
+    again, last = capsys.readouterr()
+    assert last.splitlines() == [
+        err[:-1],
+        f"{tmp_path}/index.html: the motion; open it in a browser",
+        f"{tmp_path}: film.mp4, grid.png",
+        "the same policy on other episodes:",
+    ]
+    assert again.splitlines() == ["python it again", out[:-1]]
 
 
 def test_groups_of_curves_are_in_order():

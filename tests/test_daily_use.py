@@ -14,9 +14,11 @@ import simulators
 import pytest
 import torch
 
+import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
 import command_line
 import evaluation
+import files
 import motion_lib as ml
 import report
 import training_run
@@ -236,11 +238,31 @@ def test_a_save_between_reading_and_locking_is_not_lost(run_script, begun, monke
 @pytest.mark.parametrize("link", [os.symlink, os.link, lambda _, path: os.mkfifo(str(path))])
 def test_a_lock_that_is_a_link_or_a_pipe_is_not_followed(run_script, tmp_path, begun, link):
     (tmp_path / "victim").write_text("precious")
-    (begun / "lock").unlink()
+    assert not (begun / "lock").exists()  # it ended
     link(tmp_path / "victim", begun / "lock")
     result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
     assert result.code == 2 and len(result.err.splitlines()) == 1 and "lock" in result.err
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_lock_that_is_removed_while_another_takes_it(tmp_path, monkeypatch):
+    """A run ends, and removes it: of two others that come then one gets it."""
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+    path = str(tmp_path / "lock")
+    first = files.lock(path)
+
+    def late(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        os.remove(path)
+        first.close()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = files.lock(path)
+    assert os.path.samestat(os.fstat(second.fileno()), os.stat(path))
+    with pytest.raises(files.InputError, match=f"process {os.getpid()} is training in this folder"):
+        files.lock(path)
 
 
 def test_signals_end_a_run_in_good_order(root, tmp_path):
@@ -421,6 +443,36 @@ def test_code_in_an_odd_folder_is_copied_too(root, tmp_path):
 
 
 # ---- Numbers ----
+
+
+@pytest.mark.parametrize("module", [amp, heading])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--gamma 1.5", "--gamma 1.5: expected a number from 0 to 0.9999"),
+        ("--anneal 2", "--anneal 2.0: expected a number from 0 to 1"),
+        ("--action-std-log -11", "--action-std-log -11.0: expected a number from -10 to 2"),
+        ("--disc-steps 1", "--disc-steps 1: expected a number from 2 to 1,000"),
+        ("--target-kl 0", "--target-kl 0.0: expected a number from 0.0001 to 1,000,000,000,000,000"),
+        ("--style-weight -1", "--style-weight -1.0: expected a number from 0 to 1,000,000,000,000,000"),
+        ("--total-timesteps 1e6", "--total-timesteps 1e6: it takes a whole number; type --total-timesteps 1000000"),
+        ("--hidden 1.5e2 2e2", "--hidden 1.5e2 2e2: it takes 2 whole numbers; type --hidden 150 200"),
+        ("--gamma x1e6", "--gamma x1e6: it takes a number"),
+        ("--bogus", "--bogus: there is no such option. --help shows all."),
+        ("--num-env 8", "--num-env: there is no such option. Perhaps you meant --num-envs. --help shows all."),
+    ],
+)
+def test_what_is_wrong_with_a_number_is_named(module, words, said):
+    with pytest.raises(files.InputError) as error:
+        module.check_args(command_line.parse_args(module.Args, module.KIND, ["--no-cuda", *words.split()])[0])
+    assert str(error.value) == said
+
+
+def test_a_target_may_lie_behind():
+    """As a speed has no default of its own."""
+    args, _ = command_line.parse_args(amp.Args, amp.KIND, ["--no-cuda", "--target-speed", "-1.5"])
+    amp.check_args(args)
+    assert args.target_speed == -1.5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
@@ -79,6 +80,15 @@ def test_it_walks_and_turns(site, tab):  # noqa: F811
         assert after["down"] == 0 and after["start"] == 0 and after["place"][2] > 0.7
         assert after["place"][0] > 8.0 and abs(after["place"][1]) < 0.3 * after["place"][0]
         tab.evaluate("demo.pace = 1.0")
+        # V: at right angles to its way, from the front, from above, as at first
+        seen = "demo.stage.camera.position.clone().sub(demo.stage.orbit.target).applyAxisAngle(demo.stage.camera.up, "
+        seen += "-demo.stage.course).normalize().toArray()"
+        for view in ((0.0, -1.0), (1.0, 0.0), (0.0, 0.0)):
+            tab.keyboard.press("v")
+            tab.wait_for_function(f"(([x, y]) => Math.hypot(x - {view[0]}, y - {view[1]}) < 0.03)({seen})")
+        tab.keyboard.press("v")
+        tab.wait_for_function("demo.stage.view === 0")
+        assert 0.5 < np.hypot(*tab.evaluate("demo.walker.way()")) < 2.0  # told 1 m/s
         tab.keyboard.down("ArrowLeft")
         tab.wait_for_function("demo.walker.heading > 1.0")
         tab.keyboard.up("ArrowLeft")

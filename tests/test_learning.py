@@ -359,7 +359,7 @@ def numbered(first, n):
 
 def content(buffer):
     """The numbers of the rows in the buffer, sorted; no row is mixed from two."""
-    rows = buffer.sample(50 * max(int(buffer.size), 1))
+    rows = buffer.sample(50 * max(len(buffer.data), 1))
     assert torch.equal(rows[:, 0], rows[:, 1])
     return sorted(set(rows[:, 0].tolist()))
 
@@ -428,19 +428,23 @@ def test_the_state_of_a_buffer(rows):
     first, second = [amp.ReplayBuffer(10, 2, CPU) for _ in range(2)]
     if rows:
         first.add(numbered(0, rows), keep=3)
-    second.add(numbered(500, 10), keep=3)
     state = first.state_dict()
+    assert state["data"].untyped_storage().nbytes() == min(rows, 10) * 2 * 4  # what is stored, and no room
     second.load_state_dict(state)
     buffers = []
     for buffer in (first, second):
         torch.manual_seed(1)
         for n in (5, 7, 9):
             buffer.add(numbered(100 + n, n), keep=3)
-        buffers.append((buffer.size, buffer.data, buffer.sample(20)))
-    assert all(torch.equal(x, y) for x, y in zip(*buffers))
-    assert int(state["size"]) == min(rows, 10) and state["data"].max() == max(min(rows, 30) - 1, 0)  # a copy
-    with pytest.raises(ValueError, match=r"\(10, 2\) there and .* \(11, 2\) here"):
-        amp.ReplayBuffer(11, 2, CPU).load_state_dict(state)
+        buffers.append((buffer.data, buffer.sample(20)))
+    assert all(torch.equal(x, y) for x, y in zip(*buffers)) and len(first.data) == 10
+    assert len(state["data"]) == min(rows, 10) and (state["data"] < 100).all()  # a copy
+    with pytest.raises(ValueError, match=r"\(\d+, 2\) there and .* \(0, 3\) here"):
+        amp.ReplayBuffer(10, 3, CPU).load_state_dict(state)
+    smaller = amp.ReplayBuffer(3, 2, CPU)  # as of a run that goes on with another --replay-size
+    smaller.load_state_dict(state)
+    smaller.add(numbered(200, 9), keep=2)
+    assert len(smaller.data) == max(len(state["data"]), 3)
 
 
 # ---- Main loop -------------------------------------------------------------------------------------------------------

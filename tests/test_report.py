@@ -171,7 +171,7 @@ def test_picture_of_the_bodies_errors(tmp_path, figures):
     report.plot_body_errors(str(tmp_path / "a.png"), errors, ["head", "hand"], 0.5, "a walk")
     axes, scale = figures[0].axes
     np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), errors.T.numpy())
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["head 0.200", "hand 0.300"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["head .200", "hand .300"]
     assert axes.images[0].get_extent() == [0.0, 1.5, 1.5, -0.5]
     cells = {text.get_position(): text.get_text() for text in axes.texts}  # the means of three parts, of two bodies
     assert cells == {(0.25, 0): ".100", (0.75, 0): ".300", (1.25, 0): ".200"} | {
@@ -182,6 +182,25 @@ def test_picture_of_the_bodies_errors(tmp_path, figures):
     assert axes.get_title() == "a walk"
     assert axes.get_xlabel() == "time [s]" and scale.get_ylabel() == "pose error [m]"
     check_png(tmp_path / "a.png")
+
+
+def test_the_means_of_body_errors_stand_where_they_belong(tmp_path, figures):
+    """Of nine steps in eight parts the first part has two."""
+    report.plot_body_errors(str(tmp_path / "a.png"), torch.ones(9, 1), ["head"], 0.5)
+    places = [text.get_position() for text in figures[0].axes[0].texts]
+    assert places == [(0.5, 0), *((1.25 + 0.5 * n, 0) for n in range(7))]
+
+
+@pytest.mark.parametrize("lived", [0, 1, 3])
+def test_picture_of_body_errors_ends_when_all_have_fallen(tmp_path, figures, lived):
+    """Five steps, of which the last are nobody's; with none at all a step is left."""
+    errors = torch.full((5, 2), math.nan)
+    errors[:lived] = 0.1
+    report.plot_body_errors(str(tmp_path / "a.png"), errors, ["head", "hand"], 0.5)
+    axes, scale = figures[0].axes
+    assert axes.images[0].get_extent() == [0.0, 0.5 * max(lived, 1), 1.5, -0.5]
+    assert [text.get_text() for text in axes.texts] == [".100" if lived else "-"] * 2 * max(lived, 1)
+    assert all(re.fullmatch(r"-?\.\d{3}|-", label.get_text()) for label in scale.get_yticklabels())
 
 
 def test_picture_of_a_table(tmp_path, figures):

@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import simulators
 
@@ -148,7 +150,9 @@ def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(
     one, two = curves(run), curves(reference)
     assert [samples for samples, _ in one["reward/total"]] == list(range(BATCH, BATCH * 24 + 1, BATCH))
     assert one == two
-    assert figures(result) == console.four_digits(load(run / "latest.pt")["metrics"])
+    assert figures(result) == pytest.approx(console.four_digits(load(run / "best.pt")["metrics"]), rel=1e-3, abs=1e-4)
+    assert f"the best policy, after {load(run / 'best.pt')['samples']:,} samples:\n" in result.err
+    assert not (run / "lock").exists()
     (note,) = run.glob("args_resumed_*.json")
     assert "--resume" in json.loads(note.read_text())["command"]
 
@@ -221,8 +225,8 @@ def test_a_discount_that_is_typed_takes_effect(run, run_script, tmp_path):
         (("--hidden", 32, 16), "actor.0.weight"),
         (("--num-envs", 16), "env"),
         (("--disc-steps", 3), "disc"),
-        (("--replay-size", 512), "replay"),
         (("--evaluate", "--checkpoint", "x.pt"), "without --resume"),
+        (("--checkpoint", "x.pt"), "without --resume"),
     ],
     ids=lambda x: x[0] if isinstance(x, tuple) else "",
 )
@@ -237,8 +241,13 @@ def test_what_cannot_be_resumed(tmp_path, run, run_script):
     longer = ("--total-timesteps", BATCH * 30)
     refused(run_script(SCRIPT, "--resume", "gone", *longer), "'gone': no such file or folder\n")
     (tmp_path / "young").mkdir()
+    for name in ("young", "young/walk.pt"):
+        refused(run_script(SCRIPT, "--resume", name, *longer), "young/latest.pt", "--resume takes a run's folder")
+        (tmp_path / "young/walk.pt").touch()
+    (tmp_path / "young/args.json").touch()
     refused(run_script(SCRIPT, "--resume", "young", *longer), "young", "started anew")
-    refused(run_script(HEADING, "--resume", run, *longer), "amp_ppo_isaacgym", "amp_ppo_heading")
+    use = f"a checkpoint of amp_ppo_isaacgym, and this is amp_ppo_heading; python {SCRIPT} --resume {run}\n"
+    refused(run_script(HEADING, "--resume", run, *longer), use)
     data = (run / "latest.pt").read_bytes()
     content = load(run / "latest.pt")
     shutil.copy(run / "best.pt", run / "latest.pt")
@@ -331,6 +340,72 @@ def test_the_best_policy_can_be_evaluated(alone, run_script, tmp_path):
         result = run_script(script, "--evaluate", "--checkpoint", "best.pt")
         assert result.code == 0, result.err
         assert_alike(figures(result), load(tmp_path / "best.pt")["metrics"])
+
+
+@needs_mujoco
+def test_a_run_that_finds_no_better_policy_ends_with_its_best(run, run_script):
+    """The one of before it went on: its figures, its page, its command."""
+    content = load(run / "latest.pt")
+    content["progress"]["best"] = 1e9
+    torch.save(content, run / "latest.pt")
+    before = (run / "best.pt").read_bytes()
+    result = run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 25)
+    assert result.code == 0 and (run / "best.pt").read_bytes() == before, result.err
+    best = load(run / "best.pt")
+    assert f"the best policy, after {best['samples']:,} samples:\n" in result.err
+    assert_alike(figures(result), best["metrics"])
+    _, shown = sorted(run.glob("best_2*"))  # the first is of the run that went before
+    assert json.loads((shown / "figures.json").read_text())["figures"] == pytest.approx(figures(result), rel=1e-3)
+    command = result.out.splitlines()[0]
+    assert command == f"python {SCRIPT} --evaluate --checkpoint {run}/best.pt --seed 1005"
+
+
+def test_a_score_that_is_no_number_is_no_best_one(tmp_path):
+    """But the first policy is kept, whatever its score."""
+    kept = []
+    run = SimpleNamespace(folder=str(tmp_path), args=SimpleNamespace(capture_video=False), text="", bar=MagicMock())
+    run.progress = {"iteration": 1, "samples": 64, "best": -1e30}
+    run.attempt, run._write, run._tell = lambda *x: kept.append(run.progress["best"]), None, print
+    for score in (math.nan, math.nan, 2.0, math.nan, 1.0, 3.0):
+        training_run.Run.keep_best(run, score, ({}, []), {})
+        (tmp_path / "best.pt").touch()
+    assert kept == [-1e30, 2.0, 3.0] and run.best == (64, ({}, []))
+
+
+@needs_mujoco
+def test_a_training_goes_on_from_a_policy(root, tmp_path, monkeypatch, run_script):
+    """With its own options and schedule, in a run of its own, without following the clip first."""
+    policy = root / "pretrained/walk.pt"
+    given = load(policy)["shared"]
+    begun = []
+
+    class Begun(training_run.Run):
+        def begin(self, falls):
+            begun.append({name: x.clone() for name, x in self.shared["agent"].state_dict().items()})
+            assert torch.equal(self.shared["action_offset"], given["action_offset"])
+            super().begin(falls)
+
+    monkeypatch.setattr(amp, "Run", Begun)
+    flags = tiny(root, SCRIPT, total_timesteps=BATCH * 2, hidden=(256, 128), eval_interval=1)
+    args, checkpoint = prepare(amp, monkeypatch, tmp_path, *flags, "--checkpoint", policy)
+    assert (args.seed, args.num_envs, args.eval_seconds) == (5, 8, 1)  # not the checkpoint's
+    logs = [log for _, _, log in amp.main(args, checkpoint)]
+    assert [log["eval/fall_rate"] for log in logs] == [0, 0] and logs[0]["eval/pose_error_m"] < 0.05
+    (begun,) = begun
+    for name, x in given["agent"].items():
+        if name.startswith(("average_actor", "critic", "disc.")):
+            assert torch.equal(begun[name], x)
+        if name.startswith("average_actor"):
+            assert torch.equal(begun[name.replace("average_", "")], x)
+        if name == "obs_norm.mean":
+            torch.testing.assert_close(begun[name], x, atol=1e-3, rtol=1e-3)
+    mine = only_run(tmp_path)
+    assert json.loads((mine / "args.json").read_text())["args"]["checkpoint"] == str(policy)
+    assert load(mine / "latest.pt")["progress"]["iteration"] == 2
+    assert run_script(SCRIPT, "--resume", mine, "--total-timesteps", BATCH * 3).code == 0
+    refused(run_script(SCRIPT, *tiny(root, SCRIPT), "--checkpoint", policy), "walk.pt needs --hidden 256 128\n")
+    flags = tiny(root, SCRIPT, hidden=(256, 128), disc_steps=3)
+    refused(run_script(SCRIPT, *flags, "--checkpoint", policy), "walk.pt needs --disc-steps 2\n")
 
 
 # ---- The disk ----

@@ -89,16 +89,26 @@ def test_time_passes_in_whole_steps_and_pictures_lie_between(walker):
 
 
 def test_what_the_page_says_of_speed_and_time(loaded, walker):
-    """Its speed is the mean of the last second, 30 control steps."""
-    walker.speeds.extend([9.0] * 7 + [0.5] * 15 + [1.5] * 15)
-    assert steer.readout(walker, 1.0, "near") == "1.00 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near"
-    walker.data.qvel[:2] = 3.6, 4.8
+    """Its speed, and the one told, are those of the last second, 30 control steps; to sway is not to go."""
+    walker.recent.extend([(9.0, 9.0, 9.0)] * 7 + [(0.5, 3.0, 1.0)] * 15 + [(1.0, -3.0, 2.0)] * 15)
+    assert walker.pace() == pytest.approx((0.75, 0.0, 1.5))
+    assert steer.readout(walker, 1.0, "near") == ".75 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near"
+    walker.data.qvel[:2] = 0.0, 3.5
+    walker.heading = walker.goal = math.pi / 2  # which is ahead then
     walker.step()
-    assert steer.readout(walker, 1.0, "near").startswith(f"{1.0 + (6.0 - 0.5) / 30:.2f} m/s")
+    speed, course, told = walker.pace()
+    assert (speed, told) == pytest.approx((math.hypot(25.5, 3.0) / 30, (14 * 1.0 + 15 * 2.0 + 1.5) / 30))
+    assert course == pytest.approx(math.pi / 2 - math.atan2(3.0, 25.5))
     walker.reset()
-    assert steer.readout(walker, 1.0, "near").startswith("0.00 m/s")
+    assert steer.readout(walker, 1.0, "near").startswith(".00 m/s, told 1.50 m/s")
     told_nothing = steer.readout(steer.Walker(loaded["walk"]), 0.2, "near").split("  \n")
     assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20 % of real time"
+
+
+def test_what_the_page_says_of_keys():
+    told, alone = steer.help_of(True), steer.help_of(False)
+    assert all(f"<b>{key}</b>" in told for key in ("J L", "I K", "P", "M", "R", "space", "V", "G", "click"))
+    assert "<b>P</b>" in alone and not any(text in alone for text in ("J L", "go there", "Green"))
 
 
 def test_a_push_is_an_impulse(walker):
@@ -187,6 +197,17 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         here = walker.data.qpos[:2] + controls.scene.world.position[:2]
         controls.go_to((here[0], here[1] + 10.0, 10.0), (0.0, 0.0, -1.0))  # where the page shows 10 m to its left
         assert soon(lambda: abs(walker.goal - math.pi / 2) < 0.2)
+        # from the side the world lies turned under the page, and the nearest clip is a metre behind
+        controls.eye.next()
+        assert soon(lambda: controls.eye.turn < -0.5)
+        controls.play_or_pause()
+        time.sleep(0.1)
+        controls.go_to((10.0, 0.0, 10.0), (0.0, 0.0, -1.0))  # straight on
+        assert soon(lambda: abs(walker.goal + controls.eye.turn) < 0.2)
+        way = np.array([math.cos(controls.eye.turn), -math.sin(controls.eye.turn)])
+        apart = (controls.scene.bodies[1][0].position - controls.scene.bodies[0][0].position)[:2]
+        assert np.allclose(apart, -steer.ASIDE * way, atol=0.05)
+        controls.play_or_pause()
         controls.play_or_pause()
         time.sleep(0.3)
         before = walker.steps

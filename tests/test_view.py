@@ -98,7 +98,7 @@ def test_who_leaves_the_first_one_is_held_at_its_side(character, root):
     speeds = [view.speeds_of(take.root, rate)[30:-30].mean() for take in (takes[0], takes[1], alone)]
     assert speeds[:2] == pytest.approx([0.97, 0.97], abs=0.03) and speeds[2] > 3.0
     legend = view.legend_of(takes)
-    assert f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; held at the blue one" in legend
+    assert takes[1].speed > 1.0 and f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; held at the blue one" in legend
 
 
 def test_speeds_of_whole_files(character, root, walk):
@@ -117,7 +117,34 @@ def test_what_it_was_told(character, write_clip, tmp_path):
     assert torch.rad2deg(take.told.heading).tolist() == pytest.approx([90, 90, 0, 0, 0], abs=1e-4)
     words = view.words_of([take], 10.0)
     assert [text.split("told ")[1] for text in words] == ["2.00\u00a0m/s"] * 2 + ["1.00\u00a0m/s"] * 3
-    assert "told to go" in view.legend_of([take])
+    assert "told to go" in view.legend_of([take]) and "told to go" not in view.legend_of([take._replace(told=None)])
+
+
+def test_which_way_it_goes():
+    """Who walks in a circle of 3 m turns evenly, through 180 degrees without a jump; sway does not count.
+
+    Who stands keeps the way that it came; who never leaves has its heading."""
+    time = torch.arange(300) / 30.0
+    angle = 0.5 * time  # to the left, at 1.5 m/s
+    sway = 0.03 * torch.sin(2 * math.pi * time)
+    root = torch.stack(((3.0 + sway) * angle.sin(), (3.0 + sway) * -angle.cos(), 0.9 + 0 * time), -1)
+    rotations = torch.tensor(yawed(90)).expand(300, 1, 4)
+    course = view.course_of(root, rotations, 30.0)
+    assert np.abs(course - angle.numpy())[30:-30].max() < 0.03 and course[-1] > math.pi
+    assert np.linalg.norm(view.speeds_of(root, 30.0)[30:-30] - 1.5, np.inf) < 0.05
+    stop = torch.cat((root[:90], root[89:90].expand(210, 3)))
+    stays = view.course_of(stop, rotations, 30.0)
+    assert abs(stays[-1] - stays[150]) < 1e-6 and abs(stays[-1] - 1.5) < 0.15
+    assert view.course_of(root[:1].expand(300, 3), rotations, 30.0) == pytest.approx(np.full(300, math.pi / 2))
+
+
+def test_the_legend_tells_what_speeds_and_lines_are(write_clip, character):
+    _, (take,) = view.load_takes(character, [write_clip()], "side")
+    legend = view.legend_of([take._replace(speed=0.5)])
+    assert ", .50\u00a0m/s" in legend and "the way it went" in legend
+    assert "of the whole file beside a name, of a second after “now”." in legend
+    assert "the way it went" not in view.legend_of([take], layout="grid")
+    assert "of all episodes in the line of figures" in view.legend_of([take], "32 episodes, no falls")
 
 
 def test_in_a_grid_each_keeps_its_place():
@@ -188,7 +215,7 @@ def test_names_say_whose_motion_it_is(write_clip, character, tmp_path):
     clips += [write_clip("002.npz", source="roll-out of b.pt"), write_clip("c.npz", source="no roll-out of mine")]
     _, takes = view.load_takes(character, [*clips, write_clip("d.npz", source=None)], "side")
     others = [write_clip(f"{n}.npz", source=f"roll-out of my__seed-{n}__20261126-08/best.pt") for n in (1, 2)]
-    names = ["policy runs/best.pt", "policy b.pt, 001", "policy my/best.pt, fell after 2.0 s", "policy b.pt, 002"]
+    names = ["policy runs/best.pt", "policy b.pt, 001", "policy my (best.pt), fell after 2.0 s", "policy b.pt, 002"]
     assert [take.name for take in takes] == [*names, f"clip {tmp_path.name}/c", f"clip {tmp_path.name}/d"]
     _, takes = view.load_takes(character, others, "side")
     assert [take.name for take in takes] == [f"policy my__seed-{n}__20261126-08/best.pt" for n in (1, 2)]
@@ -297,27 +324,72 @@ def test_a_narrow_picture_is_taken_from_further_away(write_clip, character):
     assert far > 1.0 and 1.0 * metre == pytest.approx(195 - view.NAME_WIDTH)  # .75 m and an arm to each side
 
 
-def test_a_narrow_page_shows_all(write_clip, character):
-    """The page's camera goes back along the way that it looks."""
+@pytest.fixture
+def eye(write_clip, character):
+    """What key V does, of two characters that face +X, the other one 1.5 m to the left; no browser looks yet."""
     _, takes = view.load_takes(character, [write_clip("a.npz"), write_clip("b.npz")], "side")
-    start = SimpleNamespace(position=np.array([4.0, 0.0, 2.0]), look_at=np.array([0.0, 0.0, 1.0]))
-    connected = []
-    view.fit(SimpleNamespace(initial_camera=start, on_client_connect=connected.append), takes)
-    for width, far in ((1100, 0.0), (390, view.further(takes, 390, 800))):
-        camera = SimpleNamespace(image_width=width, image_height=800, position=None)
-        connected[0](SimpleNamespace(camera=camera))
-        assert camera.position is None if not far else camera.position.tolist() == [4.0 * far, 0.0, 1.0 + far]
+    server = SimpleNamespace(on_client_connect=lambda job: None, get_clients=lambda: {})
+    return view.Eye(server, SimpleNamespace(world=SimpleNamespace()), takes, "side")
+
+
+def client(width):
+    return SimpleNamespace(camera=SimpleNamespace(image_width=width, image_height=800))
+
+
+def test_a_narrow_page_shows_all(eye):
+    """The page's camera goes back along the way that it looks."""
+    wide, narrow = client(1100), client(390)
+    eye.look(wide), eye.look(narrow)
+    assert (wide.camera.look_at == narrow.camera.look_at).all()
+    far = [one.camera.position - one.camera.look_at for one in (wide, narrow)]
+    assert np.allclose(far[1], view.further(eye.takes, 390, 800) * far[0]) and np.linalg.norm(far[1]) > 6.0
+
+
+def test_v_goes_through_the_views(eye):
+    """Exactly from the right, from the front, from above, as at first; all look at the middle of both, at .85 m.
+
+    From the side the other one stands 1.5 m behind, from the front to the left, so that none hides the other."""
+    ways, spots = [], []
+    for _ in range(5):
+        browser = client(1100)
+        eye.look(browser)
+        way = browser.camera.position - browser.camera.look_at
+        ways.append((way / np.linalg.norm(way)).tolist())
+        spots.append(browser.camera.look_at - eye.takes[0].root[0].numpy() * [1, 1, 0])
+        shift = view.shifts_of(eye.takes, eye.view(), math.pi / 2)[1]  # it goes along +Y now
+        other = {1: [0.0, -1.5], 2: [-1.5, 0.0]}.get(eye.now, [0.0, 1.5])
+        assert np.allclose(shift[:2], np.array(other) - [0.0, 1.5], atol=1e-6)
+        eye.next()
+    assert ways[1] == [0.0, -1.0, 0.0] and ways[2] == [1.0, 0.0, 0.0] and ways[0] == ways[4]
+    assert ways[3] == pytest.approx([0.0, 0.0, 1.0], abs=0.03)
+    middle = [[0.0, 0.75, 0.85], [-0.75, 0.0, 0.85], [0.0, 0.75, 0.85], [0.0, 0.75, 0.85], [0.0, 0.75, 0.85]]
+    assert np.allclose(spots, middle, atol=1e-6)
+
+
+def test_the_world_turns_under_who_is_seen_from_the_side(eye):
+    """Wherever it goes, it is shown where it began, and goes along +X: so the camera is at right angles to its way."""
+    root, course = np.array([4.0, -2.0, 0.9]), 2.0
+    way = np.array([math.cos(course), math.sin(course), 0.0])
+    for turns in (False, True):
+        eye.carry(root, course)
+        place, turn = eye.scene.world.position, ml.quat_from_yaw(torch.tensor(eye.turn))
+        shown = [ml.quat_rotate(turn, torch.tensor(x).float()).numpy() + place for x in (root, root + way)]
+        assert np.allclose(shown[0], [*eye.takes[0].root[0, :2].tolist(), 0.9], atol=1e-6)
+        assert np.allclose(shown[1] - shown[0], [1.0, 0.0, 0.0] if turns else way, atol=1e-6)
+        assert np.allclose(eye.in_world(shown[1] - shown[0]), way, atol=1e-6)
+        eye.next()
+
+
+def test_in_a_grid_and_over_each_other_nobody_is_moved(write_clip, character):
+    clips = [write_clip("a.npz"), write_clip("b.npz"), write_clip("c.npz")]
+    for layout in ("grid", "overlay"):
+        _, takes = view.load_takes(character, clips, layout)
+        for one in view.views_of(takes, layout):
+            assert np.abs(view.shifts_of(takes, one, 1.0)).max() < 1e-6 and not (layout == "grid" and one.turns)
 
 
 def test_numbers_stay_with_their_units():
     assert view.unbroken("fell after 2.0 s, 0.9 m/s, 3 % so") == "fell after 2.0\u00a0s, 0.9\u00a0m/s, 3\u00a0% so"
-
-
-def test_keys_say_where_v_looks_from(write_clip, character):
-    _, (take,) = view.load_takes(character, [write_clip()], "side")
-    assert view.seen_from([take]) == "from the right"
-    aside = take._replace(root=take.root + torch.tensor([0.0, 1.5, 0.0]))
-    assert view.seen_from([take, aside]) == "from the right, ahead and above"
 
 
 # ---- The file ----
@@ -424,13 +496,13 @@ def test_of_pinned_characters_there_is_one_path_and_no_name(character, write_cli
     scene.add_label = scene.add_line_segments = lambda name, *a, **b: name
     server = SimpleNamespace(scene=scene, initial_camera=SimpleNamespace())
     built = view.build(server, character, view.body_meshes(character.path), takes, layout)
-    assert built.labels == [f"/name {i}" for i in range(many)] and len(built.paths) == max(many, 1)
+    assert built.labels == [f"/name {i}/text" for i in range(many)] and len(built.paths) == max(many, 1)
 
 
 def test_names_are_over_the_heads(page):
     labels = {message["name"]: message for _, message in recording_of(page[1])[0] if "text" in message.get("props", {})}
     ((name, message),) = labels.items()
-    assert name == "/name 0"  # in no other node, so that it does not lag behind one
+    assert name == "/name 0/text"  # in no node that moves, so that it does not lag behind one
     assert message["props"]["text"] == "clip motions/kick"
 
 
@@ -614,7 +686,7 @@ def test_the_file_plays_in_a_browser(tab, root, character, tmp_path, run_script)
     tab.keyboard.press("Space")
     assert stays(tab, pelvis)
     said = tab.locator("#said").inner_text().replace("\u00a0", " ")
-    assert re.fullmatch(r"no falls, 2 m\nnow (0\.9|1\.0)\d m/s, told 1\.20 m/s", said.strip())
+    assert re.fullmatch(r"no falls, 2 m\nnow (\.9|1\.0)\d m/s, told 1\.20 m/s", said.strip())
     wait_for(tab, "/world/told")
 
     # scrubbing, and the camera that goes where the character goes, until that is switched off
@@ -680,20 +752,36 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     for key, frame in (("n", 61), ("n", 62), ("b", 61)):
         tab.keyboard.press(key)
         assert until(tab, lambda frame=frame: shows(frame)), frame
-    tab.keyboard.press("v")
     code = """() => {
         const m = __viserMutable, target = m.cameraControl.getTarget(m.camera.position.clone());
-        return m.camera.position.clone().sub(target).toArray()}"""
+        return m.camera.position.clone().sub(target).normalize().toArray()}"""
     turned = "name => __viserMutable.nodeRefFromName[name].matrixWorld.elements"
-    left = np.array(tab.evaluate(turned, pelvis))[[4, 6]]  # of the first one, near which the other one is
+    clip = "/world/1 clip motions walk/pelvis"
 
-    def from_the_right():
-        """From ahead and above as well, so that both are seen."""
-        x, y, z = tab.evaluate(code)  # three.js' Y is up
-        aside = np.dot([x, z], left) / np.hypot(x, z) / np.hypot(*left)
-        return abs(y / np.hypot(x, z) - 0.4) < 0.02 and abs(aside + 0.8) < 0.05
+    def seen_from(frame, left=0.0, ahead=0.0):
+        """Whether the camera stands there, in the axes of the course at this frame; three.js' Y is up."""
+        x, y, z = tab.evaluate(code)
+        axes = np.array(tab.evaluate(turned, "/world")).reshape(4, 4)[:2, [0, 2]]  # the world's X and Y
+        course = takes[0].course[frame]
+        way = np.array([math.cos(course), math.sin(course)]) @ axes
+        side = np.array([-math.sin(course), math.cos(course)]) @ axes
+        return np.allclose([np.dot([x, z], way), np.dot([x, z], side), y], [ahead, left, 0.0], atol=2e-3)
 
-    assert until(tab, from_the_right)
+    begin = tab.evaluate(code)
+    tab.keyboard.press("v")
+    assert until(tab, lambda: seen_from(61, left=-1.0))  # at right angles to its course
+    assert until(tab, lambda: np.allclose(place_of(tab, pelvis)[1], takes[0].root[61, 2], atol=1e-3))
+    apart = place_of(tab, clip) - place_of(tab, pelvis)
+    assert abs(np.dot(apart, tab.evaluate(code))) < 0.1 and np.hypot(*apart[[0, 2]]) == pytest.approx(1.5, abs=0.1)
+    scrub(tab, "9.01")  # 20 degrees further to the left: the camera has gone around
+    assert abs(takes[0].course[270] - takes[0].course[61]) > 0.3 and until(tab, lambda: seen_from(270, left=-1.0))
+    tab.locator("input[type=text]").first.blur()
+    tab.keyboard.press("v")
+    assert until(tab, lambda: seen_from(270, ahead=1.0))
+    tab.keyboard.press("v")
+    assert until(tab, lambda: tab.evaluate(code)[1] > 0.99)
+    tab.keyboard.press("v")
+    assert until(tab, lambda: np.allclose(tab.evaluate(code), begin, atol=1e-3))
     tab.keyboard.press("Space")
     moves(tab, pelvis)
     # a time typed while it plays: the field has lost its mark, as by the next picture; keys work after Enter
@@ -749,5 +837,7 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         assert until(tab, lambda: not np.allclose(place_of(tab, foot), before, atol=1e-4))
         tab.keyboard.press("b")
         assert until(tab, lambda: np.allclose(place_of(tab, foot), before, atol=1e-4))
+        tab.keyboard.press("v")
+        assert until(tab, lambda: scene.folders[1].position[:2].any())
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)

@@ -398,12 +398,12 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     )
     (tmp_path / "steer.csv").write_text("0, 0, 1\n0.5, 30, 2\n")
     files = ["--motion-file", root / "motions/locomotion.json", "--character-file", root / "motions/humanoid.xml"]
-    judge = [SCRIPT, "--evaluate", "--checkpoint", run / "latest.pt", *files]
+    judge = [SCRIPT, "--evaluate", "--checkpoint", run / "best.pt", *files]
     again = run_script(*judge, "--eval-commands", tmp_path / "steer.csv")
     assert again.code == 0, again.err
     steered = json.loads(again.out.splitlines()[-1])
     assert METRICS <= set(steered) and steered["commanded_speed_m_s"] != trained["commanded_speed_m_s"]
-    *_, shown = sorted(run.glob("latest_2*"))
+    *_, shown = sorted(run.glob("best_2*"))
     assert len(list((shown / "rollouts").glob("*.npz"))) == 8
     assert all((shown / f"{name}.png").stat().st_size > 1000 for name in ("grid", "grid_course", "pose_error"))
     same = run_script(*judge)

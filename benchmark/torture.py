@@ -360,7 +360,7 @@ def names(seconds: int) -> Dict[str, Any]:
 
 
 def saves() -> List[float]:
-    """Seconds of three checkpoints of the default size; the replay buffer is saved whole, however full it is."""
+    """Seconds of three checkpoints of the default options; a replay buffer is saved as far as it is filled."""
     seconds = []
     save = Run.save_when_due
 

@@ -409,7 +409,8 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     same = run_script(*judge)
     assert json.loads(same.out.splitlines()[-1]) == trained  # the evaluation of the training, again
     other = run_script(BASE, "--evaluate", "--checkpoint", run / "latest.pt")
-    assert other.code == 2 and "amp_ppo_heading" in other.err and len(other.err.splitlines()) == 1
+    use = f"; python {SCRIPT} --evaluate --checkpoint {run}/latest.pt\n"
+    assert other.code == 2 and other.err.endswith(use) and len(other.err.splitlines()) == 1
 
 
 @needs_mujoco

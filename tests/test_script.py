@@ -134,11 +134,9 @@ def test_what_a_training_writes(trained, root):
     run = trained[0][0]
     # what it has imported, and neither the other script nor what else lies there
     sources = {path.name for path in root.glob("*.py")} - {"amp_ppo_heading.py", "course.py"}
-    shown = the_evaluation(run, "latest")
+    shown = the_evaluation(run, "best")
     names = {path.name.split(".out.")[0] for path in run.iterdir()}
-    assert names == {"args.json", "events", "latest.pt", "best.pt", "lock", "simulators", "motions"} | sources | {
-        shown.name
-    }
+    assert names == {"args.json", "events", "latest.pt", "best.pt", "simulators", "motions"} | sources | {shown.name}
     assert sorted(path.name for path in shown.iterdir()) == ["figures.json", "pose_error.png", "rollouts"]
     assert len(list((shown / "rollouts").iterdir())) == 2
     for source in (
@@ -160,7 +158,8 @@ def test_what_a_training_writes(trained, root):
 
 @needs_mujoco
 def test_what_stands_on_the_terminal_of_a_training(trained):
-    """Five short lines, a line an evaluation, for this is no terminal, a sentence; on stdout what to type, and JSON."""
+    """Five short lines, a line an evaluation, for this is no terminal; at the end the best policy: a sentence, where it
+    is; on stdout what to type, and JSON."""
     run, out, err = trained[0]
     lines = re.sub(r"\n  ", " ", err).splitlines()  # that were too long for 80 columns
     assert lines[:2] == [
@@ -175,18 +174,19 @@ def test_what_stands_on_the_terminal_of_a_training(trained):
     number = r"(\d*\.\d+|-)"
     judged = rf" samples, falls \d+ %, error {number} m, speed -?{number} m/s, \d+ samples/s"
     assert re.fullmatch("1,024" + judged, lines[5]) and re.fullmatch("1,280" + judged, lines[6])
-    assert re.fullmatch(r"trained for \d+\.\d minutes; the best policy:", lines[7])
-    assert lines[8].startswith(f"runs/{run.name}/latest_2")
-    assert lines[8].endswith(": figures.json, pose_error.png, rollouts")
+    samples = load(run / "best.pt")["samples"]
+    assert re.fullmatch(rf"trained for \d+\.\d minutes; the best policy, after {samples:,} samples:", lines[7])
     told = rf"pose error {number} m, speed -?{number} of .97 m/s(, tempo {number})?"
-    lines[9:] = "\n".join(lines[9:]).replace("\n  ", " ").split("\n")  # what was too long for a line
-    assert re.fullmatch(rf"the last policy: 2 episodes, (no|\d) falls?, {told}", lines[9])
-    early = ["most fell; most clips take 1 to 10 million samples (--total-timesteps)"] * (" 2 falls" in lines[9])
-    assert lines[10:] == early and "nan" not in err + out and "\r" not in err
+    assert re.fullmatch(rf"2 episodes, (no|\d) falls?, {told}", lines[8])
+    early = ["most fell; most clips take 1 to 10 million samples (--total-timesteps)"] * (" 2 falls" in lines[8])
+    assert lines[9:-2] == early and "nan" not in err + out and "\r" not in err
+    assert lines[-2].startswith(f"runs/{run.name}/best_2")
+    assert lines[-2].endswith(": figures.json, pose_error.png, rollouts")
+    assert lines[-1] == "the same policy on other episodes:"
     assert [line for line in err.splitlines() if len(line) > 80 and run.name not in line] == []
     command, last = out.splitlines()
-    assert command == f"python amp_ppo_isaacgym.py --evaluate --checkpoint runs/{run.name}/best.pt"
-    told = json.loads((the_evaluation(run, "latest") / "figures.json").read_text())["figures"]
+    assert command == f"python amp_ppo_isaacgym.py --evaluate --checkpoint runs/{run.name}/best.pt --seed 1003"
+    told = json.loads((the_evaluation(run, "best") / "figures.json").read_text())["figures"]
     assert json.loads(last) == pytest.approx(told, rel=5e-4) and json.loads(last) != told  # four significant digits
 
 
@@ -342,6 +342,7 @@ def test_an_evaluation_says_on_a_terminal_that_it_has_begun(monkeypatch, capsys,
 
 @needs_mujoco
 def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpoint, tmp_path):
+    checkpoint.write_bytes((trained[0][0] / "best.pt").read_bytes())
     flags = ("--no-cuda", "--evaluate", "--checkpoint")
     result = run_script(SCRIPT, *flags, "policy.pt")
     assert result.code == 0
@@ -404,7 +405,7 @@ def test_a_discriminator_that_sees_ten_states(run_script, root, tmp_path, script
     agent = load(run / "latest.pt")["shared"]["agent"]
     states = 105  # numbers that the discriminator sees of one
     assert agent["disc.0.weight"].shape == (16, 10 * states) and agent["disc_norm.mean"].shape == (10 * states,)
-    again = run_script(script, "--evaluate", "--checkpoint", run / "latest.pt")
+    again = run_script(script, "--evaluate", "--checkpoint", run / "best.pt")
     trained = figures(result)
     judged = {name: x for name, x in figures(again).items() if name in trained}
     assert again.code == 0 and judged == pytest.approx(trained, rel=1e-3, abs=1e-4)
@@ -769,7 +770,7 @@ BAD_OPTIONS = {
     "a speed without the task": (dict(task="none", target_speed=1.0), "--target-speed"),
     "a body that is not there": (dict(fall_bodies="tail"), "--fall-bodies"),
     "Isaac Gym": (dict(sim="isaacgym"), "--sim isaacgym"),
-    "a checkpoint without --evaluate": (dict(checkpoint="policy.pt"), "--checkpoint"),
+    "a policy that is not there": (dict(checkpoint="policy.pt"), "'policy.pt': no such file or folder"),
 }
 
 

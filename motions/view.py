@@ -571,11 +571,15 @@ def legend_of(takes: List[Take], text: str = "", layout: str = "") -> str:
         rows.append(line.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
     everyone = ", of all episodes in the line of figures" * ("episode" in text)
     means = f"Speeds are means: of the whole file beside a name, of a second after “now”{everyone}."
-    return "".join(rows) + f'<div style="color:#666; font-size:12px; line-height:1.3">{means}</div>'
+    if layout != "grid":
+        rows.append(f'<div style="color:#666; font-size:12px; line-height:1.3">{means}</div>')
+    return "".join(rows)
 
 
-def words_of(takes: List[Take], rate: float) -> List[str]:
-    """What the page says of each frame: how fast the first character goes, and was told to go."""
+def words_of(takes: List[Take], rate: float, layout: str = "side") -> List[str]:
+    """What the page says of each frame: how fast the first character goes, and was told to go. Of a grid nothing."""
+    if layout == "grid":
+        return [""] * len(takes[0].root)
     speeds = speeds_of(takes[0].root, rate)
     told = [""] * len(speeds)
     if takes[0].told:
@@ -617,7 +621,7 @@ def head_of(takes: List[Take], rate: float, text: str = "", layout: str = "side"
     numbers.update(VIEWS=[view._asdict() for view in views_of(takes, layout)], OFFSETS=offsets_of(takes).tolist())
     numbers.update(START=float(ml.heading(takes[0].rotations[0, 0])), AIM=AIM, MANY=len(takes) > 2)
     texts = {"LEGEND": legend_of(takes, text, layout), "TITLE": title_of(takes), "SEEN": VIEWS}
-    texts.update(FIGURES=unbroken(text), WORDS=words_of(takes, rate))
+    texts.update(FIGURES=unbroken(text), WORDS=words_of(takes, rate, layout))
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
         head = file.read()
     values = {name: json.dumps(x).replace("<", "\\u003c") for name, x in {**numbers, **texts}.items()}
@@ -725,7 +729,7 @@ class Controls:
         self.takes = takes
         self.rate = rate
         self.length = (len(takes[0].root) - 1) / rate + rest_of(takes)
-        self.words = words_of(takes, rate)
+        self.words = words_of(takes, rate, layout)
         self.time = 0.0
         self.playing = True
         gui.configure_theme(show_logo=False, show_share_button=False)

@@ -143,7 +143,9 @@ def test_the_legend_tells_what_speeds_and_lines_are(write_clip, character):
     legend = view.legend_of([take._replace(speed=0.5)])
     assert ", .50\u00a0m/s" in legend and "the way it went" in legend
     assert "of the whole file beside a name, of a second after “now”." in legend
-    assert "the way it went" not in view.legend_of([take], layout="grid")
+    # in a grid nobody goes anywhere
+    assert not any(text in view.legend_of([take], layout="grid") for text in ("the way it went", "Speeds"))
+    assert set(view.words_of([take], 10.0, "grid")) == {""} and "now" in view.words_of([take], 10.0)[0]
     assert "of all episodes in the line of figures" in view.legend_of([take], "32 episodes, no falls")
 
 
@@ -794,6 +796,14 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     tab.keyboard.press("Space")
     moves(tab, pelvis)
     assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_legend_is_open_where_it_covers_no_name(tab, root):
+    for width, shown in ((1100, True), (900, False)):
+        tab.set_viewport_size({"width": width, "height": 640})
+        tab.goto((root / "docs/walk.html").as_uri())
+        tab.locator("#motion").wait_for()
+        assert tab.locator("#follow").is_visible() == shown
 
 
 def test_the_page_plays_in_a_browser(tab, character, root):

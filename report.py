@@ -24,7 +24,7 @@ from files import optional
 HERE = os.path.dirname(os.path.abspath(__file__))
 RENDER = os.path.join(HERE, "motions", "render.py")  # draws films
 VIEW = os.path.join(HERE, "motions", "view.py")  # makes pages
-IN_RUN = re.compile("__[^/]*/")  # in the name of a run's folder and a checkpoint, what a picture has no room for
+IN_RUN = re.compile("__[^/]*/([^,]*)")  # of the name of a policy in a run: what a picture has no room for; its file
 SECTIONS = 8  # of the time, whose means stand in the picture of errors
 TOOL_SECONDS = 600.0  # a film or a page that takes longer has hung [s]
 
@@ -89,8 +89,8 @@ def plot_grid(folder: str, episodes: Dict[str, Tensor], rows: List[str], columns
 
     rows, columns: the speeds [m/s] and turns [degrees] that were commanded."""
     with open(os.path.join(folder, "figures.json"), encoding="utf-8") as file:
-        name = "/".join(json.load(file)["checkpoint"].split(os.sep)[-2:])
-    title = f"{IN_RUN.sub('/', name)}: a test of its own,\nin each cell an episode with a constant command"
+        name = IN_RUN.sub(r" (\1)", "/".join(json.load(file)["checkpoint"].split(os.sep)[-2:]))
+    title = f"{name}: a test of its own,\nin each cell an episode with a constant command"
     returns, courses = (episodes[x].view(len(rows), len(columns)) for x in ("task_return", "course_error_deg"))
     top = max(5.0, float(courses.nanquantile(0.9)))  # a few large ones would leave the others in one colour
     path = os.path.join(folder, "grid")
@@ -139,7 +139,7 @@ def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> st
     with optional():
         turned = dict(zip(motions.character.dof_body.tolist(), motions.character.dof_names))
         joints = [re.sub("_[xyz]$", "", turned.get(j) or body) for j, body in enumerate(names)][1:]
-        title = f"{IN_RUN.sub('/', name)} on {clip}: pose error of each joint [m]"
+        title = IN_RUN.sub(r" (\1)", name) + f" on {clip}: pose error of each joint [m]"
         plot_body_errors(os.path.join(folder, "pose_error.png"), errors, joints, 1.0 / clips[0].fps, title)
     first = os.path.join(folder, "rollouts", "000.npz")
     told = getattr(args, "eval_commands", None)

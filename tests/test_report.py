@@ -250,7 +250,7 @@ def test_the_grids_say_what_they_are_and_one_bad_cell_does_not_hide_the_others(t
     first, worst, _, least = figures
     axes, scale = worst.axes
     assert axes.get_title() == (
-        "locomotion/best.pt: a test of its own,\nin each cell an episode with a constant command"
+        "locomotion (best.pt): a test of its own,\nin each cell an episode with a constant command"
     )
     assert scale.get_ylabel() == "course error [degrees]" and axes.images[0].get_clim() == (0, 12)
     assert [text.get_text() for text in axes.texts][-3:] == ["88", "-", "5"]

@@ -214,8 +214,9 @@ def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, gen
 
 
 def task_reward(v: Tensor, goal: Tensor, weights: Tuple[float, float], task: str) -> Tensor:
-    """(...) for root velocities (2, ..., 3) [m/s], of 1/4 s and of now, X along d*; goals (..., 3). ValueError."""
-    cos, _, speed = goal.unbind(-1)  # of a, from where it faces to d*; v* [m/s]
+    """Reward (...) for root velocities (2, ..., 3) [m/s], the mean of 1/4 s and that of now, X along the commanded
+    direction d*; goal (..., 3): what the policy is told, see AMPEnv.obs(). Raises ValueError for an unknown task."""
+    cos, _, speed = goal.unbind(-1)  # cos a, a being the angle from where it faces to d*; v* [m/s]
     if task == "velocity":
         # r_task = (1 / (1 + c |v* d* - v|^2 / max(v*, 1)^2) + w max(0, cos a)) / (1 + w); who stands faces anywhere
         error = ((speed - v[0, ..., 0]) ** 2 + v[0, ..., 1] ** 2) / speed.clamp_min(1.0) ** 2
@@ -255,8 +256,7 @@ class Goals:
         turn = self.args.turn_std * torch.randn(len(steps), generator=self.generator, device=steps.device)
         turn = torch.where(self.uniform(0, 1) < 0.01, self.uniform(-math.pi, math.pi), turn)
         as_clip = self.uniform(0, 1) < self.clip_share
-        turned = torch.where(new, 0.0, self.heading + due * turn)
-        self.heading = torch.where(new & as_clip, ml.heading(state.rotations[:, 0]), turned)
+        self.heading = torch.where(new & as_clip, ml.heading(state.rotations[:, 0]), ~new * (self.heading + due * turn))
         changed = new | (due & (self.uniform(0, 1) < 0.02))
         speed = F.threshold(self.uniform(*self.args.speed_range), course.STANDING, 0.0)
         clip_speed = state.root_velocity[:, :2].norm(dim=-1).clamp(*self.args.speed_range)
@@ -504,7 +504,7 @@ def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
 
 
 def gradient_penalty(demo_logit: Tensor, demo: Tensor) -> Tensor:
-    """Mean squared gradient of logits (n,) at the normalised clip transitions (n, P) that they come from. ()."""
+    """Mean squared gradient of logits (n,) at the normalised, noisy clip transitions (n, P) they come from. ()."""
     # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8, there with w / 2)
     (gradient,) = torch.autograd.grad(demo_logit.sum(), demo, create_graph=True)
     return (gradient**2).sum(-1).mean()

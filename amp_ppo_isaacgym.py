@@ -444,7 +444,7 @@ def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
 
 
 def gradient_penalty(demo_logit: Tensor, demo: Tensor) -> Tensor:
-    """Mean squared gradient of logits (n,) at the normalised clip transitions (n, P) that they come from. ()."""
+    """Mean squared gradient of logits (n,) at the normalised, noisy clip transitions (n, P) they come from. ()."""
     # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8, there with w / 2)
     (gradient,) = torch.autograd.grad(demo_logit.sum(), demo, create_graph=True)
     return (gradient**2).sum(-1).mean()

@@ -53,7 +53,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
-PARTED = 2.0  # who moves so far away from the first one, or towards it, is held at its side [m]
+PARTED = 2.0  # who moves so far away from the first one, or towards it, is kept beside it [m]
 STRIDE = 1.0  # over so long paths and speeds are smooth, and over twice that the way that the camera follows [s]
 STILL = 0.3  # who is no faster goes nowhere [m/s]
 ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
@@ -99,10 +99,10 @@ ROOM = """if (!window.tidied) {
   }, 100);
 }"""
 LAYOUTS = {
-    "side": "side by side, each file as it begins; who leaves the first one is held at its side",
+    "side": "side by side, each file as it begins; who leaves the first one is kept beside it",
     "overlay": "all start at the place and with the heading of the first file, and are in its phase at all times",
     "pinned": "overlay, with the place and heading of the first file at all times: differences of pose alone",
-    "beside": "in the phase and with the heading of the first file, held at its side",
+    "beside": "in the phase and with the heading of the first file, kept beside it",
     "grid": "each keeps a place of its own in rows, as on a treadmill",
 }
 FEW = len(COLOURS)  # more characters than this stand in a grid if nobody says
@@ -251,7 +251,7 @@ def load_takes(
             root, rotations = in_grid(root, rotations, i, len(paths))
         elif takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
-        held = "in step with the blue one, held at its side" if layout == "beside" and takes else ""
+        held = "in step with the blue one, kept beside it" if layout == "beside" and takes else ""
         if layout == "side" and takes and parts(root, takes[0].root):
             root, held = hold(root, takes[0].root, rate), "held at the blue one's side"
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH

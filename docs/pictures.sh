@@ -1,18 +1,18 @@
 #!/bin/sh
-# Make the pictures in docs/ anew, from pretrained/walk.pt and pretrained/heading.pt:
+# Make the pictures in docs/ anew, from the policies in pretrained/:
 #
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
-# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/walk.gif, docs/figure_eight.mp4, docs/walk.html and,
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, docs/walk.gif, docs/figure_eight.mp4, docs/walk.html and,
 # with playwright and Chromium, docs/view.png and docs/steer.png. It needs requirements-motions.txt and an OpenGL (motions/README.md). The evaluations
-# are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Five minutes on two CPU cores.
+# are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Six minutes on two CPU cores.
 set -e
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/pretrained"  # films name the checkpoint by its folder
-cp pretrained/walk.pt pretrained/heading.pt "$scratch/pretrained"
+cp pretrained/*.pt "$scratch/pretrained"
 
 "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/walk.pt" --out "$scratch/walk"
 "$python" amp_ppo_heading.py --evaluate --checkpoint "$scratch/pretrained/heading.pt" --out "$scratch/heading" --eval-commands motions/figure_eight.csv
@@ -23,6 +23,25 @@ for name in walk heading; do
 done
 
 "$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --start 2
+strip() {  # NAME ROLL-OUT START: one cycle; START, in seconds, is where its movement begins
+    "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --start "$3" --size 960 340 --poses 9
+}
+for name in run spinkick cartwheel; do
+    "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --out "$scratch/$name"
+done
+strip walk docs/rollouts/walk.npz 2
+strip run "$scratch/run/rollouts/000.npz" 2
+strip spinkick "$scratch/spinkick/rollouts/000.npz" 1.8
+strip cartwheel "$scratch/cartwheel/rollouts/000.npz" 3.6
+"$python" - "$scratch" <<'END'
+import sys
+
+import numpy as np
+from PIL import Image
+
+strips = [np.asarray(Image.open(f"{sys.argv[1]}/{name}.png")) for name in ("walk", "run", "spinkick", "cartwheel")]
+Image.fromarray(np.concatenate(strips)).save("docs/clips.png", optimize=True)  # one under the other
+END
 # three cycles of 1.27 s: the last picture leads over to the first, and so does the floor
 "$python" motions/render.py docs/rollouts/walk.npz docs/walk.gif --compare motions/walk.npz --start 2 --seconds 3.74 --size 640 360
 "$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.mp4 --commands motions/figure_eight.csv --turn 90

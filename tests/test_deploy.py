@@ -26,7 +26,7 @@ CPU = ["CPUExecutionProvider"]
 
 @pytest.fixture(scope="module")
 def loaded(root):
-    """Both pretrained policies in torch, by name."""
+    """Two pretrained policies, one of each script, in torch, by name."""
     return {name: export.load(str(root / f"pretrained/{name}.pt")) for name in POLICIES}
 
 

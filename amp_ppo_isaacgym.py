@@ -159,7 +159,7 @@ Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and Genera
 def check_args(args: Args) -> None:
     """Refuse options that cannot work. Raises InputError."""
     ranges = dict(action_std_log=(-10, 2), gamma=(0, 0.9999), gae_lambda=(0, 1), anneal=(0, 1), disc_steps=(2, 1000))
-    ranges["target_kl"] = (1e-4, 10**15)
+    ranges["target_kl"] = (1e-9, 10**15)
     check_numbers(args, ranges, from_zero=("seed", "eval_interval", "clone_updates"))
     if args.task == "none" and not args.evaluate and (args.target_speed is not None or args.style_weight == 0):
         raise InputError("--task none needs a --style-weight above 0, and no --target-speed")

@@ -143,7 +143,7 @@ def find_script(checkpoint: str, given: Optional[str], options: List[str]) -> Tu
         except InputError as error:
             faults.append(str(error))
     # the script that it belongs to says something else than that it belongs to another
-    told = [fault for fault in faults if "this script reads those of" not in fault]
+    told = [fault for fault in faults if ", and this is " not in fault]
     raise InputError(told[0] if told else f"{faults[0]}; --script FILE names the one that it is of")
 
 

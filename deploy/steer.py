@@ -160,8 +160,11 @@ class Nearest:
 
     def __init__(self, motions: ml.MotionLib, rate: float) -> None:
         """rate: poses a second that it will be shown."""
-        every = max(float(motions.length.sum()) / POSES, 1.0 / 60.0)  # [s]
-        times = [torch.arange(0.0, float(length), every) for length in motions.length]
+        first = np.unique(motions.files, return_index=True)[1]  # of a clip at several rates
+        length = torch.zeros_like(motions.length)  # (C,) that is looked at [s]
+        length[first] = motions.length[first]
+        every = max(float(length.sum()) / POSES, 1.0 / 60.0)  # [s]
+        times = [torch.arange(0.0, end, every) for end in length.tolist()]
         self.clip = torch.cat([torch.full(time.shape, c, dtype=torch.long) for c, time in enumerate(times)])  # (R,)
         self.time = torch.cat(times)  # (R,) [s]
         self.poses = reference_poses(motions, self.clip, self.time)  # (R, J-1, 3) [m]

@@ -132,7 +132,7 @@ def test_a_push_is_an_impulse(walker):
 def test_the_nearest_clip(loaded):
     motions = loaded["heading"].env.motions
     nearest = steer.Nearest(motions, 30.0)
-    for clip in (0, 5, 8):
+    for clip in (0, 6, 15, 18):  # as recorded: what is played faster has the same poses
         for _ in range(60):
             pose = reference_poses(motions, torch.tensor([clip]), torch.tensor([0.4]))[0]
             found, moment, distance = nearest(pose)

@@ -81,7 +81,7 @@ class Task:
     task_reward: Literal["velocity", "projection"] = "velocity"
     """what counts: the velocity as a whole, or, as in the paper, its part along the target heading"""
     task_weights: Tuple[float, float] = (8.0, 0.25)
-    """c and w in the reward of the velocity, see task_reward()"""
+    """c and w in the velocity's reward: (1 / (1 + c |v* d* - v|^2 / max(v*, 1)^2) + w max(0, cos a)) / (1 + w)"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
     """target speeds, drawn evenly [m/s], below 0.3 standing; the clips walk at 1 and run at 3.5; the paper: 1 to 5"""
     turn_std: float = 0.15

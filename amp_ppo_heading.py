@@ -542,10 +542,8 @@ def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
-    """Run the averaged policy without noise, one episode per environment. The simulator is left as found.
-
-    -> figures, episodes as clips, pose error of each body but the root over time (T, J-1) [m], sums of scores (N,)"""
+def evaluate(agent: Agent, env: AMPEnv, args: Args) -> evaluation.Result:
+    """Run the averaged policy without noise, one episode per environment. The simulator is left as found."""
     before = env.sim.state_dict()
     obs, info = env.reset(args.seed + 1000)
     limit = torch.full_like(env.steps, env.episode_steps)  # (N,) control steps
@@ -568,12 +566,12 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     env.sim.load_state_dict(before)
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
-    errors = evaluation.mixture(env.motions, states, steps, env.episode_steps, env.dt, FEET, args.evaluate)
-    metrics.update(errors[0])
+    likeness = evaluation.mixture(env.motions, states, steps, env.episode_steps, env.dt, FEET, args.evaluate)
+    metrics.update(likeness[0])
     followed = {"task_return": sums["task_return"] / env.episode_steps, **course.figures(states, goals, steps, env.dt)}
     metrics.update(course.averages(followed))
     sums.update(followed)
-    return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
+    return evaluation.Result(metrics, evaluation.episodes(states, steps, args.control_hz), likeness[1], sums)
 
 
 # ---- 7. Main loop ----
@@ -607,11 +605,11 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     if args.evaluate:
         if rank == 0:
             eval_env.goals.commands = evaluation.load_commands(args.eval_commands, args.eval_episodes, str(device))
-            found = evaluate(agent, eval_env, args)
-            folder = report.write(args, motions, found, args.checkpoint)
+            result = evaluate(agent, eval_env, args)
+            folder = report.write(args, motions, result, args.checkpoint)
             eval_env.goals.commands, *names = evaluation.grid_commands(args.speed_range, copies, str(device))
-            report.plot_grid(folder, evaluate(agent, eval_env, args)[-1], *names)
-            console.tell(args, motions, found[0], folder)
+            report.plot_grid(folder, evaluate(agent, eval_env, args).scores, *names)
+            console.tell(args, motions, result.metrics, folder)
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)
@@ -737,9 +735,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         run.count(iteration, scalars, evaluation.training_health(log.smooth, env.clip_speed))
         scalars["policy/learning_rate"] = actor_group["lr"]
         if rank == 0 and run.due(args.eval_interval):
-            found = evaluate(agent, eval_env, args)
-            scalars.update(log.keep("eval", found[0]))
-            run.keep_best(found[0]["task_reward"] - found[0]["fall_rate"], found, policy)
+            result = evaluate(agent, eval_env, args)
+            scalars.update(log.keep("eval", result.metrics))
+            run.keep_best(result.metrics["task_reward"] - result.metrics["fall_rate"], result, policy)
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

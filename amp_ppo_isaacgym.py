@@ -482,10 +482,8 @@ def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
-    """Run the averaged policy without noise, one episode per environment. The simulator is left as found.
-
-    -> figures, episodes as clips, pose error of each body but the root over time (T, J-1) [m], sums of scores (N,)"""
+def evaluate(agent: Agent, env: AMPEnv, args: Args) -> evaluation.Result:
+    """Run the averaged policy without noise, one episode per environment. The simulator is left as found."""
     before = env.sim.state_dict()
     obs, info = env.reset(args.seed + 1000)
     clip, start = env.clip, env.time
@@ -507,9 +505,9 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> Tuple:
     env.sim.load_state_dict(before)
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
-    errors = evaluation.imitation(env.motions, states, steps, limit, clip, start, env.dt, FEET, args.evaluate)
-    metrics.update(errors[0])
-    return metrics, evaluation.episodes(states, steps, args.control_hz), errors[1], sums
+    likeness = evaluation.imitation(env.motions, states, steps, limit, clip, start, env.dt, FEET, args.evaluate)
+    metrics.update(likeness[0])
+    return evaluation.Result(metrics, evaluation.episodes(states, steps, args.control_hz), likeness[1], sums)
 
 
 # ---- 7. Main loop ----
@@ -541,9 +539,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         agent.actor.load_state_dict(agent.average_actor.state_dict())  # the policy that was judged
     if args.evaluate:
         if rank == 0:
-            found = evaluate(agent, eval_env, args)
-            folder = report.write(args, motions, found, args.checkpoint)
-            console.tell(args, motions, found[0], folder)
+            result = evaluate(agent, eval_env, args)
+            folder = report.write(args, motions, result, args.checkpoint)
+            console.tell(args, motions, result.metrics, folder)
         return
 
     env = AMPEnv(args, motions, sim, N, args.episode_steps)
@@ -669,9 +667,9 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         run.count(iteration, scalars, evaluation.training_health(log.smooth, env.clip_speed))
         scalars["policy/learning_rate"] = actor_group["lr"]
         if rank == 0 and run.due(args.eval_interval):
-            found = evaluate(agent, eval_env, args)
-            scalars.update(log.keep("eval", found[0]))
-            run.keep_best(-found[0]["pose_error_m"], found, policy)
+            result = evaluate(agent, eval_env, args)
+            scalars.update(log.keep("eval", result.metrics))
+            run.keep_best(-result.metrics["pose_error_m"], result, policy)
         run.log(scalars)
         stop = run.save_when_due()
         yield agent, eval_env, scalars

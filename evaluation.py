@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import warnings
-from typing import Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -19,6 +19,15 @@ import gait
 import motion_lib as ml
 
 REFERENCE_SECONDS, REFERENCE_CLIPS = 200.0, 100  # to which an episode's windows are compared, at most [s], [clips]
+
+
+class Result(NamedTuple):
+    """Of an evaluation of E episodes."""
+
+    metrics: Dict[str, Any]  # figures by name
+    clips: List[ml.Clip]  # the episodes
+    body_errors: Tensor  # (T, J-1) [m] mean pose error of each body but the root over time
+    scores: Dict[str, Tensor]  # (E,) what each episode scored in all
 
 
 # ---- 1. Pose error ---------------------------------------------------------------------------------------------------
@@ -120,11 +129,11 @@ def imitation(
     start: Tensor,
     dt: float,
     feet: Tuple[str, str],
-    thorough: bool,
+    more: bool,
 ) -> Tuple[Dict[str, float], Tensor]:
     """How near episodes come to clips (E,) that they imitate from times start (E,) [s] on.
 
-    states: T + 1 of batch (E,), the start first; steps (E,) lived of limit (E,) control steps of dt [s]; thorough: also
+    states: T + 1 of batch (E,), the start first; steps (E,) lived of limit (E,) control steps of dt [s]; more: also
     pose_error_unaligned_m, turns and gait -> figures, and the error of each body but the root over time (T, J-1) [m]"""
     position, rotation = bodies_of(motions.character, states)  # (E, T + 1, J, ...)
     T = len(states) - 1
@@ -144,7 +153,7 @@ def imitation(
         # slope of the warping path: frames of the clip, which may end, for a frame of the episode
         left = torch.where(motions.loop[clip], len(frame), ((motions.length[clip] - start) / dt).round())
         metrics["tempo"] = float(torch.minimum(end + 1, left)[whole].sum() / steps[whole].sum())
-    if thorough:
+    if more:
         # mean over all joints of |(x_j - x_root) - (y_j - y_root)|, the root among them   (AMP paper, section 8.1)
         relative = [x - x[:, :, :1] for x in (position[:, 1:], theirs[0])]
         metrics["pose_error_unaligned_m"] = float(pose_error(*relative, steps, limit)[0].mean())
@@ -190,8 +199,7 @@ def nearest_clips(
     begin = W * torch.arange(K, device=poses.device)
     length = (horizon - begin).clamp_max(W).expand(E, K).flatten()  # (E K,)
     lived = (steps[:, None] - begin).clamp(0, W).flatten()  # (E K,)
-    errors = []
-    distances = []
+    errors, distances = [], []
     files = sorted(np.unique(motions.files, return_index=True)[1].tolist())  # of each its first rate: warping sees none
     chosen = files[:: math.ceil(len(files) / REFERENCE_CLIPS)]
     share = min(1.0, REFERENCE_SECONDS / float(motions.length[chosen].sum()))  # of each clip that is looked at
@@ -217,20 +225,14 @@ def nearest_clips(
 
 
 def mixture(
-    motions: ml.MotionLib,
-    states: List[ml.MotionState],
-    steps: Tensor,
-    horizon: int,
-    dt: float,
-    feet: Tuple[str, str],
-    thorough: bool,
+    motions: ml.MotionLib, states: List[ml.MotionState], steps: Tensor, limit: int, dt: float, feet: Tuple, more: bool
 ) -> Tuple[Dict[str, float], Tensor]:
-    """nearest_clips of T + 1 states of batch (E,), the start first; thorough: and the gait beside that of the clips,
+    """nearest_clips of T + 1 states of batch (E,), the start first; more: and the gait beside that of the clips,
     each of which counts as much as it is visited."""
     position, rotation = bodies_of(motions.character, states)
     poses = relative_positions(position[:, 1:], rotation[:, 1:, 0])
-    metrics, bodies, share = nearest_clips(motions, poses, steps, horizon, dt)
-    if thorough:
+    metrics, bodies, share = nearest_clips(motions, poses, steps, limit, dt)
+    if more:
         metrics.update(gaits(motions, position, rotation, steps, share.tolist(), feet, dt))
     return metrics, bodies
 
@@ -246,8 +248,7 @@ def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Op
             warnings.simplefilter("ignore")  # numpy warns of an empty file
             table = torch.tensor(np.loadtxt(file, delimiter=",", ndmin=2), dtype=torch.float32, device=device)  # (C, 3)
         times, headings, speeds = table.T.contiguous()
-    rising = times[0] == 0 and (times.diff() > 0).all()
-    if not table.isfinite().all() or not rising or (speeds < 0).any():
+    if not table.isfinite().all() or times[0] != 0 or (times.diff() <= 0).any() or (speeds < 0).any():
         raise ml.InputError(f"{path}: expected finite numbers, times that rise from 0, and no speed below 0")
     return times, torch.deg2rad(headings)[:, None].expand(-1, num_envs), speeds[:, None].expand(-1, num_envs)
 
@@ -276,8 +277,7 @@ def averages(sums: Dict[str, Tensor], steps: Tensor, fell: Tensor, dt: float) ->
     """Figures of episodes of `steps` (E,) control steps lived, fell (E,) bool, from sums (E,) over the steps taken."""
     figures = {"episodes": len(steps), "mean_episode_s": float(steps.float().mean()) * dt}
     figures["fall_rate"] = float(fell.float().mean())
-    figures.update({name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()})
-    return figures
+    return {**figures, **{name: float(x.sum() / (steps + fell).sum()) for name, x in sums.items()}}
 
 
 def episodes(states: List[ml.MotionState], steps: Tensor, fps: float) -> List[ml.Clip]:

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from torch import Tensor
 
@@ -123,11 +123,9 @@ def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], sou
         ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, about, "as the clips it imitates")
 
 
-def write(args: Any, motions: ml.MotionLib, found: Tuple, checkpoint: str) -> str:
-    """Write an evaluation of a checkpoint, as far as that is possible, into a new folder -> its path.
-
-    found: figures, roll-outs, the bodies' errors (T, J-1) [m]. The folder is args.out, or beside the checkpoint."""
-    metrics, clips, errors = found[:3]
+def write(args: Any, motions: ml.MotionLib, result: Any, checkpoint: str) -> str:
+    """Write an evaluation.Result of a checkpoint, as far as possible, into args.out or a new folder beside it -> it."""
+    metrics, clips, errors, _ = result
     folder = args.out or f"{os.path.splitext(checkpoint)[0]}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = motions.character.body_names
     name = "/".join(os.path.abspath(checkpoint).split(os.sep)[-2:])

@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List
 
 import torch
 from tqdm import tqdm
@@ -40,8 +40,7 @@ class Run:
         self.content = {"kind": kind, **identity(motions), "args": dict(vars(args), resume=None)}
         script = read_file(sys.argv[0]) if os.path.isfile(sys.argv[0]) else b""
         self.content["data"]["script"] = hashlib.sha256(script).hexdigest()
-        self.batch = batch
-        self.shared = shared
+        self.batch, self.shared = batch, shared
         self.rank, self.world, self.device, _ = processes(args.cuda)
         self.random = {"random": torch.default_generator}
         if self.device.type == "cuda":
@@ -166,8 +165,8 @@ class Run:
         except Exception as error:  # libraries that draw, film and log raise what they like
             reason = getattr(error, "strerror", None)  # without the path, which is another one each time
             fault = plain(str(reason or error) or type(error).__name__)
-            text = f"{self.folder}: not written ({fault}); the training goes on, and tries again at its next save"
-            self._say(text, reason or write.__name__)
+            text = f"not written ({fault}); the training goes on, and tries again at its next save"
+            self._say(f"{self.folder}: {text}", reason or write.__name__)
             return fault
         return ""
 
@@ -230,21 +229,20 @@ class Run:
             if not math.isnan(x):
                 self.writer.add_scalar(curve_name(name), x, samples)
 
-    def keep_best(self, score: float, found: Tuple, policy: Dict[str, Any]) -> None:
-        """Note an evaluation, found = (metrics, roll-outs, ...); the best one's policy is saved as best.pt."""
-        metrics, clips, *_ = found
-        numbers = {name: x for name, x in metrics.items() if isinstance(x, (int, float)) and math.isfinite(x)}
+    def keep_best(self, score: float, result: Any, policy: Dict[str, Any]) -> None:
+        """Note an evaluation.Result; the best one's policy is saved as best.pt."""
+        numbers = {name: x for name, x in result.metrics.items() if isinstance(x, (int, float)) and math.isfinite(x)}
         self.progress["metrics"] = numbers  # a figure that has none is no reason to stop
         if score > self.progress["best"] or not os.path.exists(os.path.join(self.folder, "best.pt")):
             self.progress["best"] = max(self.progress["best"], score)  # in this order: a score may be NaN
-            self.best = self.progress["samples"], found
+            self.best = self.progress["samples"], result
             self.attempt(self._write, "best.pt", policy, {})
-        self.judged = console.judged(self.progress["samples"], metrics)
+        self.judged = console.judged(self.progress["samples"], result.metrics)
         self.bar.set_description_str(self.text + self.judged, refresh=False)
-        self._tell(console.verdict(self.progress["samples"], metrics))
+        self._tell(console.verdict(self.progress["samples"], result.metrics))
         if self.args.capture_video:
             film = f"{self.folder}/episode_{self.progress['iteration']}.mp4"
-            self.attempt(report.film_episode, film, clips[0], self.motions)
+            self.attempt(report.film_episode, film, result.clips[0], self.motions)
 
     def save_when_due(self) -> bool:
         """Save all as latest.pt if it is time, or a signal has come -> whether to stop. Every process calls it."""
@@ -294,11 +292,12 @@ class Run:
             checkpoint = load_checkpoint(path, self.content["kind"], own=True)
             put_back({x: y for x, y in self.shared.items() if x in checkpoint["shared"]}, checkpoint["shared"])
             self.best = checkpoint["samples"], evaluate()
-        samples, found = self.best
         minutes = (time.monotonic() - self.started) / 60
+        samples, result = self.best
         print(f"trained for {minutes:.1f} minutes; the best policy, after {samples:,} samples:", file=sys.stderr)
         again = f"python {script} --evaluate --checkpoint {folder}/best.pt --seed {self.args.seed + 1000}"
-        console.tell(self.args, self.motions, found[0], report.write(self.args, self.motions, found, path), again)
+        shown = report.write(self.args, self.motions, result, path)
+        console.tell(self.args, self.motions, result.metrics, shown, again)
 
 
 def _groups(objects: Dict[str, Any]) -> List[Dict]:

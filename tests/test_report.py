@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluation
 import motion_lib as ml
 import report
 
@@ -64,8 +65,9 @@ def judged(walk, tmp_path, **options):
     args = SimpleNamespace(motion_file="motions/walk.npz", capture_video=False, evaluate=True, out=None)
     vars(args).update(eval_seconds=8 / 30, control_hz=30)
     vars(args).update(options)
-    found = ({"episodes": 2, "pose_error_m": 0.01234567}, clips_of(walk, 5, 9), torch.rand(8, 14))
-    return Path(report.write(args, walk, found, str(tmp_path / "latest.pt")))
+    metrics = {"episodes": 2, "pose_error_m": 0.01234567}
+    result = evaluation.Result(metrics, clips_of(walk, 5, 9), torch.rand(8, 14), {})
+    return Path(report.write(args, walk, result, str(tmp_path / "latest.pt")))
 
 
 @pytest.mark.parametrize("filmed", [True, False])

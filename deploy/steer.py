@@ -403,7 +403,7 @@ def parse() -> Tuple[argparse.Namespace, List[str]]:
     add("checkpoint", help="checkpoint (.pt), or folder of a run")
     add("--script", help="script that the checkpoint is of, if it is none of ours")
     add("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
-    add("--port", type=int, default=8080, help="its port (default 8080)")
+    add("--port", type=int, help="its port (default: the first from 8080 on that is free)")
     add("--no-browser", action="store_true", help="only print the page's address")
     return parser.parse_known_args()
 

@@ -68,6 +68,7 @@ GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its
 RED = (214, 69, 65)
 GREEN = (0, 110, 25)  # of what it is told
 SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
+PORTS = range(8080, 8100)  # of a page, if nobody names one
 OVERHEAD = 0.29  # from the head's joint to its name [m]; the head ends at .27
 SLIM = -0.004  # how much slimmer a body inside another one is: it shows where the pose differs by more [m]
 COLOURS = {  # of the characters, in turn
@@ -645,19 +646,21 @@ def check_writable(path: str) -> None:
 # ---- 4. The page -----------------------------------------------------------------------------------------------------
 
 
-def start_server(host: str, port: int) -> Any:
-    """A viser server. Raises InputError when the address is taken (viser itself would silently take the next port)."""
+def start_server(host: str, port: Optional[int]) -> Any:
+    """A viser server; without a port at the first of PORTS that is free. Raises InputError when the address is taken
+    (viser itself would silently take the next port)."""
     import viser
 
-    try:
-        with socket.create_server((host, port)):
-            pass
-    except (OSError, OverflowError) as error:
-        fault = getattr(error, "strerror", None) or error
-        advice = "try another --port, or 0 for any that is free"
-        raise InputError(f"--host {host} --port {port}: {fault}; {advice}") from error
+    for number in PORTS if port is None else (port,):
+        try:
+            with socket.create_server((host, number)):
+                break
+        except (OSError, OverflowError) as error:
+            fault = re.sub(r" \(while .*", "", getattr(error, "strerror", None) or str(error))
+    else:
+        raise InputError(f"--host {host} --port {number}: {fault}; try another --port, or 0 for any that is free")
     with contextlib.redirect_stdout(io.StringIO()):  # its banner
-        return viser.ViserServer(host=host, port=port, verbose=False)
+        return viser.ViserServer(host=host, port=number, verbose=False)
 
 
 def entitle(server: Any, title: str) -> None:
@@ -831,7 +834,7 @@ def parse() -> argparse.Namespace:
     add("--text", default="", help="a line for the page, figures for instance")
     add("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
     add("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
-    add("--port", type=int, default=8080, help="its port (default 8080)")
+    add("--port", type=int, help="its port (default: the first from 8080 on that is free)")
     add("--no-browser", action="store_true", help="only print the page's address")
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     args = parser.parse_args()

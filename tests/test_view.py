@@ -576,7 +576,18 @@ def test_port_in_use_is_one_line(run_script, root):
         port = taken.getsockname()[1]
         code, out, err = run_script("motions/view.py", root / "motions/walk.npz", "--port", port, "--no-browser")
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert err.startswith(f"error: --host 127.0.0.1 --port {port}: Address already in use") and "another --port" in err
+    assert err.startswith(f"error: --host 127.0.0.1 --port {port}: Address already in use; try another --port")
+
+
+def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [taken.getsockname()[1], other.getsockname()[1]]
+        other.close()
+        monkeypatch.setattr(view, "PORTS", ports)
+        server = view.start_server("127.0.0.1", None)
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.stop()
+        assert server.get_port() == ports[1]
 
 
 @pytest.mark.parametrize("package", ["viser", "trimesh", "mujoco"])

@@ -12,10 +12,10 @@ larger is their style reward, which PPO maximises together with a task reward:
     r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
-What differs from the paper: cross entropy instead of least squares (--disc-loss lsgan), noise on D's data, half of the
-character's transitions fresh, PD targets around the clip's mean pose, falls by the clip's own contacts, normalised
-returns, a learning rate that follows the KL divergence, action noise that falls, a policy that is cloned from the
-clip at the start and averaged for use. For D's penalties see step 4 in main().
+What differs from the paper: the policy is cloned from the clip before it trains, and averaged for use; D learns under
+noise; the action noise falls; cross entropy instead of least squares; PD targets around the clip's mean pose; falls by
+the clip's own contacts; normalised returns; a learning rate that follows the KL divergence; rewards by D as updated;
+half of the character's transitions fresh.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
 A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py.
@@ -25,7 +25,7 @@ import copy
 import dataclasses
 import math
 from collections import defaultdict
-from typing import Dict, Iterator, List, Literal, Optional, Tuple
+from typing import Dict, Iterator, Literal, NamedTuple, Optional, Tuple
 
 import simulators  # a folder beside this script; before torch, for Isaac Gym
 
@@ -62,7 +62,7 @@ class Data:
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in a clip episodes start; random: the paper's reference state initialisation"""
     episode_steps: int = 300
-    """control steps until a time-out (IsaacGymEnvs)"""
+    """control steps until a time-out"""
     fall_bodies: Tuple[str, ...] = ("auto",)
     """bodies whose contact with the ground is a fall; auto: those that a clip keeps off it; none"""
     control_hz: int = 30
@@ -82,7 +82,7 @@ class Task:
     target_speed: Optional[float] = None
     """forward speed for --task speed [m/s]; None: the clips' own"""
     style_weight: float = 2.0
-    """style_weight in r_total = r_task + style_weight * r_style (2 in public AMP code)"""
+    """style_weight in r_total = r_task + style_weight * r_style"""
 
 
 @dataclasses.dataclass
@@ -106,7 +106,7 @@ class Training:
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.05
-    """mean KL divergence of an update at the start; the policy's learning rate is steered to it"""
+    """mean KL divergence of an iteration at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
     """last share x of the training, over which the action noise falls to e^(-2x)"""
     critic_learning_rate: float = 5e-4
@@ -140,11 +140,11 @@ class Discriminator:
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 256, 4096) = None
-    """clip transitions an iteration, for each update; as many of the character's, half of them replayed"""
+    """clip transitions of an iteration, for each update; as many of the character's"""
     grad_penalty: float = 5.0
-    """weight of the gradient penalty on clip transitions (IsaacGymEnvs)"""
+    """weight of the gradient penalty on clip transitions"""
     logit_reg: float = 0.05
-    """weight of the squared weights of its last layer (IsaacGymEnvs)"""
+    """weight of the squared weights of its last layer"""
     disc_weight_decay: float = 1e-4
     """weight of the squares of all its parameters"""
     replay_size: int = 200_000
@@ -219,6 +219,15 @@ def task_reward(speed: Tensor, target_speed: float, task: str) -> Tensor:
 POOL_STEPS = 32  # control steps until the initial states are drawn anew
 
 
+class Starts(NamedTuple):
+    """Where episodes may begin."""
+
+    clip: Tensor  # (N,)
+    time: Tensor  # (N,) in the clip [s]
+    state: MotionState
+    history: Tensor  # (N, S - 1, D) what led there
+
+
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors.
 
@@ -245,10 +254,10 @@ class AMPEnv:
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
         self.steps = torch.zeros_like(self.clip)  # since then
-        self.next = torch.zeros_like(self.clip[0])  # row of the pool that is next
+        self.next_row = torch.zeros_like(self.clip[0])  # of the pool
         self.pool_age = torch.zeros((), dtype=torch.long)  # control steps since the pool was drawn
         self.pool = self._new_pool()
-        self.history = self.pool[-1].clone()  # (N, S - 1, D) what was seen last
+        self.history = self.pool.history.clone()  # (N, S - 1, D) what was seen last
         D = self.history.shape[-1]
         self.single_observation_space = Box(-math.inf, math.inf, self.obs().shape[1:])
         self.single_action_space = Box(-math.inf, math.inf, (len(character.dof_names),))
@@ -263,8 +272,8 @@ class AMPEnv:
             self.generator.manual_seed(seed)
         self.pool = self._new_pool()
         self.pool_age.zero_()
-        self.next.zero_()
-        info = {"state": MotionState(*self.pool[2:7])}
+        self.next_row.zero_()
+        info = {"state": self.pool.state}
         self._reset(torch.ones_like(self.clip, dtype=torch.bool))
         return self.obs(), info
 
@@ -272,9 +281,8 @@ class AMPEnv:
         """What the policy sees now: (N, D)."""
         return self.history[:, -1]
 
-    def _new_pool(self) -> List[Tensor]:
-        """Reference state initialisation, in advance since a few cost as much as many: clip (N,), time (N,) [s], the
-        tensors of a MotionState, what the discriminator has seen by then (N, S - 1, D)."""
+    def _new_pool(self) -> Starts:
+        """Reference state initialisation, in advance: a few cost as much as many."""
         share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[self.args.reset_mode]  # of starts at the clip's start
         clip, start = self.motions.sample(self.num_envs, self.span, self.generator)
         start = start * (torch.rand(self.num_envs, generator=self.generator, device=start.device) >= share)
@@ -286,18 +294,18 @@ class AMPEnv:
         lowest = ml.lowest_points(character, body_position[:, -1], body_rotation[:, -1]).amin(-1)  # (N,) [m]
         state.root_position[..., 2] += (-lowest).clamp_min(0.0)[:, None]
         history = observe(state, body_position, character)
-        return [clip, time[:, -1], *[x[:, -1] for x in state], history]
+        return Starts(clip, time[:, -1], MotionState(*[x[:, -1] for x in state]), history)
 
     def _reset(self, done: Tensor) -> None:
         """Put environments that are done (N,) into the pool's next states."""
-        rows = (self.next + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
-        self.next = (rows[-1] + 1) % self.num_envs
-        clip, start, *state, history = [x.index_select(0, rows) for x in self.pool]
-        self.sim.set_state(done, MotionState(*state))
-        self.clip = torch.where(done, clip, self.clip)
-        self.time = torch.where(done, start, self.time)
+        rows = (self.next_row + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
+        self.next_row = (rows[-1] + 1) % self.num_envs
+        state = MotionState(*[x.index_select(0, rows) for x in self.pool.state])
+        self.sim.set_state(done, state)
+        self.clip = torch.where(done, self.pool.clip[rows], self.clip)
+        self.time = torch.where(done, self.pool.time[rows], self.time)
         self.steps = self.steps * ~done
-        self.history = torch.where(done[:, None, None], history, self.history)
+        self.history = torch.where(done[:, None, None], self.pool.history[rows], self.history)
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict]:
         """One control step under actions (N, A) -> obs (N, D), reward (N,), terminated (N,), truncated (N,), info."""
@@ -406,11 +414,12 @@ class ReplayBuffer:
     def add(self, rows: Tensor, keep: int) -> None:
         """Store rows (n, width) while there is room; once full, `keep` random ones over random old ones."""
         size = len(self.data)
-        room = max(self.capacity - size, 0)
-        rows = rows[torch.randperm(len(rows), device=rows.device)[: room or min(keep, size)]]
-        if room:
+        rows = rows[torch.randperm(len(rows), device=rows.device)]
+        if size < self.capacity:
+            rows = rows[: self.capacity - size]
             self.data.resize_(size + len(rows), rows.shape[1])[size:] = rows
         else:
+            rows = rows[: min(keep, size)]
             self.data[torch.randperm(size, device=rows.device)[: len(rows)]] = rows
 
     def sample(self, n: int) -> Tensor:
@@ -520,8 +529,8 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     rank, world, device, cores = processes(args.cuda)
     seed = args.seed + 1_000_000 * rank
     torch.manual_seed(args.seed)  # of all processes
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # but in updates: the physics wants the other cores
+    threads = torch.get_num_threads()  # for updates
+    torch.set_num_threads(1)  # else: the physics takes the other cores
     character = ml.load_character(args.character_file, str(device), KEY_BODIES)
     motions = MotionLib(args.motion_file, character, str(device))
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
@@ -602,7 +611,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             fresh = disc_obs[torch.randint(B, (disc_half,), device=device)]
             disc_obs_agent = agent.disc_norm(torch.cat((fresh, replay.sample(disc_half))))
 
-            # 4. Update the discriminator, under noise, so that it does not see the action noise.
+            # 4. Update the discriminator, under noise, which hides the action noise and makes D smooth.
             disc_obs_demo = torch.normal(agent.disc_norm(demo), args.disc_noise).requires_grad_(True)
             demo_logit = agent.disc(disc_obs_demo)[:, 0]
             agent_logit = agent.disc(torch.normal(disc_obs_agent, args.disc_noise))[:, 0]
@@ -615,7 +624,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             log.add("disc", loss_demo=demo_loss, accuracy_demo=demo_logit > 0, grad_penalty=penalty)
             log.add("disc", loss_agent=agent_loss, accuracy_agent=agent_logit < 0, skipped=skipped)
 
-        # 5. Task reward plus style_weight times style reward, no noise; advantages.
+        # 5. Task reward plus style_weight times style reward, by the new D, without noise; advantages.
         with torch.no_grad():
             style_buf = style_reward(agent.logit(disc_obs), args.disc_loss).view(T, N)
             # r_total = r_task + style_weight * r_style

@@ -10,7 +10,7 @@ from typing import Any, Dict, Optional, Set
 import torch
 from torch import Tensor
 
-from files import HERE, InputError, check_archive, find, read_file, reading
+from files import HERE, InputError, check_archive, find, plain, read_file, reading
 from motion_lib import MotionLib
 
 
@@ -58,8 +58,7 @@ class Unsound(RuntimeError):
 
 
 def unsound(state: Any, name: str = "", seen: Optional[Set[int]] = None) -> str:
-    """The name of the first tensor or number in a state that is not finite, is below 0 where none may be, or claims
-    more than its memory holds, or ""."""
+    """The name of what in a state is not finite, below 0 where it may not be, or larger than its memory, or ""."""
     seen = set() if seen is None else seen
     if isinstance(state, (dict, list, tuple)) and id(state) not in seen:
         seen.add(id(state))  # a small file may hold one part a billion times
@@ -135,14 +134,15 @@ def fit_checkpoint(checkpoint: Dict[str, Any], motions: MotionLib, objects: Dict
     """Put what all processes share into objects, by name; say which data is another. Raises InputError if none fits."""
     mine = identity(motions)
     for key, names in mine["character"].items():
-        theirs = checkpoint["character"].get(key)
-        if theirs != names:
+        if (theirs := checkpoint["character"].get(key)) != names:
             theirs = [x for x in theirs if isinstance(x, str)] if isinstance(theirs, list) else []
             odd = ", ".join(sorted(set(theirs) ^ set(names))[:5]) or "their order"
             raise InputError(f"the checkpoint is not of --character-file {motions.character.path}; {key} differ: {odd}")
-    for key, x in mine["data"].items():
+    clips = ", ".join(motions.files[:2]) + ", ..." * (len(motions.files) > 2)
+    for (key, x), now in zip(mine["data"].items(), (clips, motions.character.path)):
         if isinstance(checkpoint.get("data"), dict) and checkpoint["data"].get(key, x) != x:
-            print(f"the {key} data is not what the checkpoint was trained on", file=sys.stderr)
+            files = f"{now} now, {checkpoint['args'].get(f'{key}_file', 'unknown')} then"
+            print(plain(f"warning: the {key} data is not what the checkpoint was trained on: {files}"), file=sys.stderr)
     put_back(objects, checkpoint["shared"])
 
 

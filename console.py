@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import textwrap
 from typing import Any, Dict, List, Tuple
@@ -13,10 +14,9 @@ from motion_lib import MotionLib
 
 # options that stand in the name of a run anyhow, or tell no runs apart
 NAMED = "exp.name|motion.file|character.file|sim|no.cuda|cuda|track|capture.video|eval.[a-z]*|save.interval"
-MINUTE = 60.0  # between two lines about a training, where there is no bar [s]
+PAUSES = 10.0, 60.0  # before the first line about a training, where there is no bar, and before each other one [s]
 TOLD = dict(tempo=("tempo {}", 2), task_return=("task return {}", 2), course_error_deg=("course {} degrees off", 0))
 WRAP = dict(width=79, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-BASE = "isaacgym"  # runs of amp_ppo_isaacgym.py are not named after their script
 
 
 def short(x: float, digits: int = 2) -> str:
@@ -31,42 +31,43 @@ def run_name(args: Any, script: str, last: str) -> str:
     words = re.sub(rf"--({NAMED})(=[^\0]*|\0[^-\0][^\0]*)?(\0|$)", "", "\0".join(sys.argv[1:]))
     options = re.sub(r"[^A-Za-z0-9.]+", "-", words)[:40].strip("-")
     own = os.path.splitext(os.path.basename(script))[0].replace("amp_ppo_", "")
-    parts = (args.exp_name, clip, options, own * (own != BASE), last)
+    parts = (args.exp_name, clip, options, own * (own != "isaacgym"), last)  # the base script's go without it
     return plain("__".join(part for part in parts if part)).replace(os.sep, "_")
 
 
-def start_lines(args: Any, motions: MotionLib, falls: str, span: Tuple[int, int], where: str, folder: str) -> List[str]:
-    """What stands on the terminal when a training starts, at most 80 columns wide as far as names allow.
+def command(*words: str, world: int = 0) -> str:
+    """What runs this script with some words, to be typed in a shell; world: processes of torchrun, if it is used."""
+    program = f"torchrun --standalone --nproc-per-node={world}" if world else "python"
+    return plain(f"{program} {shlex.join([sys.argv[0], *words])}")
 
-    falls: what counts as one; span: samples from, to; where: device and processes; folder: of the run."""
+
+def start_lines(args: Any, motions: MotionLib, falls: str, span: Tuple[int, int], where: str, again: str) -> List[str]:
+    """What stands on the terminal when a training starts, at most 80 columns wide as far as names allow.
+    falls: what counts as one; span: samples from, to; where: device and processes; again: command that goes on."""
     clips = os.path.basename(os.path.normpath(args.motion_file))
     clips += f" ({len(motions.files)} clips)" * (len(motions.files) > 1)
     begun = f", {span[0]:,} done" if span[0] else f", starting from {args.checkpoint}" if args.checkpoint else ""
     lines = [
         f"{clips}, imitated by {os.path.basename(motions.character.path)}; simulator {args.sim}, {where}",
         falls,
-        f"{folder}: the run, all options in args.json",
         f"{span[1]:,} samples{begun}, {args.num_envs} characters at a time",
-        f"Ctrl-C saves and stops; {os.path.basename(sys.argv[0])} --resume FOLDER goes on",
+        "the run is kept in the folder below; Ctrl-C saves and stops; to go on:",
     ]
-    return [textwrap.fill(plain(line), **WRAP) for line in lines]
+    return [*(textwrap.fill(plain(line), **WRAP) for line in lines), again]
 
 
 def amount(n: int) -> str:
-    """A number of samples in few characters: 0, 205k, 1.23M."""
-    return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.0f}k" if n >= 1e4 else str(n)
+    """A number of samples in few characters: 0, 205k, 1.23M, 2G."""
+    large = f"{n / 1e9:.3g}G" if n >= 1e9 else f"{n / 1e6:.3g}M"
+    return large if n >= 1e6 else f"{n / 1e3:.0f}k" if n >= 1e4 else str(n)
 
 
-def progress(done: int, total: int, length: float = math.nan, longest: int = 0) -> str:
-    """How far a training is, if it is known. length, longest: of episodes [steps]."""
-    parts = [f"{amount(done)}/{amount(total)} samples"]
-    parts += [f"episode {short(length, 0)}/{longest} steps"] * math.isfinite(length)
-    return ", ".join(parts)
-
-
-def judged(samples: int, metrics: Dict[str, Any]) -> str:
-    """What of an evaluation follows progress(): at most 63 columns together behind the bar, or each minute without."""
-    return f", error {short(metrics.get('pose_error_m'), 3)} m at {amount(samples)}"
+def progress(done: int, total: int, length: float = math.nan, longest: int = 0, error: float = math.nan) -> str:
+    """How far a training is, and what is known of length, longest [steps], error [m]: a bar has 20 of 80 columns."""
+    parts = [f"{amount(done)}/{amount(total)}", *[f"lasts {short(length, 0)}/{longest} steps"] * math.isfinite(length)]
+    parts += [f"error {short(error, 2 if error >= 0.0995 else 3)} m"] * math.isfinite(error)
+    text = ", ".join(parts)
+    return text if len(text) <= 44 else text.replace(" steps", "")  # 16 are of "99:59:59 left"
 
 
 def verdict(samples: int, metrics: Dict[str, Any]) -> str:

@@ -37,6 +37,8 @@ def reading(path: str, kind: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot read this file: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:  # it begins like an archive, and does not go on like one
+        raise InputError(f"{path}: damaged or incomplete; copy or download it again") from error
     except Exception as error:  # whatever parsers raise on a file that is not ours
         fault = " ".join(str(error)[:1000].split(". ")[0].split())[:200]  # torch goes on with bad advice
         raise InputError(f"{path}: not {kind} ({type(error).__name__}: {fault})") from error
@@ -51,21 +53,19 @@ def find(path: str) -> str:
 def check_archive(path: str, names: Tuple[str, ...]) -> None:
     """Refuse what is not an archive of torch.save that holds as much as it says, and names no others than these, or
     storages, to be called when it is read. Raises InputError, or whatever a broken archive leads to."""
-    with open(path, "rb") as file:
-        new = file.read(4) == b"PK\3\4"  # an older form would allocate what it is told to
-    if not new or not any(name.endswith("/data.pkl") for name in zipfile.ZipFile(path).namelist()):
+    with open(path, "rb") as file:  # an older form, which is no such archive, would allocate what it is told to
+        members = zipfile.ZipFile(file).infolist() if file.read(4) == b"PK\3\4" else []
+    if not any(member.filename.endswith("/data.pkl") for member in members):
         raise InputError(f"{path}: no checkpoint, not an archive that torch.save writes")
+    whole = {member.filename for member in members if member.file_size == member.compress_size}
+    if len(whole) < len(members) or sum(member.file_size for member in members) > os.path.getsize(path):
+        raise InputError(f"{path}: unpacks to more than its size, or holds a name twice")
+    known = (*names, *[f"torch {x}Storage" for x in ("Float", "Double", "Long", "Int", "Byte", "Bool")])
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        whole = {member.filename for member in members if member.file_size == member.compress_size}
-        if len(whole) < len(members) or sum(member.file_size for member in members) > os.path.getsize(path):
-            raise InputError(f"{path}: unpacks to more than its size, or holds a name twice")
-        for member in members:
-            if member.filename.endswith(".pkl"):
-                for opcode, argument, _ in pickletools.genops(archive.read(member)):
-                    known = (*names, *[f"torch {x}Storage" for x in ("Float", "Double", "Long", "Int", "Byte", "Bool")])
-                    if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and argument not in known:
-                        raise InputError(f"{path}: it asks for {argument}; refused, nothing was executed")
+        for name in [name for name in whole if name.endswith(".pkl")]:
+            for opcode, argument, _ in pickletools.genops(archive.read(name)):
+                if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and argument not in known:
+                    raise InputError(f"{path}: it asks for {argument}; refused, nothing was executed")
 
 
 def read_file(path: str) -> bytes:

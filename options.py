@@ -46,9 +46,7 @@ def wanted(kind: Any) -> str:
 
 
 def complaint(args: Any, words: List[str], parse: Callable) -> str:
-    """What is wrong with a command line that parse(words) refuses with SystemExit, and what to do.
-
-    args: dataclass of all options."""
+    """What is wrong with a command line that parse(words) refuses with SystemExit; args: dataclass of all options."""
     kinds = {f"--{field.name.replace('_', '-')}": field.type for field in dataclasses.fields(args)}
     kinds.update({name.replace("--", "--no-", 1): bool for name, kind in kinds.items() if kind is bool})
     parts: List[List[str]] = []  # an option and its values each
@@ -61,7 +59,9 @@ def complaint(args: Any, words: List[str], parse: Callable) -> str:
         if name not in kinds:
             near = difflib.get_close_matches(name.strip("-"), [x.strip("-") for x in kinds], 1)  # dashes are alike
             near = [f"Perhaps you meant --{x}." for x in near]
-            return " ".join([f"{part[0]}: there is no such option.", *near, "--help shows all."])
+            option = part[0].startswith("-")
+            what = f"{part[0]}: there is no such option." if option else f"unexpected argument {part[0]}."
+            return " ".join([what, *near, "--help shows all."])
         try:
             parse(part)
         except SystemExit:

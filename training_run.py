@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import signal
 import sys
 import time
@@ -46,7 +45,7 @@ class Run:
         if self.device.type == "cuda":
             self.random["random_cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
         self.own = {**own, **self.random}
-        self.progress = {"iteration": 0, "samples": 0, "best": -1e30, "metrics": {}}
+        self.progress = {"iteration": 0, "samples": 0, "best": -1e30, "metrics": {}, "seconds": 0.0}
         self.said: List[str] = []
         self.content["rates"] = [group["lr"] for group in _groups(shared)]
         share(*[y for x in shared.values() if isinstance(x, torch.nn.Module) for y in x.state_dict().values()])
@@ -58,11 +57,13 @@ class Run:
             raise InputError(f"the run is complete; for more of it raise --total-timesteps {args.total_timesteps}")
         self.caught = _note_signals()
         self.stopped, self.rate = False, math.nan  # samples a second
-        self.started = self.counted = time.monotonic()
-        self.told = (self.counted, self.progress["samples"])  # when the user was last told how far it is
+        self.counted = time.monotonic()
+        self.started = self.counted - self.progress["seconds"]  # as if it had never been interrupted
+        self.told = (self.counted, self.progress["samples"], console.PAUSES[0])  # last when, how far, and how soon next
         self.writer = self.best = None  # best: samples and evaluation of best.pt, once this process has written it
-        self.fault = self.text = self.judged = ""  # why nothing is saved; the bar
+        self.fault = ""  # why nothing is saved
         self.folder = self._start() if self.rank == 0 else ""
+        self.again = console.command("--resume", self.folder, world=self.world * in_group())
 
     def _restore(self, checkpoint: Dict[str, Any]) -> None:
         """Put a checkpoint back: what all processes share, what is this one's own. Raises InputError."""
@@ -73,7 +74,8 @@ class Run:
         with reading("the checkpoint", "that of a run"):
             for key, mine in (("data", self.content["data"]), ("rates", self.content["rates"])):
                 check_kind(key, mine, checkpoint[key])
-            check_kind("progress", {**self.progress, "metrics": {}}, {**checkpoint["progress"], "metrics": {}})
+            progress = {"seconds": 0.0, **checkpoint["progress"]}  # older runs have not kept them
+            check_kind("progress", {**self.progress, "metrics": {}}, {**progress, "metrics": {}})
             for name, x in checkpoint["progress"]["metrics"].items():
                 check_kind(str(name)[:50], 0.0, x)
         for option, key in (("--motion-file", "motion"), ("--character-file", "character")):
@@ -87,7 +89,7 @@ class Run:
         for group, rate, before in zip(_groups(self.shared), self.content["rates"], checkpoint["rates"]):
             if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
                 group["lr"] = rate
-        self.progress = dict(checkpoint["progress"])
+        self.progress = progress
         self.written = checkpoint["written"]
         if checkpoint["data"]["script"] != self.content["data"]["script"]:
             self._say("the script has changed since the run began; this one's copy is kept beside the first")
@@ -106,7 +108,8 @@ class Run:
         folder = args.resume or os.path.join("runs", console.run_name(args, script, last))
         if not args.resume and launch == "none":
             folder = report.new_folder(folder)
-        os.makedirs(folder, exist_ok=True)
+        code = os.path.join(folder, "code")
+        os.makedirs(code, exist_ok=True)
         self.lock = lock(os.path.join(folder, "lock"))
         for path in glob.glob(os.path.join(glob.escape(folder), "*.pt.*.tmp")):  # a save that was killed
             os.remove(path)
@@ -131,18 +134,18 @@ class Run:
         for source in () if args.resume else (*sources, *data):
             place = os.path.relpath(os.path.abspath(source), HERE)
             if os.path.isfile(source) and not place.startswith(os.pardir):
-                os.makedirs(os.path.dirname(os.path.join(folder, place)), exist_ok=True)
-                write_file(os.path.join(folder, place), read_file(source))
+                os.makedirs(os.path.dirname(os.path.join(code, place)), exist_ok=True)
+                write_file(os.path.join(code, place), read_file(source))
         if os.path.isfile(script):  # it may lie elsewhere, or have changed
             copy = f"resumed_{now}_" * bool(args.resume) + os.path.basename(script)
-            write_file(os.path.join(folder, copy), read_file(script))
+            write_file(os.path.join(code, copy), read_file(script))
         return folder
 
     def begin(self, falls: str) -> None:
         """Say what is to come, in five lines, and start the progress bar; falls: what counts as one."""
         span = (self.progress["samples"], self.iterations * self.batch)
         where = f"learning on {self.device}" + f", {self.world} processes" * (self.world > 1)
-        print(*console.start_lines(self.args, self.motions, falls, span, where, self.folder), sep="\n", file=sys.stderr)
+        print(*console.start_lines(self.args, self.motions, falls, span, where, self.again), sep="\n", file=sys.stderr)
         shown = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).lines > 0  # 0: a program's
         style = dict(dynamic_ncols=True, bar_format="{bar} {remaining} left, {desc}", smoothing=0, disable=not shown)
         self.bar = tqdm(total=span[1], initial=span[0], desc=console.progress(*span), **style)
@@ -190,18 +193,18 @@ class Run:
         self.progress["samples"] += self.batch
         now = time.monotonic()  # a clock that is set back is no speed
         self.rate, self.counted = self.batch / max(now - self.counted, 1e-9), now
-        steps = (scalars["episode/length"], self.args.episode_steps)
-        self.text = console.progress(self.progress["samples"], self.iterations * self.batch, *steps)
-        self.bar.set_description_str(self.text + self.judged, refresh=False)
+        self.shown = (self.progress["samples"], self.bar.total, scalars["episode/length"], self.args.episode_steps)
+        text = console.progress(*self.shown, self.progress["metrics"].get("pose_error_m", math.nan))
+        self.bar.set_description_str(text, refresh=False)
         self.bar.update(self.batch)
-        if now - self.told[0] >= console.MINUTE:
-            self._tell(self.text + self.judged)
+        if now - self.told[0] >= self.told[2]:
+            self._tell(text)
         if iteration >= 400:
             self._say(warning)
 
     def _tell(self, text: str) -> None:
         """Say how far the training is, and a text, where there is no bar."""
-        before, self.told = self.told, (time.monotonic(), self.progress["samples"])
+        before, self.told = self.told, (time.monotonic(), self.progress["samples"], console.PAUSES[1])
         if self.rank == 0 and self.bar.disable:
             rate = (self.told[1] - before[1]) / max(self.told[0] - before[0], 1e-9)  # evaluations included
             print(f"{text}, {rate:.0f} samples/s", file=sys.stderr, flush=True)
@@ -237,8 +240,8 @@ class Run:
             self.progress["best"] = max(self.progress["best"], score)  # in this order: a score may be NaN
             self.best = self.progress["samples"], result
             self.attempt(self._write, "best.pt", policy, {})
-        self.judged = console.judged(self.progress["samples"], result.metrics)
-        self.bar.set_description_str(self.text + self.judged, refresh=False)
+        text = console.progress(*self.shown, numbers.get("pose_error_m", math.nan))
+        self.bar.set_description_str(text, refresh=False)
         self._tell(console.verdict(self.progress["samples"], result.metrics))
         if self.args.capture_video:
             film = f"{self.folder}/episode_{self.progress['iteration']}.mp4"
@@ -262,6 +265,7 @@ class Run:
         self._write("latest.pt", self.shared, {"processes": parts, "progress": self.progress})
 
     def _write(self, name: str, shared: Dict[str, Any], more: Dict[str, Any]) -> None:
+        self.progress["seconds"] = time.monotonic() - self.started
         content = {**self.content, **self.progress, **more, "shared": {key: get_state(x) for key, x in shared.items()}}
         fault = unsound({key: content.get(key) for key in ("shared", "processes", "progress")})
         if fault:
@@ -281,11 +285,8 @@ class Run:
             self.writer.close()
         with contextlib.suppress(OSError):
             os.remove(os.path.join(self.folder, "lock"))  # while it is held
-        script = shlex.quote(os.path.basename(sys.argv[0]))
-        folder = plain(shlex.quote(self.folder))
         if self.stopped and self.progress["iteration"] < self.iterations:
-            command = f"torchrun --standalone --nproc-per-node={self.world}" if in_group() else "python"
-            print(f"stopped after {self.progress['samples']} samples; {command} {script} --resume {folder}")
+            print(f"stopped after {self.progress['samples']:,} samples; to go on:\n{self.again}", file=sys.stderr)
             sys.exit(128 + (self.caught or [signal.SIGTERM])[0])
         path = os.path.join(self.folder, "best.pt")
         if self.best is None:  # it was the best before the run went on
@@ -295,7 +296,7 @@ class Run:
         minutes = (time.monotonic() - self.started) / 60
         samples, result = self.best
         print(f"trained for {minutes:.1f} minutes; the best policy, after {samples:,} samples:", file=sys.stderr)
-        again = f"python {script} --evaluate --checkpoint {folder}/best.pt --seed {self.args.seed + 1000}"
+        again = console.command("--evaluate", "--checkpoint", path, "--seed", str(self.args.seed + 1000))
         shown = report.write(self.args, self.motions, result, path)
         console.tell(self.args, self.motions, result.metrics, shown, again)
 

@@ -94,6 +94,8 @@ def end_of(folder: str) -> Tuple[Dict[str, Any], Dict[str, List[Any]]]:
     """How a run in `folder` ended: its last checkpoint, and its curves as (samples, value)."""
     run = the_run(folder)
     checkpoint = torch.load(os.path.join(run, "latest.pt"), weights_only=True)
+    for part in (checkpoint, checkpoint["progress"]):
+        del part["seconds"]  # what it took is another number each time
     # repr, because NaN is not equal to itself
     found = {name: events for name, events in curves(run).items() if name != "samples_per_s"}
     points = {name: [(event.step, repr(event.value)) for event in events] for name, events in found.items()}

@@ -1,14 +1,17 @@
 """console, curves: what stands on the terminal, names of runs and curves, the last line."""
 
+import inspect
 import json
 import math
 import os
+import re
 import sys
 import time
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+from tqdm import tqdm
 
 import console
 from curves import Log, curve_name
@@ -57,19 +60,28 @@ def test_names_of_runs_begin_with_what_tells_them_apart(monkeypatch, words, chan
 
 def test_the_start_in_five_lines_of_eighty_columns(monkeypatch, walk, all_motions):
     monkeypatch.setattr(sys, "argv", ["/somewhere/amp.py"])
-    folder = "runs/walk__seed-3__20261125-231240"
+    again = "python amp.py --resume runs/walk__seed-3__20261125-231240"
     falls = "a fall is ground contact of any body but right_foot, left_foot"
-    lines = console.start_lines(args_of(), walk, falls, (0, 3_000_000), "learning on cpu", folder)
+    lines = console.start_lines(args_of(), walk, falls, (0, 3_000_000), "learning on cpu", again)
     assert len(lines) == 5 and max(map(len, "\n".join(lines).splitlines())) <= 80
     assert lines[0] == "walk.npz, imitated by humanoid.xml; simulator mujoco, learning on cpu"
-    assert lines[3] == "3,000,000 samples, 256 characters at a time"
-    lines = console.start_lines(
-        args_of(), all_motions, falls + ", x" * 40 + "\x1b", (2048, 4096), "", "runs/" + "a" * 99
-    )
-    assert "clips)" in lines[0] and lines[3].startswith("4,096 samples, 2,048 done") and "\x1b" not in "".join(lines)
-    assert [line for line in "\n".join(lines).splitlines() if len(line) > 80] == ["runs/" + "a" * 99 + ":"]
-    lines = console.start_lines(args_of(checkpoint="x/walk.pt"), walk, falls, (0, 4096), "", folder)
-    assert lines[3] == "4,096 samples, starting from x/walk.pt, 256 characters at a time"
+    assert lines[2] == "3,000,000 samples, 256 characters at a time"
+    assert lines[3].endswith("Ctrl-C saves and stops; to go on:") and lines[4] == again
+    again = f"python amp.py --resume runs/{'a ' * 50}"  # whole, though it is longer: it is to be copied
+    lines = console.start_lines(args_of(), all_motions, falls + ", x" * 40 + "\x1b", (2048, 4096), "", again)
+    assert "clips)" in lines[0] and lines[2].startswith("4,096 samples, 2,048 done") and "\x1b" not in "".join(lines)
+    assert [line for line in "\n".join(lines).splitlines() if len(line) > 80] == [again]
+    lines = console.start_lines(args_of(checkpoint="x/walk.pt"), walk, falls, (0, 4096), "", "")
+    assert lines[2] == "4,096 samples, starting from x/walk.pt, 256 characters at a time"
+
+
+def test_a_command_can_be_typed_as_it_stands(monkeypatch):
+    """With the script as it was called, in quotes where a shell needs them, for as many processes as there are."""
+    monkeypatch.setattr(sys, "argv", ["../a copy/amp.py", "--seed", "2"])
+    assert console.command("--resume", "runs/a b") == "python '../a copy/amp.py' --resume 'runs/a b'"
+    monkeypatch.setattr(sys, "argv", ["amp.py"])
+    said = console.command("--resume", "runs/a\x1b", world=2)
+    assert said == "torchrun --standalone --nproc-per-node=2 amp.py --resume 'runs/a\\x1b'"
 
 
 FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412)
@@ -120,17 +132,30 @@ def test_an_evaluation_in_a_line():
     assert said == "20,480 samples, falls 3 %, error .022 m, speed 1.04 m/s" and "nan" not in console.verdict(1, {})
 
 
-def test_how_far_a_training_is_in_a_line_that_fits_80_columns():
-    """What is not known is left out; a bar of one column and the time that is left stand before it."""
-    assert [console.amount(n) for n in (0, 999, 9999, 299_008, 1_230_848, 20_000_000)] == [
-        *("0", "999", "9999", "299k", "1.23M", "20M"),
+def test_how_far_a_training_is():
+    """What is not known is left out."""
+    assert [console.amount(n) for n in (0, 999, 9999, 299_008, 1_230_848, 20_000_000, 1.5e9)] == [
+        *("0", "999", "9999", "299k", "1.23M", "20M", "1.5G"),
     ]
-    assert console.progress(0, 299_008) == console.progress(0, 299_008, math.nan, 300) == "0/299k samples"
-    assert console.progress(4096, 10**7, 78.4, 300) == "4096/10M samples, episode 78/300 steps"
-    longest = console.progress(19_300_000, 20_000_000, 300.0, 300)
-    longest += console.judged(19_300_000, {"pose_error_m": 0.123})
-    assert longest == "19.3M/20M samples, episode 300/300 steps, error .123 m at 19.3M"
-    assert len(f"# 10:03:20 left, {longest}") == 80
+    assert console.progress(0, 299_008) == console.progress(0, 299_008, math.nan, 300) == "0/299k"
+    assert console.progress(4096, 10**7, 78.4, 300) == "4096/10M, lasts 78/300 steps"
+    assert console.progress(262_144, 399_360, 66.0, 300, 0.8618) == "262k/399k, lasts 66/300 steps, error .86 m"
+    assert console.progress(262_144, 399_360, 300.0, 300, 0.0121) == "262k/399k, lasts 300/300 steps, error .012 m"
+
+
+@pytest.mark.parametrize("total", [4096, 399_360, 3_000_000, 12_345_678, 123_456_789, 5_123_456_789])
+@pytest.mark.parametrize("longest", [150, 300, 1000])
+@pytest.mark.parametrize("left", [9, 3600, 100 * 3600 - 1])
+def test_of_80_columns_the_bar_has_20_at_every_time(total, longest, left):
+    """The line is made as tqdm makes it. Where all of it is long, it goes without a word."""
+    (form,) = re.findall('bar_format="(.*?)"', inspect.getsource(Run.begin))
+    for done in (0, total // 100, total // 3, total - 1):
+        for length in (math.nan, 3.2, longest / 2, float(longest)):
+            for error in (math.nan, 0.0123, 0.0996, 0.862, 1.234):
+                text = console.progress(done, total, length, longest, error)
+                elapsed = left * done / max(total - done, 1)
+                line = tqdm.format_meter(done, total, elapsed, ncols=80, bar_format=form, prefix=text)
+                assert len(line) == 80 and len(line.split(" left, ")[0].rpartition(" ")[0]) >= 20, line
 
 
 def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
@@ -171,8 +196,25 @@ def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
     progress = {"iteration": 0, "samples": 0, "metrics": {}}
     now = time.monotonic()
     args = args_of(episode_steps=300)
-    run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=(now, 0), bar=MagicMock(), args=args)
-    run.iterations, run.judged = 2, ""
+    run = SimpleNamespace(progress=progress, batch=64, counted=now - 2, told=(now, 0, 9), bar=MagicMock(), args=args)
+    run.bar.total = 128
     Run.count(run, 1, {"episode/length": 1.0}, "")
     assert 0 < run.rate <= 32 and progress["samples"] == 64
-    run.bar.set_description_str.assert_called_once_with("64/128 samples, episode 1/300 steps", refresh=False)
+    run.bar.set_description_str.assert_called_once_with("64/128, lasts 1/300 steps", refresh=False)
+
+
+def test_where_there_is_no_bar_the_first_line_comes_early(monkeypatch, capsys):
+    """A run of 40 s says something: after 10 s, then each minute."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress = {"iteration": 0, "samples": 0, "metrics": {}}
+    run = SimpleNamespace(progress=progress, batch=100, counted=0.0, told=(0.0, 0, console.PAUSES[0]), bar=MagicMock())
+    run.args, run.rank, run.bar.total, run.bar.disable = args_of(episode_steps=300), 0, 15_000, True
+    run._tell = lambda text: Run._tell(run, text)
+    said = []
+    for second in range(1, 150):
+        clock[0] = float(second)
+        Run.count(run, second, {"episode/length": 5.0}, "")
+        said += [second] * bool(err := capsys.readouterr().err)
+        assert not err or err.endswith(", lasts 5/300 steps, 100 samples/s\n")
+    assert said == [10, 70, 130]

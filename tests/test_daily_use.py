@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -157,19 +158,26 @@ def test_an_evaluation_says_that_the_clip_is_another_one(run_script, root, tmp_p
     """Under the same name, or one that is typed; what has only moved is the same."""
     shutil.copy(str(tmp_path / "clip.npz"), str(tmp_path / "moved.npz"))
     shutil.copy(str(root / "motions/run.npz"), str(tmp_path / "clip.npz"))
+    shutil.copy(str(tmp_path / "clip.npz"), str(tmp_path / "other.npz"))
     shutil.copy(str(root / "motions/humanoid.xml"), str(tmp_path / "heavier.xml"))
     with open(str(tmp_path / "heavier.xml"), "a") as file:
         file.write("<!-- another -->")
     flags = (*QUICK, "--evaluate", "--checkpoint", begun)
+    kept = "motions/humanoid.xml"
     for typed, said in (
-        ((), "motion"),
-        (("--motion-file", "moved.npz"), ""),
-        (("--motion-file", "moved.npz", "--character-file", "heavier.xml"), "character"),
+        ((), ("motion", "clip.npz now, clip.npz then")),
+        (("--motion-file", "other.npz"), ("motion", "other.npz now, clip.npz then")),
+        (("--motion-file", "moved.npz"), ()),
+        (
+            ("--motion-file", "moved.npz", "--character-file", "heavier.xml"),
+            ("character", f"heavier.xml now, {kept} then"),
+        ),
     ):
         result = run_script(SCRIPT, *flags, *typed)
         assert result.code == 0 and "pose_error_m" in result.out, result.err
         lines = [line for line in result.err.splitlines() if "is not what the checkpoint was trained on" in line]
-        assert lines == [f"the {said} data is not what the checkpoint was trained on"] * bool(said)
+        start = "warning: the {} data is not what the checkpoint was trained on: {}"
+        assert lines == ([start.format(*said)] if said else [])
 
 
 def test_a_clip_that_has_moved_and_a_resume_of_the_checkpoint_itself(run_script, tmp_path, begun):
@@ -182,11 +190,12 @@ def test_a_clip_that_has_moved_and_a_resume_of_the_checkpoint_itself(run_script,
 
 
 def test_a_script_that_has_changed_is_said_and_kept(run_script, root, tmp_path, begun, monkeypatch):
-    first = (begun / SCRIPT).read_bytes()
+    first = (begun / "code" / SCRIPT).read_bytes()
     monkeypatch.setattr(training_run, "read_file", lambda path: b"another")
     result = run_script(SCRIPT, "--no-cuda", "--resume", begun, "--total-timesteps", 64)
     assert result.code == 0 and result.err.count("the script has changed since the run began") == 1
-    assert (begun / SCRIPT).read_bytes() == first and list(begun.glob(f"resumed_*_{SCRIPT}"))
+    assert (begun / "code" / SCRIPT).read_bytes() == first and list(begun.glob(f"code/resumed_*_{SCRIPT}"))
+    assert list(begun.glob("*.py")) == []
 
 
 @pytest.mark.parametrize("option", ["--resume", "--checkpoint"])
@@ -289,7 +298,8 @@ def test_signals_end_a_run_in_good_order(root, tmp_path):
         assert process.returncode == kinds[name][0], (name, err)
         assert "Traceback" not in err and err.count("finishing this iteration, then saving") == 1
         run = run_of(tmp_path / name).relative_to(tmp_path / name)
-        assert out.splitlines()[-1].endswith(f"python {SCRIPT} --resume {run}")
+        assert out == "" and err.splitlines()[-1] == f"python {root / SCRIPT} --resume {run}"
+        assert re.fullmatch(r"stopped after [\d,]+ samples; to go on:", err.splitlines()[-2])
 
 
 def test_signals_that_come_at_once_are_one(signals, capfd):
@@ -420,7 +430,7 @@ def test_a_copy_under_another_name_and_a_runs_own_copy(run_script, root, tmp_pat
     shutil.copy(str(root / "pretrained/walk.pt"), str(tmp_path / "elsewhere/walk.pt"))
     command = [sys.executable, "../copy/my_amp.py", "--evaluate", "--checkpoint", "walk.pt", *map(str, QUICK)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-    own = [sys.executable, str(begun / SCRIPT), *TINY]
+    own = [sys.executable, str(begun / "code" / SCRIPT), *TINY]
     both = [subprocess.Popen(x, cwd=str(tmp_path / "elsewhere"), **pipes) for x in (command, own)]
     for process in both:
         out, err = process.communicate()
@@ -439,7 +449,7 @@ def test_code_in_an_odd_folder_is_copied_too(root, tmp_path):
     os.symlink(root / "motions", home / "motions")
     err = start(home, tmp_path, *TINY).communicate()[1]
     imported = {path.name for path in home.glob("*.py")} - {HEADING, "course.py"}
-    assert imported <= {path.name for path in run_of(tmp_path).glob("*.py")}, err
+    assert imported <= {path.name for path in run_of(tmp_path).glob("code/*.py")}, err
 
 
 # ---- Numbers ----

@@ -332,7 +332,8 @@ def test_both_stop_after_a_signal_and_go_on_exactly(root, tmp_path, pair):
         os.kill(pid, signal.SIGTERM)
     out, err = finish(process, code=1)
     run = only_run(tmp_path)
-    assert out.splitlines()[-1].endswith(f"{SCRIPT} --resume {run.relative_to(tmp_path)}") and out.count("stopped") == 1
+    assert out == "" and err.count(" samples; to go on:\n") == 1
+    assert err.count(f"{SCRIPT} --resume {run.relative_to(tmp_path)}\n") == 2  # at the start, and now
     assert faults(err) == [] and no_traceback_of_ours(err)
     assert BATCH * 10 <= load(run / "latest.pt")["progress"]["samples"] < BATCH * ITERATIONS
     command = [root / SCRIPT, "--resume", run.relative_to(tmp_path)]

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -52,12 +53,12 @@ def tiny(root, script, **changes):
 
 
 def differences(one, two, path=""):
-    """Where two checkpoints are not bit for bit the same."""
+    """Where two checkpoints are not bit for bit the same, but for the seconds that it took."""
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, two) else [path]
     if isinstance(one, dict) and isinstance(two, dict):
         found = [f"{path}/{key}" for key in one.keys() ^ two.keys()]
-        for key in one.keys() & two.keys():
+        for key in (one.keys() & two.keys()) - {"seconds"}:
             found += differences(one[key], two[key], f"{path}/{key}")
         return found
     if isinstance(one, (list, tuple)):
@@ -137,7 +138,7 @@ def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(
     else:
         assert process.returncode == 128 + number, err
         assert err.count("finishing this iteration, then saving") == 1
-        assert out.splitlines()[-1].endswith(f"{script} --resume {run.relative_to(tmp_path)}")
+        assert out == "" and err.splitlines()[-1].endswith(f"{script} --resume {run.relative_to(tmp_path)}")
     before = load(run / "latest.pt")["samples"]
     assert BATCH * 4 <= before < BATCH * 24
     write_late_points(run, before)
@@ -207,6 +208,24 @@ def test_what_is_typed_with_resume_goes_before_the_options_of_the_run(run, run_s
 
 
 @needs_mujoco
+@pytest.mark.parametrize("before", [600.0, None])
+def test_minutes_before_an_interruption_count(run, run_script, before):
+    """As its samples do; a run that an older version of the script has begun has not kept them."""
+    content = load(run / "latest.pt")
+    assert 0 < content["progress"]["seconds"] < 600
+    content["progress"]["seconds"] = before
+    if before is None:
+        del content["progress"]["seconds"]
+    torch.save(content, run / "latest.pt")
+    result = run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 25)
+    assert result.code == 0, result.err
+    minutes = float(re.search(r"trained for (\d+\.\d) minutes;", result.err).group(1))
+    took = load(run / "latest.pt")["progress"]["seconds"]
+    assert (before or 0) < took and minutes * 60 == pytest.approx(took, abs=10)
+    assert (minutes >= 10.0) == bool(before)
+
+
+@needs_mujoco
 def test_a_discount_that_is_typed_takes_effect(run, run_script, tmp_path):
     """As for every option that the loop reads: the first update after it is another one."""
     shutil.copytree(run, tmp_path / "other")
@@ -253,7 +272,7 @@ def test_what_cannot_be_resumed(tmp_path, run, run_script):
     shutil.copy(run / "best.pt", run / "latest.pt")
     refused(run_script(SCRIPT, "--resume", run, *longer), "no processes")
     (run / "latest.pt").write_bytes(data[: len(data) // 2])
-    refused(run_script(SCRIPT, "--resume", run, *longer), "latest.pt: not a checkpoint of this script")
+    refused(run_script(SCRIPT, "--resume", run, *longer), "latest.pt: damaged or incomplete; copy or download")
     torch.save({**content, "processes": content["processes"] * 2}, run / "latest.pt")
     refused(run_script(SCRIPT, "--resume", run, *longer), "2 processes")
     torch.save({**content, "args": {**content["args"], "old_option": 1}}, run / "latest.pt")
@@ -314,7 +333,7 @@ def test_a_script_that_has_changed_is_kept_beside_the_first(run, run_script, roo
     torch.save({**content, "data": {**content["data"], "script": "another"}}, run / "latest.pt")
     result = run_script(SCRIPT, "--resume", run, "--total-timesteps", BATCH * 25)
     assert result.code == 0 and result.err.count("the script has changed") == 1
-    (copy,) = run.glob(f"resumed_*_{SCRIPT}")
+    (copy,) = run.glob(f"code/resumed_*_{SCRIPT}")
     assert copy.read_bytes() == (root / SCRIPT).read_bytes()
 
 
@@ -343,7 +362,7 @@ def test_the_best_policy_can_be_evaluated(alone, run_script, tmp_path):
 
 
 @needs_mujoco
-def test_a_run_that_finds_no_better_policy_ends_with_its_best(run, run_script):
+def test_a_run_that_finds_no_better_policy_ends_with_its_best(run, run_script, root):
     """The one of before it went on: its figures, its page, its command."""
     content = load(run / "latest.pt")
     content["progress"]["best"] = 1e9
@@ -357,19 +376,21 @@ def test_a_run_that_finds_no_better_policy_ends_with_its_best(run, run_script):
     _, shown = sorted(run.glob("best_2*"))  # the first is of the run that went before
     assert json.loads((shown / "figures.json").read_text())["figures"] == pytest.approx(figures(result), rel=1e-3)
     command = result.out.splitlines()[0]
-    assert command == f"python {SCRIPT} --evaluate --checkpoint {run}/best.pt --seed 1005"
+    assert command == f"python {root / SCRIPT} --evaluate --checkpoint {run}/best.pt --seed 1005"
 
 
 def test_a_score_that_is_no_number_is_no_best_one(tmp_path):
     """But the first policy is kept, whatever its score."""
     kept = []
-    run = SimpleNamespace(folder=str(tmp_path), args=SimpleNamespace(capture_video=False), text="", bar=MagicMock())
+    run = SimpleNamespace(folder=str(tmp_path), args=SimpleNamespace(capture_video=False), bar=MagicMock())
+    run.shown = (64, 128, 5.0, 300)
     run.progress = {"iteration": 1, "samples": 64, "best": -1e30}
     run.attempt, run._write, run._tell = lambda *x: kept.append(run.progress["best"]), None, print
+    result = evaluation.Result({}, [], torch.zeros(1, 14), {})
     for score in (math.nan, math.nan, 2.0, math.nan, 1.0, 3.0):
-        training_run.Run.keep_best(run, score, ({}, []), {})
+        training_run.Run.keep_best(run, score, result, {})
         (tmp_path / "best.pt").touch()
-    assert kept == [-1e30, 2.0, 3.0] and run.best == (64, ({}, []))
+    assert kept == [-1e30, 2.0, 3.0] and run.best == (64, result)
 
 
 @needs_mujoco
@@ -617,4 +638,4 @@ def test_a_signal_in_the_last_iteration_finds_a_run_that_is_complete(root, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
     assert n == last
     out, err = capsys.readouterr()
-    assert "stopped after" not in out and "\npython " in f"\n{out}" and " minutes; " in err
+    assert "stopped after" not in err and "\npython " in f"\n{out}" and " minutes; " in err

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -114,8 +115,8 @@ def trained(root, tmp_path_factory):
         assert process.returncode == 0, err
         run = only_run(folder)
         runs.append((run, out, err))
-        for path in (*run.glob("*.py"), *run.glob("*/*.*")) if home == root else ():
-            copy = second / path.relative_to(run)
+        for path in run.glob("code/**/*.*") if home == root else ():
+            copy = second / path.relative_to(run / "code")
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(path.read_bytes())
     return runs
@@ -136,7 +137,8 @@ def test_what_a_training_writes(trained, root):
     sources = {path.name for path in root.glob("*.py")} - {"amp_ppo_heading.py", "course.py"}
     shown = the_evaluation(run, "best")
     names = {path.name.split(".out.")[0] for path in run.iterdir()}
-    assert names == {"args.json", "events", "latest.pt", "best.pt", "simulators", "motions"} | sources | {shown.name}
+    assert names == {"args.json", "events", "latest.pt", "best.pt", "code", shown.name}
+    assert {path.name for path in (run / "code").iterdir()} == {"simulators", "motions"} | sources
     assert sorted(path.name for path in shown.iterdir()) == ["figures.json", "pose_error.png", "rollouts"]
     assert len(list((shown / "rollouts").iterdir())) == 2
     for source in (
@@ -145,7 +147,7 @@ def test_what_a_training_writes(trained, root):
         *(f"motions/{path.name}" for path in root.glob("motions/*.py")),
         "motions/view_head.html",
     ):
-        assert (run / source).read_bytes() == (root / source).read_bytes()
+        assert (run / "code" / source).read_bytes() == (root / source).read_bytes()
     assert re.fullmatch(r"walk__num-envs-32-[a-z0-9.-]+__[0-9-]+", run.name)
     saved = json.loads((run / "args.json").read_text())
     assert set(saved["args"]) == {field.name for field in amp.dataclasses.fields(amp.Args)}
@@ -157,7 +159,7 @@ def test_what_a_training_writes(trained, root):
 
 
 @needs_mujoco
-def test_what_stands_on_the_terminal_of_a_training(trained):
+def test_what_stands_on_the_terminal_of_a_training(trained, root):
     """Five short lines, a line an evaluation, for this is no terminal; at the end the best policy: a sentence, where it
     is; on stdout what to type, and JSON."""
     run, out, err = trained[0]
@@ -166,10 +168,11 @@ def test_what_stands_on_the_terminal_of_a_training(trained):
         "walk.npz, imitated by humanoid.xml; simulator mujoco, learning on cpu",
         "a fall is ground contact of any body but right_foot, left_foot",
     ]
-    assert lines[2] == f"runs/{run.name}: the run, all options in args.json"
-    assert lines[3:5] == [
+    script = shlex.quote(str(root / SCRIPT))  # as it was called
+    assert lines[2:5] == [
         "1,280 samples, 32 characters at a time",
-        "Ctrl-C saves and stops; amp_ppo_isaacgym.py --resume FOLDER goes on",
+        "the run is kept in the folder below; Ctrl-C saves and stops; to go on:",
+        f"python {script} --resume runs/{run.name}",
     ]
     number = r"(\d*\.\d+|-)"
     judged = rf" samples, falls \d+ %, error {number} m, speed -?{number} m/s, \d+ samples/s"
@@ -185,7 +188,7 @@ def test_what_stands_on_the_terminal_of_a_training(trained):
     assert lines[-1] == "the same policy on other episodes:"
     assert [line for line in err.splitlines() if len(line) > 80 and run.name not in line] == []
     command, last = out.splitlines()
-    assert command == f"python amp_ppo_isaacgym.py --evaluate --checkpoint runs/{run.name}/best.pt --seed 1003"
+    assert command == f"python {script} --evaluate --checkpoint runs/{run.name}/best.pt --seed 1003"
     told = json.loads((the_evaluation(run, "best") / "figures.json").read_text())["figures"]
     assert json.loads(last) == pytest.approx(told, rel=5e-4) and json.loads(last) != told  # four significant digits
 
@@ -193,9 +196,9 @@ def test_what_stands_on_the_terminal_of_a_training(trained):
 @needs_mujoco
 def test_a_line_a_minute_where_there_is_no_bar(root, run_script, monkeypatch):
     """A minute is made to have no length: a line after each iteration, and that of the evaluation after the last."""
-    monkeypatch.setattr(console, "MINUTE", 0.0)
+    monkeypatch.setattr(console, "PAUSES", (0.0, 0.0))
     done = run_script(SCRIPT, *options(root, total_timesteps=BATCH * 3, eval_interval=0))
-    told = re.findall(r"^(\d+)/192 samples(?:, episode \d+/300 steps)?, \d+ samples/s$", done.err, re.M)
+    told = re.findall(r"^(\d+)/192(?:, lasts \d+/300 steps)?, \d+ samples/s$", done.err, re.M)
     assert (done.code, told) == (0, [str(BATCH * i) for i in (1, 2, 3)])
     assert len(re.findall(rf"^{BATCH * 3} samples, falls ", done.err, re.M)) == 1
 
@@ -219,8 +222,8 @@ def test_the_progress_bar_fits_a_terminal(root, tmp_path):
     said = done.stdout.decode()
     bars = re.findall("[\r\n][^\r\n]* left, [^\r\n]*", said)
     assert bars and max(map(len, bars)) <= 81 and "nan" not in said
-    assert bars[0].endswith("? left, 0/192 samples")
-    assert re.search(r"00:00 left, 192/192 samples(, episode \d+/300 steps)?, error \.\d{3} m at 192$", bars[-1])
+    assert bars[0].endswith("? left, 0/192")
+    assert re.search(r"00:00 left, 192/192(, lasts \d+/300 steps)?, error \d?\.\d{2,3} m$", bars[-1])
     assert "samples/s" not in said  # no line for an evaluation
     assert json.loads(said.splitlines()[-1])["episodes"] == 2
 
@@ -232,8 +235,8 @@ def test_a_run_repeats_itself_from_its_folder(trained):
     commands = [json.loads((folder / "args.json").read_text())["command"] for folder in (run, again)]
     assert commands[0][1:] == commands[1][1:] and commands[0][0] != commands[1][0]
     assert told.splitlines()[-1] == out.splitlines()[-1]
-    one, two = ({path.relative_to(x): path.read_bytes() for path in x.glob("**/*.py")} for x in (run, again))
-    assert one == two
+    one, two = ({path.relative_to(x): path.read_bytes() for path in x.glob("code/**/*.py")} for x in (run, again))
+    assert one == two and len(one) > 15
 
 
 @needs_mujoco
@@ -818,7 +821,8 @@ WORDS = {
     "--resume --seed 2": "--resume: it takes a word",
     "--total-timestep 5": f"--total-timestep: {NONE} Perhaps you meant --total-timesteps. --help shows all.",
     "--xyzzy 4": f"--xyzzy: {NONE} --help shows all.",
-    "walk.npz": f"walk.npz: {NONE} --help shows all.",
+    "foo --seed 1": "unexpected argument foo. --help shows all.",
+    "walk.npz": "unexpected argument walk.npz. --help shows all.",
 }
 
 

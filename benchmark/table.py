@@ -35,6 +35,7 @@ PAPER.update(cartwheel=0.067, roll=0.088, jump=0.083, backflip=0.150)
 LATER = dict(walk=0.028, run=0.088, crawl=0.011, spinkick=0.049, cartwheel=0.043, backflip=0.058)
 # of an evaluation: name -> column
 FIGURES = dict(pose_error_m="pose error [m]", pose_error_unaligned_m="heading not aligned [m]")
+FIGURES.update(unaligned_cycle_m="the same over one cycle [m]")
 FIGURES.update(pose_error_on_clock_m="on the clip's clock [m]", tempo="tempo", ends_standing="end standing")
 DIGITS = dict(tempo=3, ends_standing=2)  # 4 of the others
 STANDING = 0.7  # height of the root above the ground, from which a character stands [m]; in the clips .73 to .96
@@ -172,6 +173,12 @@ def ends_standing(folder: str) -> float:
     return sum(height >= STANDING for height in heights) / len(heights)
 
 
+def cycle(clip: str) -> float:
+    """Length of a clip [s]."""
+    with np.load(os.path.join(ROOT, "motions", f"{clip}.npz")) as file:
+        return (len(file["root_position"]) - 1) / float(file["fps"])
+
+
 def measure(row: Row, own: argparse.Namespace, core: int) -> Iterator[subprocess.Popen]:
     """Train, or go on, and evaluate; yields each process that is to be waited for. Adds the record to own.out."""
     home = os.path.abspath(row.home(own.folder))
@@ -183,6 +190,10 @@ def measure(row: Row, own: argparse.Namespace, core: int) -> Iterator[subprocess
     metrics = last_figures(home, "evaluate")
     if row.clip in ONCE:
         metrics["ends_standing"] = ends_standing(os.path.join(home, folder))
+    else:  # nothing says which way to go: the longer it goes on, the more its heading differs from the clip's
+        short = [*evaluate[:-1], f"{folder}_cycle", "--eval-seconds", f"{cycle(row.clip):.3f}"]
+        yield start(SCRIPT, short, home, core, "evaluate_cycle")
+        metrics["unaligned_cycle_m"] = last_figures(home, "evaluate_cycle")["pose_error_unaligned_m"]
     record = {"clip": row.clip, **record_of(row, home), "evaluation": " ".join(["python", SCRIPT, *evaluate])}
     with open(own.out, "a") as file:
         file.write(json.dumps({**record, "metrics": metrics}) + "\n")

@@ -363,7 +363,7 @@ def description(loaded: Loaded, onnx: str, mjcf: str) -> Dict[str, Any]:
 
 def parse() -> Tuple[argparse.Namespace, List[str]]:
     """The options, and those of the script. Raises InputError."""
-    parser = one_line_parser(description=__doc__, allow_abbrev=False)
+    parser = one_line_parser(description=__doc__)
     parser.add_argument("checkpoint", help="checkpoint (.pt), or folder of a run")
     parser.add_argument("out", metavar="OUT.onnx", help="file to write; OUT.xml and OUT.json stand beside it")
     parser.add_argument("--script", help="script that the checkpoint is of, if it is none of ours")

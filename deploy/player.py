@@ -11,7 +11,7 @@ import mujoco.viewer
 import numpy as np
 import onnxruntime
 
-parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS)  # an error is one line then
+parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS, allow_abbrev=False)  # one-line errors
 parser.add_argument("policy", help="policy.onnx, with policy.xml and policy.json beside it")
 parser.add_argument("--heading", type=float, default=0.0, help="where to go, within 2 s, from +X to the left [deg]")
 parser.add_argument("--speed", type=float, default=1.2, help="how fast [m/s]; both only if the policy is told")

@@ -398,7 +398,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
 
 def parse() -> Tuple[argparse.Namespace, List[str]]:
     """The options, and those of the script. Raises InputError."""
-    parser = one_line_parser(description=__doc__, allow_abbrev=False)
+    parser = one_line_parser(description=__doc__)
     add = parser.add_argument
     add("checkpoint", help="checkpoint (.pt), or folder of a run")
     add("--script", help="script that the checkpoint is of, if it is none of ours")

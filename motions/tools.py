@@ -42,8 +42,10 @@ def refuse(parser: argparse.ArgumentParser, fault: str) -> NoReturn:
 
 
 def one_line_parser(**about: object) -> argparse.ArgumentParser:
-    """An argparse parser of these arguments whose complaints are InputErrors; its own have up to nine lines."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, **about)
+    """An argparse parser of these arguments whose complaints are InputErrors; its own have up to nine lines.
+
+    It takes no option by a part of its name: the next option may have that part, too."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **about)
     parser.error = functools.partial(refuse, parser)
     return parser
 

@@ -162,7 +162,7 @@ def test_the_player_says_that_it_fell(exported, run_script, tmp_path):
 def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
     (tmp_path / "README.md").write_text("# no policy")
     cases = [
-        (["a.onnx", "--stat", "1"], "unrecognized arguments: --stat 1\n"),
+        (["a.onnx", "--star", "1"], "unrecognized arguments: --star 1\n"),
         (["README.md"], "README.md: not an .onnx file; deploy/export.py writes it\n"),
         (["walk"], "walk: there is no policy.onnx of this name; deploy/export.py writes it\n"),
         ([exported / "walk.onnx", "--start", 99], "--start 99: it has 8 states to start from, 0 to 7\n"),

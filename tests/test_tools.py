@@ -8,7 +8,7 @@ from motions.tools import one_line_parser
 
 @pytest.fixture
 def parser():
-    made = one_line_parser(prog="tool", allow_abbrev=False)
+    made = one_line_parser(prog="tool")
     made.add_argument("clip")
     made.add_argument("--layout", choices=("side", "pinned"), help="not --lay")
     made.add_argument("--port", type=int)
@@ -21,6 +21,7 @@ def parser():
     "words, fault",
     [
         ("a --layuot=side", "--layuot: there is no such option. Perhaps you meant --layout."),
+        ("a --layou side", "--layou: there is no such option. Perhaps you meant --layout."),
         ("a --xyz 3", "--xyz: there is no such option."),
         ("a b c", "b: one word too many."),
         ("a --port x", "--port x: it takes a whole number."),

@@ -22,17 +22,19 @@ for name in walk heading; do
         --source "roll-out of pretrained/$name.pt" --license "as the clips it imitates"
 done
 
-"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --start 2
-strip() {  # NAME ROLL-OUT START: one cycle; START, in seconds, is where its movement begins
-    "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --start "$3" --size 960 340 --poses 9
+"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz
+strip() {  # NAME ROLL-OUT [OPTION...]: one cycle
+    roll_out=$2 name=$1
+    shift 2
+    "$python" motions/render.py "$roll_out" "$scratch/$name.png" --compare "motions/$name.npz" --size 960 340 --poses 9 "$@"
 }
 for name in run spinkick cartwheel; do
     "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --out "$scratch/$name"
 done
-strip walk docs/rollouts/walk.npz 2
-strip run "$scratch/run/rollouts/000.npz" 2
-strip spinkick "$scratch/spinkick/rollouts/000.npz" 1.8
-strip cartwheel "$scratch/cartwheel/rollouts/000.npz" 3.6
+strip walk docs/rollouts/walk.npz
+for name in run spinkick cartwheel; do
+    strip "$name" "$scratch/$name/rollouts/000.npz" --legend ""
+done
 "$python" - "$scratch" <<'END'
 import sys
 

@@ -11,12 +11,13 @@ CLIP is any file in the format of motions/README.md: a clip in motions/ or a rol
 roll-out is blue and a clip orange, right limbs dark, left ones light; the picture says so. The way through the clip
 leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a GIF about fifteen frames a
 second, over a floor that leads from its last picture to its first. The poses of a strip are drawn apart, however near
-they were. --commands draws what a roll-out of the heading task was told (see --eval-commands): an arrow, the path
-commanded, the path taken, and a map of both in a corner. A clip that is compared is in the roll-out's phase
-(same_phase), at its place and with its heading, so what differs is the pose. It needs MuJoCo, an OpenGL that draws
-without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r
-requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of
-CPU time; --fast halves that. What takes longer than ten seconds says how long it will be.
+they were, with their times from the first on; it is as high as they need. --commands draws what a roll-out of the
+heading task was told (see --eval-commands): an arrow, the path commanded, the path taken, and a map of both in a
+corner. A clip that is compared is in the roll-out's phase (same_phase), at its place and with its heading, so what
+differs is the pose. If that is much, a warning says so. It needs MuJoCo, an OpenGL that draws without a screen (EGL or
+OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r requirements-motions.txt`. Without
+a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of CPU time; --fast halves that. What
+takes longer than ten seconds says how long it will be.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -65,6 +66,7 @@ COLOURS = {  # of right limbs, left limbs and trunk; "one" is of models that dep
 }
 WHITE = 'builtin="flat" rgb1="1 1 1" rgb2="1 1 1" width="16" height="96"'
 SKY = 'builtin="flat" rgb1=".86 .92 .99" rgb2=".86 .92 .99" width="16" height="96"'
+POSES = 7  # of a strip
 LARGEST = 8192  # picture that is asked of OpenGL [pixels]
 CELLS = 4  # time steps of a compared clip in a frame of the roll-out; its pace is from 1/2 to 2, see same_phase
 # Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves little perspective.
@@ -81,13 +83,21 @@ FAST = dict(fine=1.0)
 SUN, DOWN = (0.10, 0.60, -1.0), (0.0, 0.0, -1.0)
 SHADOWS = ((SUN, 0.36, 0.02), (DOWN, 0.25, 0.10))
 GHOST, OUTLINE = 0.55, (236, 120, 20)  # its opacity, where no figure is, and colour of its outline
+INK = (0.2, 0.22, 0.26)  # colour of what is written, but names
+FEET = 0.07  # what is nearer to the camera is drawn so far below z = 0 [m]
+FRONT = 0.34  # how far below the feet a strip's floor is to be seen at most: it ends 3 m before them [m]
 LIMBS = "right limbs dark, left light"
 GROUPS = ("floor", "figures", "ghost")  # of what is drawn, each by itself if need be
+# pose error that tells of a fall or another clip [m]: fallen walkers have .10 to .15, a walk .10 or more from clips of
+# other motions; roll-outs that go on have up to .065, and ours up to .036
+UNLIKE = 0.1
 APART = 0.45  # between the bodies of two poses in a strip; limbs and heads are larger than their bodies' origins [m]
 BESIDE = 0.75  # the same of two figures in a film, of which neither is to step into the other's shadow [m]
 LINE = 10.0  # from one line that tells how far a film is to the next [s]
 PATTERN = 2.0  # the floor repeats after this [m]
 MAP = 0.36  # height of the map in a film's corner, as a share of the picture's
+AHEAD = 0.6  # of the root's ground point an arrow begins, beyond the feet [m]
+SHAFT, HEAD = 0.07, 0.33  # half an arrow's width, and its head's: also its length [m]
 PATH_STEP = 0.1  # between the points of a path [s]
 TOLD, DONE = (0.05, 0.75, 0.20, 1.0), (0.14, 0.28, 0.50, 1.0)  # colours of the command and of the path taken
 SCENE = """<mujoco>
@@ -200,9 +210,15 @@ def same_phase(motions: ml.MotionLib, poses: Tensor, fps: float) -> Tensor:
 
 
 def poses_there(motions: ml.MotionLib, poses: Poses, fps: float) -> Poses:
-    """The clip in the phase of a roll-out's poses, at its places and with its headings."""
-    time = same_phase(motions, relative_positions(poses[0], poses[1][:, 0]), fps)
-    state = motions.state(torch.zeros_like(time, dtype=torch.long), time)
+    """The clip in the phase of a roll-out's poses, at its places and with its headings; warns if they are unlike."""
+    relative = relative_positions(poses[0], poses[1][:, 0])
+    time = same_phase(motions, relative, fps)
+    first = torch.zeros_like(time, dtype=torch.long)  # and only clip
+    error = float((reference_poses(motions, first, time) - relative).norm(dim=-1).mean())
+    if error > UNLIKE:
+        doubt = f"did it fall, or does it imitate another clip than {motions.files[0]}?"
+        print(f"warning: pose error {error:.2f} m, trained policies have .01 to .06; {doubt}", file=sys.stderr)
+    state = motions.state(first, time)
     turn = ml.quat_from_yaw(ml.heading(poses[1][:, 0]) - ml.heading(state.rotations[:, 0]))
     place = torch.cat((poses[0][:, 0, :2], state.root_position[:, 2:]), 1)
     rotations = torch.cat((ml.quat_multiply(turn, state.rotations[:, 0])[:, None], state.rotations[:, 1:]), 1)
@@ -434,73 +450,131 @@ class Stage:
         there = ghost.any(-1)  # (H, W)
         beside = there & ~figures.any(-1)
         picture[beside] = GHOST * ghost[beside] + (1.0 - GHOST) * picture[beside]
-        width = max(len(picture) // 300, len(picture) // self.size[1])  # a pixel of what comes out, at least
+        width = max(len(picture) // 150, 2 * len(picture) // self.size[1])  # two pixels of what comes out, at least
         inner = [np.roll(there, n, axis) for n in (-width, width) for axis in (0, 1)]
         picture[there & ~np.logical_and.reduce(inner)] = OUTLINE
         return picture
 
     def mark(self, points: np.ndarray, colour: Tuple) -> None:
-        """Put a line through points (n, 2) [m] on the ground into the scene; two points are an arrow."""
-        scene = self.renderer.scene
+        """Put a line through points (n, 2) [m] on the ground into the scene; two points are an arrow, flat on it."""
         kinds = self.mujoco.mjtGeom
-        kind, width = (kinds.mjGEOM_ARROW, 0.04) if len(points) == 2 else (kinds.mjGEOM_CAPSULE, 0.02)
-        height = 0.02 if len(points) == 2 else -0.01  # a line's top alone looks out of the ground: it casts no shadow
-        points = np.pad(points, ((0, 0), (0, 1)), constant_values=height).astype(np.float64)
+        if len(points) == 2:
+            start, tip = points
+            length = float(np.linalg.norm(tip - start))
+            along = (tip - start) / length
+            neck = max(length - HEAD, 0.0)
+            turn = np.array([[along[0], -along[1], 0.0], [along[1], along[0], 0.0], [0.0, 0.0, 1.0]])
+            middle = start + 0.5 * neck * along
+            self.add(kinds.mjGEOM_BOX, [0.5 * neck, SHAFT, 0.001], [*middle, 0.012], turn, colour)
+            # a triangle's right angle is where it stands, and its legs go along its x and y
+            back = np.array([[-1.0, -1.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, math.sqrt(2.0)]]) / math.sqrt(2.0)
+            leg = math.sqrt(2.0) * HEAD
+            self.add(kinds.mjGEOM_TRIANGLE, [leg, leg, 0.0], [*tip, 0.013], turn @ back, colour)
+            return
+        # its top alone looks out of the ground: it casts no shadow
+        points = np.pad(points, ((0, 0), (0, 1)), constant_values=-0.01).astype(np.float64)
         for start, end in zip(points, points[1:]):
-            if scene.ngeom < scene.maxgeom and np.linalg.norm(end - start) > 1e-6:
-                geom = scene.geoms[scene.ngeom]
-                self.mujoco.mjv_initGeom(
-                    geom, kind, np.zeros(3), np.zeros(3), np.zeros(9), np.array(colour, np.float32)
-                )
-                self.mujoco.mjv_connector(geom, kind, width, start, end)
-                scene.ngeom += 1
+            if np.linalg.norm(end - start) > 1e-6:
+                geom = self.add(kinds.mjGEOM_CAPSULE, np.zeros(3), np.zeros(3), np.eye(3), colour)
+                if geom:
+                    self.mujoco.mjv_connector(geom, kinds.mjGEOM_CAPSULE, 0.02, start, end)
+
+    def add(self, kind: int, size: Sequence[float], place: Sequence[float], turn: np.ndarray, colour: Tuple) -> Any:
+        """Put a shape into the scene -> it, or None if the scene is full."""
+        scene = self.renderer.scene
+        if scene.ngeom == scene.maxgeom:
+            return None
+        geom = scene.geoms[scene.ngeom]
+        size, place = np.array(size, np.float64), np.array(place, np.float64)
+        self.mujoco.mjv_initGeom(geom, kind, size, place, turn.ravel(), np.array(colour, np.float32))
+        scene.ngeom += 1
+        return geom
 
 
-def write_on(image: Any, lines: Sequence[Tuple[str, str]]) -> None:
-    """Write lines (text, who as in COLOURS, or "told", "done", "") into the upper left corner of a picture of PIL."""
-    from PIL import ImageDraw, ImageFont
+def font_of(height: int) -> Any:
+    """What is written with, in a picture or a row of a strip of this height [pixels]."""
+    from PIL import ImageFont
 
-    height = max(image.size[1] // 26, 11)
-    font = ImageFont.load_default(height)
+    return ImageFont.load_default(max(height // 26, 11))
+
+
+def write_on(image: Any, lines: Sequence[Tuple[str, str]], font: Any) -> None:
+    """Write lines (text, who as in COLOURS, or "told", "done", "") into the upper left corner of a picture of PIL.
+
+    All digits are as wide as the widest: a line in which they change stays where it is."""
+    from PIL import ImageDraw
+
+    pen = ImageDraw.Draw(image)
+    digit = max(map(font.getlength, "0123456789"))
     for n, (text, who) in enumerate(lines):
-        shade = {"told": TOLD, "done": DONE, "": (0.2, 0.22, 0.26)}.get(who)
+        shade = {"told": TOLD, "done": DONE, "": INK}.get(who)
         shade = shade or [float(x) for x in COLOURS[who][2].split()]
         colour = tuple(int(200 * x) for x in shade[:3])
-        ImageDraw.Draw(image).text((height, (0.7 + 1.35 * n) * height), text, colour, font)
+        x, y = font.size, (0.7 + 1.35 * n) * font.size
+        for part in re.findall(r"\d|\D+", text):
+            width = font.getlength(part)
+            room = digit if part.isdigit() else width
+            pen.text((x + 0.5 * (room - width), y), part, colour, font)
+            x += room
+
+
+def write_times(image: Any, places: Sequence[float], times: Sequence[float], font: Any) -> None:
+    """Write times [s] along the lower edge of a picture of PIL, about these places [pixels], as many as have room."""
+    from PIL import ImageDraw
+
+    texts = [f"{time:.2f} s" for time in times]
+    gap = min(np.diff(places), default=math.inf)
+    every = math.ceil(1.15 * max(map(font.getlength, texts)) / gap)
+    colour = tuple(int(200 * x) for x in INK)
+    for text, place in list(zip(texts, places))[:: max(every, 1)]:
+        ImageDraw.Draw(image).text((place, image.height - 0.35 * font.size), text, colour, font, "ms")
 
 
 def strip(
-    character: Character, poses: Poses, other: Optional[Poses], size: Size, names: Sequence[str], apart: float
-) -> bytes:
-    """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above.
+    character: Character,
+    poses: Poses,
+    other: Optional[Poses],
+    size: Size,
+    names: Sequence[str],
+    times: Sequence[float],
+    legend: str = LIMBS,
+) -> Tuple[bytes, Size]:
+    """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above -> and its size.
 
-    names: what is written on them, of the poses and of the other's (see name_of); apart: time between poses [s]."""
+    It is lower than `size` if nobody is as high as that. names: what is written on them, of the poses and of the
+    other's (see name_of); times: of the poses (T,), written under them [s]; legend: written beside the first name."""
     rows = [(kind_of(names), poses)] if not other else [("clip", other), ("policy", poses)]
     position, row = in_a_row(torch.cat([p for _, (p, _) in rows], 1))  # (T, 1 or 2 J, 3), so in one scale
-    size = (size[0], size[1] // len(rows))
-    top = top_of(position)
-    wide = max(row, (top + 0.44) * size[0] / size[1])  # as wide as the row, and as high as the tallest pose [m]
-    tall = wide * size[1] / size[0]
-    focus = np.array([0, 0, max(0.5 * top, 0.51 * tall - 0.3)])  # no lower: the floor ends 3 m before them
+    width, height = size[0], size[1] // len(rows)
+    font = font_of(height)
+    margin = min(3.6 * font.size, 0.5 * height)  # for the name above and the times below [pixels]
+    top = float(position[..., 2].max()) + 0.3  # a head above the highest body [m]
+    scale = min(width / row, (height - margin) / (top + FEET))  # pixels in a metre: all are seen
+    height = min(height, round(margin + scale * (top + FEET)))
+    below = min(1.4 * font.size / scale + FEET, FRONT)  # what is seen below z = 0 [m]
+    focus = np.array([0.0, 0.0, 0.5 * height / scale - below])
     pictures = []
     for (who, (_, rotation)), place in zip(rows, position.chunk(len(rows), 1)):
-        stage = Stage(character, [who] * len(place), STRIP, tall, row, size)
+        stage = Stage(character, [who] * len(place), STRIP, height / scale, row, (width, height))
         with stage.renderer, stage.lamp:
             image = stage.image.fromarray(stage.draw(place, rotation, focus))
         name = names[1 if other and who == "clip" else 0]
-        write_on(image, [(f"{name}   {LIMBS}   {apart:.2f} s apart", who)])
+        write_on(image, [(name if pictures else f"{name}   {legend}", who)], font)
         pictures.append(np.asarray(image))
+    write_times(image, 0.5 * width + scale * place[:, 0, 0].numpy(), times, font)
+    pictures[-1] = np.asarray(image)
     file = io.BytesIO()
-    stage.image.fromarray(np.concatenate(pictures)).save(file, "png", optimize=True)
-    return file.getvalue()
+    picture = stage.image.fromarray(np.concatenate(pictures))
+    picture.save(file, "png", optimize=True)
+    return file.getvalue(), picture.size
 
 
 def marks_of(told: Told, way: np.ndarray, t: int, every: int) -> Sequence[Tuple[np.ndarray, Tuple]]:
     """What is drawn on the ground at frame t: the path commanded, the path taken (T, 2) [m] so far, the command."""
     taken = np.concatenate((way[:t:every], way[t : t + 1]))
-    length = max(0.5 * float(told.speed[t]), 0.05)  # half a second of the command
+    length = HEAD + 0.25 * float(told.speed[t])  # its shaft is a quarter of a second of the command
     ahead = length * np.array([math.cos(told.heading[t]), math.sin(told.heading[t])])
-    foot = way[t] + 0.35 * ahead / length
+    foot = way[t] + AHEAD * ahead / length
     marks = [(told.path[::every].numpy(), TOLD), (taken, DONE), (np.stack((foot, foot + ahead)), TOLD)]
     return [(points, colour) for points, colour in marks[:2] if len(points) > 2] + marks[2:]
 
@@ -560,7 +634,7 @@ def film(
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
     top = top_of(position)
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
-    focus = np.full((len(position), 3), 0.45 * top)
+    focus = np.full((len(position), 3), (0.36 if told else 0.45) * top)  # an arrow lies before who comes nearer
     focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
     tall = max(top + 0.5, wide * size[1] / size[0])
@@ -581,7 +655,7 @@ def film(
                 inset = from_above(told, way, t, step, size[1])
                 margin = size[1] // 26
                 image.paste(inset, (size[0] - inset.width - margin, margin))
-            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}", "")])
+            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}", "")], font_of(size[1]))
             yield np.asarray(image)
 
 
@@ -643,15 +717,17 @@ def parse() -> argparse.Namespace:
     add("--commands", metavar="FILE", help="what a roll-out was told, a file of --eval-commands: drawn on the ground")
     add("--fast", action="store_true", help="films with rougher edges, in half the time")
     add("--turn", type=float, default=0.0, help="how far a film's camera turns to the left [degrees] (default 0)")
-    add("--start", type=float, default=0.0, help="first pose [s] (default 0)")
+    begin = "default 0; in a strip that compares, where the clip first begins anew"
+    add("--start", type=float, help=f"first pose [s] ({begin})")
     add(
         "--seconds",
         type=float,
         help="from first to last pose [s]; a loop goes on (default: all; in a strip a stride, or the compared clip)",
     )
-    add("--poses", type=int, default=7, help="how many a strip has (default 7); a film has every frame")
+    add("--poses", type=int, help=f"how many a strip has (default {POSES}); a film has every frame")
     sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif 480 270"
     add("--size", type=int, nargs=2, metavar=("W", "H"), help=f"of the picture [pixels] (default: {sizes})")
+    add("--legend", metavar="TEXT", help="strips: what stands beside the first name (default: which limbs are dark)")
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     args = parser.parse_args()
     args.ending = os.path.splitext(args.out)[1]
@@ -659,6 +735,10 @@ def parse() -> argparse.Namespace:
         raise InputError(f"{args.out}: expected a name that ends in .png (a strip), .mp4 or .gif (a film)")
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
         raise InputError(f"{args.out}: there is no such folder")
+    if args.ending != ".png" and (args.poses, args.legend) != (None, None):
+        raise InputError("--poses and --legend are for strips, .png; a film has every frame")
+    args.poses = POSES if args.poses is None else args.poses
+    args.legend = LIMBS if args.legend is None else args.legend
     if not 1 <= args.poses <= 100 or not (args.seconds is None or args.seconds > 0):
         raise InputError("--seconds has to be positive, --poses from 1 to 100")
     args.size = tuple(args.size or ((1200, 640) if args.compare and args.ending == ".png" else SIZES[args.ending]))
@@ -673,6 +753,19 @@ def parse() -> argparse.Namespace:
     if args.ending == ".mp4" and any(side % 2 for side in args.size):
         raise InputError("--size: width and height of an mp4 have to be even")
     return args
+
+
+def cycle_begins(motions: ml.MotionLib, clip: Clip, character: Character, seconds: float) -> float:
+    """When a roll-out is first where the one clip of `motions`, a loop, begins anew [s]; 0 if less is left then."""
+    if not motions.loop[0]:
+        return 0.0
+    last = len(clip.root_position) - 1
+    position, rotation = poses_of(clip, character, 0, last, last + 1)
+    time = same_phase(motions, relative_positions(position, rotation[:, 0]), clip.fps)
+    cycle = (time / motions.length[0]).floor()
+    begins = (cycle.diff() > 0).nonzero()[:, 0] + 1
+    begins = begins[begins / clip.fps + seconds <= last / clip.fps + 1e-6]
+    return float(begins[0]) / clip.fps if len(begins) else 0.0
 
 
 def strip_seconds(character: Character, clip: Clip, otherwise: float) -> float:
@@ -697,6 +790,8 @@ def main() -> None:
         if still and not args.seconds:
             whole = float(motions.length[0]) if motions else math.inf
             seconds = strip_seconds(character, motions.clips[0] if motions else clip, whole)
+        if args.start is None:
+            args.start = cycle_begins(motions, clip, character, seconds) if still and motions else 0.0
         window(clip, args.start, seconds)  # --start lies in the clip itself
         clip = gone_on(clip, args.clip, character, args.start + seconds)
         first, last = window(clip, args.start, seconds)
@@ -706,8 +801,7 @@ def main() -> None:
         if still:
             shown = np.linspace(0, last - first, args.poses).round().astype(int)
             poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
-            apart = (last - first) / clip.fps / max(args.poses - 1, 1)
-            data = strip(character, poses, other, args.size, names, apart)
+            data, args.size = strip(character, poses, other, args.size, names, shown / clip.fps, args.legend)
         else:
             every = max(round(clip.fps / 15), 1) if args.ending == ".gif" else 1
             told = told_by(args.commands, clip, first, last) if args.commands else None
@@ -726,7 +820,8 @@ def main() -> None:
         shown = f"{args.poses} poses" if still else f"{math.ceil((last - first + 1) / every)} pictures"
         size = f"{args.size[0]} x {args.size[1]}"
         part = " (a stride; --seconds shows more)" if still and not args.seconds and seconds < whole else ""
-        print(f"{args.out}: {(last - first) / clip.fps:.2f} s{part}, {shown}, {size}, {len(data) / 1e6:.2f} MB")
+        begin = f" from {args.start:.2f} s on" if args.start else ""
+        print(f"{args.out}: {(last - first) / clip.fps:.2f} s{begin}{part}, {shown}, {size}, {len(data) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """motions/render.py: strips and films of real clips, read back; what it says when something is missing."""
 
+import functools
 import math
 import os
 import re
@@ -31,7 +32,7 @@ def start(folder, *arguments, **environment):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert not list((folder / "temporary").iterdir())
     done.stderr = re.sub(r"\d+ of \d+ pictures, about \d+ s left\n", "", done.stderr)  # if this machine is slow
-    said = rf"{arguments[1]}: \d+\.\d\d s, \d+ (poses|pictures), \d+ x \d+, \d+\.\d\d MB\n"
+    said = rf"{arguments[1]}: \d+\.\d\d s( from \d+\.\d\d s on)?, \d+ (poses|pictures), \d+ x \d+, \d+\.\d\d MB\n"
     assert re.fullmatch("" if done.returncode else said, done.stdout)
     (folder / "temporary").rmdir()
     return done.returncode, done.stderr.splitlines()
@@ -230,6 +231,32 @@ def test_the_compared_clip_is_where_the_roll_out_is_and_faces_its_way(walk, char
     assert torch.allclose(ml.heading(other[1][:, 0]), ml.heading(poses[1][:, 0]), atol=1e-5)
 
 
+def test_who_is_compared_with_another_clip_is_told(root, walk, character, capsys):
+    """A roll-out, with its own clip, and with another; a fall is as unlike, see UNLIKE."""
+    clip = ml.load_clip(str(root / "docs/rollouts/walk.npz"), character.body_names)
+    poses = render.poses_of(clip, character, 0, 60, 61)
+    render.poses_there(walk, poses, clip.fps)
+    assert capsys.readouterr() == ("", "")
+    render.poses_there(ml.MotionLib(str(root / "motions/cartwheel.npz"), character), poses, clip.fps)
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and re.match(r"warning: pose error 0\.[12]\d m.*cartwheel\.npz\?$", err)
+
+
+def test_a_strip_that_compares_begins_with_the_clip(root, walk, character):
+    """Of a roll-out that was started elsewhere in it, where there is a cycle left; of the clip itself at once."""
+    clip = ml.load_clip(str(root / "docs/rollouts/walk.npz"), character.body_names)
+    start = render.cycle_begins(walk, clip, character, 1.27)
+    first = round(start * clip.fps)
+    assert 0 < start < 1.27
+    poses = render.poses_of(clip, character, first, first + 38, 39)
+    phase = render.same_phase(walk, render.relative_positions(poses[0], poses[1][:, 0]), clip.fps)[0] % walk.length[0]
+    assert min(phase, walk.length[0] - phase) < 0.07
+    assert render.cycle_begins(walk, clip, character, 10.0) == 0.0
+    kick = ml.MotionLib(str(root / "motions/kick.npz"), character)  # it does not loop
+    assert render.cycle_begins(kick, ml.load_clip(kick.files[0], character.body_names), character, 0.1) == 0.0
+    assert render.cycle_begins(walk, ml.load_clip(walk.files[0], character.body_names), character, 1.26) == 0.0
+
+
 @pytest.mark.parametrize("azimuth", [90.0, 120.0])
 def test_two_in_a_film_are_equally_far_away_and_do_not_meet(walk, character, azimuth):
     poses = render.poses_of(ml.load_clip(walk.files[0], character.body_names), character, 0, 38, 39)
@@ -287,6 +314,40 @@ def test_what_a_roll_out_was_told(tmp_path, character):
     np.testing.assert_allclose(later.path[[0, 5, 15]], [[0, 0], [0.5, 0], [0.5, 2]], atol=1e-5)
 
 
+@pytest.mark.parametrize("heading", [0.0, 2.0])
+def test_the_command_is_a_flat_arrow_before_the_feet(heading):
+    """No higher than the path's line, and wider; it points where the command does."""
+    mujoco = pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
+    path = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    told = render.Told(torch.full((3,), heading), torch.full((3,), 1.2), path)
+    way = np.array([[0.0, 0.0], [1.0, 0.5], [2.0, 0.5]])
+    *_, (points, colour) = render.marks_of(told, way, 1, 1)
+    along = np.array([math.cos(heading), math.sin(heading)])
+    assert colour == render.TOLD and (points[0] - way[1]) @ along > 0.5 - 1e-9
+    scene = mujoco.MjvScene(mujoco.MjModel.from_xml_string("<mujoco/>"), 9)
+    stage = SimpleNamespace(mujoco=mujoco, renderer=SimpleNamespace(scene=scene))
+    stage.add = functools.partial(render.Stage.add, stage)
+    render.Stage.mark(stage, points, colour)
+    shaft, head = scene.geoms[: scene.ngeom]
+    assert max(shaft.pos[2] + shaft.size[2], head.pos[2] + head.size[2]) < 0.02 < shaft.size[1] < render.HEAD
+    legs = head.mat.reshape(3, 3)[:, :2] * head.size[:2] + head.pos[:, None]  # the triangle's other two corners
+    assert np.allclose(head.pos[:2], points[1]) and np.allclose(legs[2], head.pos[2])
+    assert np.allclose(legs[:2].mean(1), points[1] - render.HEAD * along, atol=1e-6)
+    assert np.allclose(shaft.pos[:2] + shaft.size[0] * along, points[1] - render.HEAD * along, atol=1e-6)
+
+
+def test_a_line_stays_where_it_is_while_its_digits_change():
+    from PIL import Image
+
+    widths = []
+    for number in ("1.11", "4.84", "7.17"):
+        picture = Image.new("RGB", (200, 40), (255, 255, 255))
+        render.write_on(picture, [(f"{number} m/s|", "")], render.font_of(300))
+        dark = np.asarray(picture).min((0, 2)) < 200
+        widths.append(int(dark.nonzero()[0].max()))
+    assert len(set(widths)) == 1 and 40 < widths[0] < 100
+
+
 def test_the_floor_of_a_gif_has_no_seam():
     """The way from the first picture to the first again is a whole number of patterns."""
     for speed in (0.97, 1.3, 3.5):
@@ -314,7 +375,7 @@ def test_command_path_map_ghost_and_a_camera_that_turns(draw, root, tmp_path):
     maps = shown[:, 3 : 3 + side, 157 - side : 157]
     assert np.median(maps) > 245 and (np.median(plain, axis=(0, 1, 2)) < 240).all()
     assert all(green(picture) == 0 for picture in plain) and all(green(picture[40:]) > 4 for picture in shown)
-    assert hues(plain)[1] == 0.0 and hues(shown[:, 40:])[0] > 0.0003 and hues(shown[:, 40:])[1] > 0.005
+    assert hues(plain)[1] == 0.0 and hues(shown[:, 40:])[0] > 0.0003 and hues(shown[:, 40:])[1] > 0.003
     turned = [np.abs(pictures[0, 60:] - pictures[-1, 60:]).mean() for pictures in (plain, shown)]
     assert turned[1] > 2 * turned[0]
 
@@ -348,6 +409,7 @@ def test_a_ghost_is_an_outline_and_shows_where_no_figure_is(character):
     assert found[30, 15].tolist() == found[30, 40].tolist() == [0, 0, 200]
     assert np.abs(found[30, 55] - [155, 100, 45]).max() <= 1  # .55 of the ghost and .45 of the floor
     assert all(found[at].tolist() == list(render.OUTLINE) for at in ((30, 20), (30, 59), (10, 30), (49, 55)))
+    assert all(found[at].tolist() == list(render.OUTLINE) for at in ((30, 21), (30, 58)))  # two pixels wide
     untouched = found[:, 61:], found[:, :10], found[:10]
     assert all((part == 100).all() for part in untouched)
 
@@ -368,6 +430,22 @@ def test_strip(draw, root):
     assert len(begin) == 5 and not occupied[:5].any() and not occupied[-5:].any()
     for left, right in zip(begin, end):
         assert dark[:, left : right + 1].any() and light[:, left : right + 1].any()
+
+
+def test_a_strip_is_as_high_as_its_poses_need_and_has_their_times(draw, root):
+    """Who crawls is lower than a third of 300 pixels; four times stand under the poses, and none under the clip's."""
+    crawl = root / "motions/crawl.npz"
+    (picture,), _ = draw(crawl, "strip.png", "--poses", 4, "--size", 600, 300)
+    assert picture.shape[1] == 600 and 60 < picture.shape[0] < 110
+    inked = (picture[-12:] < 110).all(-1) & (np.ptp(picture[-12:], axis=-1) < 30)  # (12, 600) dark and grey
+    columns = inked.any(0).nonzero()[0]
+    assert len(columns) > 20 and (np.diff(columns) > 60).sum() == 3
+    (two,), _ = draw(crawl, "two.png", "--poses", 4, "--size", 600, 600, "--compare", crawl, "--legend", "")
+    assert len(two) == 2 * (len(two) // 2) < 220
+    clips = two[len(two) // 2 - 6 : len(two) // 2]
+    assert not ((clips < 110).all(-1) & (np.ptp(clips, axis=-1) < 30)).any()
+    left = (two[5:20] < 200).any((0, 2)).nonzero()[0].max()
+    assert left < (picture[5:20] < 200).any((0, 2)).nonzero()[0].max() - 60  # no words on limbs
 
 
 def test_a_strip_does_not_depend_on_where_the_clip_was_recorded(draw, root, write_clip):
@@ -419,10 +497,14 @@ def test_part_of_a_clip_at_its_own_rate(draw, write_clip):
     assert len(pictures) == 7 and about["fps"] == pytest.approx(24.0)
 
 
-def test_gif(draw, root):
+def test_gif(draw, root, tmp_path):
     """About fifteen frames a second: every second one at 30."""
     pictures, about = draw(root / "motions/walk.npz", "film.gif", *SMALL)
     assert pictures.shape == (20, 90, 160, 3) and about["duration"] in (60, 70) and about["loop"] == 0
+    # its clock has hundredths of a second: 70, 60, 70 ms in turn
+    blocks = re.findall(rb"\x21\xf9\x04.(..).\x00", (tmp_path / "film.gif").read_bytes(), re.DOTALL)
+    times = np.cumsum([int.from_bytes(block, "little") for block in blocks])
+    assert len(times) == 20 and np.abs(times[:-1] - 100 / 15 * np.arange(1, 20)).max() < 0.51
     assert all(mask.any() for mask in limbs(pictures))
     assert np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3)).min() > 1.0
 
@@ -455,6 +537,8 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("film.mp4", ("--compare", "a.npz", "--ghost", "a.npz"), "--ghost and --compare: one of them"),
         ("strip.png", ("--turn", 90), "are for films"),
         ("strip.png", ("--fast",), "are for films"),
+        ("film.mp4", ("--poses", 7), "--poses and --legend are for strips"),
+        ("strip.png", ("--compar", "a.npz"), "--compar: there is no such option"),
         ("film.mp4", ("--turn", "nan"), "--turn: expected degrees"),
         ("film.mp4", ("--commands", "nothing.csv"), "nothing.csv"),
     ],

@@ -28,11 +28,11 @@ strip() {  # NAME ROLL-OUT [OPTION...]: one cycle
     shift 2
     "$python" motions/render.py "$roll_out" "$scratch/$name.png" --compare "motions/$name.npz" --size 960 340 --poses 9 "$@"
 }
-for name in run spinkick cartwheel; do
+for name in run spinkick cartwheel jump roll; do
     "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --out "$scratch/$name"
 done
 strip walk docs/rollouts/walk.npz
-for name in run spinkick cartwheel; do
+for name in run spinkick cartwheel jump roll; do
     strip "$name" "$scratch/$name/rollouts/000.npz" --legend ""
 done
 "$python" - "$scratch" <<'END'
@@ -41,7 +41,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-strips = [np.asarray(Image.open(f"{sys.argv[1]}/{name}.png")) for name in ("walk", "run", "spinkick", "cartwheel")]
+strips = [np.asarray(Image.open(f"{sys.argv[1]}/{name}.png")) for name in ("walk", "run", "spinkick", "cartwheel", "jump", "roll")]
 Image.fromarray(np.concatenate(strips)).save("docs/clips.png", optimize=True)  # one under the other
 END
 # three cycles of 1.27 s: the last picture leads over to the first, and so does the floor

@@ -464,7 +464,7 @@ def test_main_from_a_prompt(root, tmp_path, monkeypatch, signals, word):
     args, _ = prepare(amp, monkeypatch, tmp_path, *options(root, total_timesteps=BATCH * 2, eval_seconds=0.1))
     monkeypatch.setattr(sys, "argv", [word])  # from a prompt, from a pipe, from python -c
     assert len(list(amp.main(args))) == 2
-    assert (only_run(tmp_path) / SCRIPT).exists()
+    assert (only_run(tmp_path) / "code" / SCRIPT).exists()
 
 
 # ---- Films, Weights & Biases ----

@@ -49,6 +49,7 @@ CHECKED = 1000  # states on which that is looked at
 # What the simulated physics depends on, of the arrays of an MjModel by the beginning of their names
 PHYSICS = ("actuator_", "body_", "dof_", "geom_", "jnt_", "qpos0", "qpos_spring")
 LOOKS = ("geom_matid", "geom_rgba")  # but these
+MARK = "checkpoint_sha256"  # by what an MJCF and an ONNX file say which checkpoint they were made from
 LOOK = """<mujoco>
   <visual><headlight ambient="0.45 0.45 0.45" diffuse="0.55 0.55 0.55" specular="0 0 0"/></visual>
   <asset>
@@ -101,6 +102,7 @@ class Loaded(NamedTuple):
     env: Any  # its AMPEnv, STARTS copies on MuJoCo
     policy: Policy
     samples: int  # control steps that it was trained with
+    digest: str  # SHA-256 of the file; all that is exported carries it
 
 
 def import_script(path: str) -> Any:
@@ -164,7 +166,8 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     except AttributeError as error:
         fault = f"more than coordinates and command tell ({error})"
         raise InputError(f"{module.__file__}: what its policy sees needs {fault}") from error
-    return Loaded(module, args, env, policy, content["samples"])
+    digest = hashlib.sha256(read_file(args.checkpoint)).hexdigest()
+    return Loaded(module, args, env, policy, content["samples"], digest)
 
 
 def random_states(policy: Policy, n: int, seed: int = 0) -> Dict[str, np.ndarray]:
@@ -278,6 +281,7 @@ def mjcf_of(loaded: Loaded) -> str:
     control = numbers(loaded.policy.offset.double().numpy())
     for i, (qpos, qvel) in enumerate(zip(*starts(loaded.env))):
         ET.SubElement(keys, "key", name=f"start{i}", qpos=numbers(qpos), qvel=numbers(qvel), ctrl=control)
+    ET.SubElement(ET.SubElement(tree, "custom"), "text", name=MARK, data=loaded.digest)
     ET.indent(tree)
     text = ET.tostring(tree, encoding="unicode") + "\n"
     odd = differences(model, mujoco.MjModel.from_xml_string(text))
@@ -301,11 +305,11 @@ def traced(module: Any) -> Iterator[None]:
         del module.len
 
 
-def onnx_of(policy: Policy) -> bytes:
+def onnx_of(policy: Policy, metadata: Dict[str, str]) -> bytes:
     """The ONNX file of a policy, checked against torch. Raises InputError if the two differ."""
     from simulators import mujoco_model
 
-    import onnx  # noqa: F401  (torch's exporter needs it)
+    import onnx
     import onnxruntime
 
     inputs = random_states(policy, CHECKED)
@@ -318,12 +322,22 @@ def onnx_of(policy: Policy) -> bytes:
         axes = {name: {0: "n"} for name in (*inputs, "targets")}
         # not the newer exporter, which needs onnxscript, and twelve seconds in place of one
         torch.onnx.export(policy, few, buffer, **names, dynamic_axes=axes, opset_version=17, dynamo=False)
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    model = onnx.load_model_from_string(buffer.getvalue())
+    onnx.helper.set_model_props(model, metadata)
+    data = model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, inputs)
     worst = np.abs(found - expected).max()
     if not worst < TOLERANCE:
         raise InputError(f"the exported policy differs from torch's by {worst:.2g} rad; nothing was written")
-    return buffer.getvalue()
+    return data
+
+
+def metadata_of(about: Dict[str, Any]) -> Dict[str, str]:
+    """What the ONNX file repeats of policy.json, for who gets nothing but that file."""
+    metadata = {name: json.dumps(about[name]) for name in ("control_hz", "substeps", "actuators")}
+    metadata[MARK] = about["checkpoint"]["sha256"]
+    return metadata
 
 
 def description(loaded: Loaded, onnx: str, mjcf: str) -> Dict[str, Any]:
@@ -352,9 +366,8 @@ def description(loaded: Loaded, onnx: str, mjcf: str) -> Dict[str, Any]:
     if loaded.policy.commanded:
         inputs["command"] = "(n, 2) double: target heading [rad, world, from +X to the left], target speed [m/s]"
         result["speed_range_m_s"] = list(args.speed_range)
-    digest = hashlib.sha256(read_file(args.checkpoint)).hexdigest()
-    result["checkpoint"] = {"file": os.path.basename(args.checkpoint), "sha256": digest, "kind": loaded.script.KIND}
-    result["checkpoint"]["samples"] = loaded.samples
+    checkpoint = {"file": os.path.basename(args.checkpoint), "sha256": loaded.digest, "kind": loaded.script.KIND}
+    result["checkpoint"] = {**checkpoint, "samples": loaded.samples}
     return result
 
 
@@ -381,9 +394,9 @@ def main() -> None:
         checkpoint = find(args.checkpoint)
         stem = args.out[: -len(".onnx")]
         loaded = load(checkpoint, args.script, tuple(options))
-        files = {args.out: onnx_of(loaded.policy), f"{stem}.xml": mjcf_of(loaded).encode()}
-        text = json.dumps(description(loaded, args.out, f"{stem}.xml"), indent=2)
-        files[f"{stem}.json"] = text.encode() + b"\n"
+        about = description(loaded, args.out, f"{stem}.xml")
+        files = {args.out: onnx_of(loaded.policy, metadata_of(about)), f"{stem}.xml": mjcf_of(loaded).encode()}
+        files[f"{stem}.json"] = json.dumps(about, indent=2).encode() + b"\n"
         inputs = "qpos, qvel, command" if loaded.policy.commanded else "qpos, qvel"
         contents = (f"{inputs} -> PD targets", "the character with its drives", "names, rates, units")
         for (path, data), content in zip(files.items(), contents):

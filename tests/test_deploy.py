@@ -111,7 +111,7 @@ def test_a_difference_in_the_physics_is_found(exported):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_what_the_json_says(loaded, exported, name):
+def test_what_the_files_say(loaded, exported, name, root):
     about = json.loads((exported / f"{name}.json").read_text())
     model = mujoco.MjModel.from_xml_path(str(exported / about["model"]))
     args = loaded[name].args
@@ -120,6 +120,11 @@ def test_what_the_json_says(loaded, exported, name):
     assert about["actuators"] == [model.actuator(i).name for i in range(model.nu)] == model_names(loaded[name])
     assert "right_foot" not in about["fall_bodies"] and "head" in about["fall_bodies"]
     assert about.get("speed_range_m_s") == {"walk": None, "heading": list(getattr(args, "speed_range", ()))}[name]
+    digest = hashlib.sha256((root / f"pretrained/{name}.pt").read_bytes()).hexdigest()
+    metadata = session_of(exported, name).get_modelmeta().custom_metadata_map
+    assert digest == about["checkpoint"]["sha256"] == metadata.pop("checkpoint_sha256")
+    assert {key: json.loads(x) for key, x in metadata.items()} == {key: about[key] for key in metadata}
+    assert set(metadata) == {"control_hz", "substeps", "actuators"} and digest.encode() in model.text_data
 
 
 def model_names(policy):
@@ -131,15 +136,14 @@ def model_names(policy):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_player_walks_as_well_as_the_policy(loaded, exported, name, run_script):
-    """20 s from two of the starts, under different commands, without a fall, as in the policy's own evaluation."""
-    script, args, env, policy, _ = loaded[name]
+    """20 s without a fall, under different commands, as in the policy's own evaluation."""
+    script, args, env, policy, *_ = loaded[name]
     agent = script.Agent(env, args.hidden, args.action_std_log)
     agent.average_actor, agent.obs_norm = policy.actor, policy.norm
     figures = script.evaluate(agent, env, args)[0]
-    for start in (0, 5):
-        command = ["--heading", 30 * start, "--speed", 1.2 + 0.4 * start] if policy.commanded else []
-        options = ["--headless", "--seconds", 20, "--start", start, *command]
-        code, out, err = run_script("deploy/player.py", exported / f"{name}.onnx", *options)
+    commands = [[], ["--heading", 150, "--speed", 3.2]]
+    for command in commands if policy.commanded else [[]]:
+        code, out, err = run_script("deploy/player.py", exported / f"{name}.onnx", "--headless", *command)
         assert (code, err) == (0, "") and out.startswith("20.0 s, ") and out.endswith(", no fall\n")
         assert float(out.split()[2]) > 15.0
     assert figures["fall_rate"] == 0.0
@@ -155,33 +159,36 @@ def test_the_player_says_that_it_fell(exported, run_script, tmp_path):
     (tmp_path / "walk.xml").unlink()
     code, out, err = run_script("deploy/player.py", "walk.onnx", "--headless")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: walk.onnx: ") and "walk.xml" in err
-    code, out, err = run_script("deploy/player.py", "nothing.onnx", "--headless")
-    assert (code, out) == (2, "") and err.startswith("error: nothing.onnx: there is no policy.onnx of this name")
 
 
 def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
     (tmp_path / "README.md").write_text("# no policy")
+    together = "deploy/export.py writes .onnx, .xml and .json, side by side\n"
     cases = [
-        (["a.onnx", "--star", "1"], "unrecognized arguments: --star 1\n"),
-        (["README.md"], "README.md: not an .onnx file; deploy/export.py writes it\n"),
-        (["walk"], "walk: there is no policy.onnx of this name; deploy/export.py writes it\n"),
-        ([exported / "walk.onnx", "--start", 99], "--start 99: it has 8 states to start from, 0 to 7\n"),
-        ([exported / "walk.onnx", "--start", -1], "--start -1: it has 8 states to start from, 0 to 7\n"),
+        (["a.onnx", "--spee", "1"], "unrecognized arguments: --spee 1\n"),
+        (["README.md"], f"README.md: there is no README.md.onnx; {together}"),
+        (["nothing.onnx"], f"nothing.onnx: there is no nothing.onnx; {together}"),
+        (["alone.onnx"], f"alone.onnx: there is no alone.json; {together}"),
         ([exported / "walk.onnx", "--speed", 2], "it takes no commands: leave out --heading and --speed\n"),
-        ([exported / "heading.onnx", "--speed", 5], "--speed 5.0: it learned speeds from 1.0 to 3.5 m/s\n"),
     ]
+    for ending in ("onnx", "xml"):
+        shutil.copy(exported / f"walk.{ending}", tmp_path / f"alone.{ending}")
+    for odd in ("onnx", "xml", "json"):
+        for ending in ("onnx", "xml", "json"):
+            shutil.copy(exported / f"{'heading' if ending == odd else 'walk'}.{ending}", tmp_path / f"{odd}.{ending}")
+        cases.append(([f"{odd}.onnx"], "is of another policy; deploy/export.py writes all three\n"))
     for arguments, fault in cases:
         code, out, err = run_script("deploy/player.py", *arguments, "--headless")
         assert (code, out, err.count("\n")) == (2, "", 1) and "error: " in err and err.endswith(fault)
 
 
 @pytest.mark.parametrize("display", ["", ":77"])  # none, and one that is gone
-def test_the_player_says_that_there_is_no_screen(exported, run_script, monkeypatch, display):
+def test_the_player_walks_where_there_is_no_screen(exported, run_script, monkeypatch, display):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setenv("DISPLAY", display)
     monkeypatch.setattr(sys, "platform", "linux")
-    code, out, err = run_script("deploy/player.py", exported / "walk.onnx", "--seconds", 0.1)
-    assert (code, err) == (0, "") and out.startswith("no screen: no window\n0.1 s, ")
+    code, out, err = run_script("deploy/player.py", exported / "walk.onnx")
+    assert (code, err) == (0, "") and out.startswith("20.0 s, ")
 
 
 def test_the_player_is_small_and_needs_nothing_of_ours(root):
@@ -209,8 +216,12 @@ def test_runs_and_variants(exported, root, run_script, tmp_path):
     written = [line.split(":")[0] for line in out.splitlines()]
     assert (code, err, written[:3]) == (0, "", ["mine.onnx", "mine.xml", "mine.json"])
     assert written[3].endswith("deploy/player.py mine.onnx walks with it")
-    assert (tmp_path / "mine.onnx").read_bytes() == (exported / "heading.onnx").read_bytes()
-    assert (tmp_path / "mine.xml").read_bytes() == (exported / "heading.xml").read_bytes()
+    mine, other = (file.read_bytes() for file in (tmp_path / "run/latest.pt", root / "pretrained/heading.pt"))
+    marks = [hashlib.sha256(file).hexdigest().encode() for file in (mine, other)]
+    for ending in ("onnx", "xml"):  # the same but for the checkpoint's hash
+        text = (tmp_path / f"mine.{ending}").read_bytes()
+        assert text.count(marks[0]) == 1
+        assert text.replace(*marks) == (exported / f"heading.{ending}").read_bytes()
 
 
 def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):

@@ -6,12 +6,13 @@ import * as THREE from "three";
 import { OrbitControls } from "three/examples/jsm/controls/OrbitControls.js";
 
 const LATE = 0.25; // what the machine does not manage beyond this is dropped [s]
-const TURN = 2.0; // by a key that is held [rad/s]
-const FASTER = 1.0; // the same [m/s^2]
+const TURN = Math.PI / 12, FASTER = 0.25; // by a key [rad, m/s]
+const TURN_RATE = 2.0, FASTER_RATE = 1.0; // by a key that is held; the heading turns no faster [rad/s, m/s^2]
+const HOLD = 250; // after that it is held [ms]
 const PUSH = 40.0; // impulse of a push [N s]
 const PUSH_SECONDS = 0.1;
 const REST = 2.0; // how long it lies after a fall [s]
-const ALSO = { j: "ArrowLeft", l: "ArrowRight", i: "ArrowUp", k: "ArrowDown" }; // the keys of deploy/steer.py
+const ARROWS = { ArrowLeft: "j", ArrowRight: "l", ArrowUp: "i", ArrowDown: "k" }; // to the keys of deploy/steer.py
 const COLOURS = { right: 0x2a4667, left: 0x9bb5d4, other: 0x4a7ab2, told: 0x006e19 }; // those of motions/view.py
 // From where the camera looks, ahead, left and up of the character's course: at first, from the side, the front, above [m].
 const VIEWS = [[-2.8, -2.8, 1.0], [0.0, -4.2, 0.0], [4.2, 0.0, 0.0], [0.0, -0.1, 6.0]];
@@ -19,20 +20,24 @@ const PLANE = 0, SPHERE = 2, CAPSULE = 3, BOX = 6; // MuJoCo's mjtGeom
 
 // ---- 1. Loading ----
 
-async function unpacked(name) {
-  const packed = (await fetch(name)).body.pipeThrough(new DecompressionStream("gzip"));
-  return new Response(packed).arrayBuffer();
+async function get(name) {
+  const { body } = await fetch(name);
+  return new Response(name.endsWith(".bin") ? body.pipeThrough(new DecompressionStream("gzip")) : body).arrayBuffer();
 }
 
 async function load() {
-  const text = async (name) => (await fetch(name)).text();
-  const parts = [unpacked("mujoco.bin"), unpacked("onnxruntime.bin"), text("policy.xml"), text("policy.json")];
-  const [physics, runtime, xml, json] = await Promise.all(parts);
+  const names = ["mujoco.bin", "onnxruntime.bin", "policy.onnx", "policy.xml", "policy.json"];
+  const [physics, runtime, ...policy] = await Promise.all(names.map(get));
+  const [onnx, xml, json] = policy.map((file) => new TextDecoder().decode(file));
+  const about = JSON.parse(json);
+  if (![onnx, xml].every((text) => text.includes(about.checkpoint?.sha256))) {
+    throw new Error("policy.onnx, policy.xml and policy.json are not of one policy; deploy/export.py writes all three");
+  }
   ort.env.wasm.numThreads = 1; // more need headers that static hosts do not send
   ort.env.wasm.wasmBinary = runtime;
   const mujoco = await loadMujoco({ wasmBinary: physics });
-  const session = await ort.InferenceSession.create("policy.onnx", { executionProviders: ["wasm"] });
-  return [mujoco, session, xml, JSON.parse(json)];
+  const session = await ort.InferenceSession.create(policy[0], { executionProviders: ["wasm"] });
+  return [mujoco, session, xml, about];
 }
 
 // ---- 2. The physics ----
@@ -49,16 +54,17 @@ class Walker {
     this.speeds = about.speed_range_m_s ?? [0, 0];
     const bodies = about.fall_bodies.map((name) => mujoco.mj_name2id(this.model, mujoco.mjtObj.mjOBJ_BODY.value, name));
     this.falls = new Set(bodies);
+    this.goal = 0.0; // where it is to go [rad, world]
+    this.speed = this.speeds[0]; // that it is told [m/s]
     this.start = -1;
     this.reset();
   }
 
-  reset() {
+  reset() { // but not where it is to go, and how fast
     this.start = (this.start + 1) % this.about.starts;
     this.mujoco.mj_resetDataKeyframe(this.model, this.data, this.start);
     this.mujoco.mj_forward(this.model, this.data); // where the geoms are, which the first picture draws
-    this.heading = 0.0; // that it is told [rad, world]
-    this.speed = this.speeds[0]; // [m/s]
+    this.heading = 0.0; // that it is told, which turns to the goal [rad, world]
     this.steps = 0;
     this.places = [this.data.qpos.slice(0, 2)]; // on the ground, in the last second, from step to step of the policy [m]
     this.owed = 0.0; // time that has passed, but not yet in the physics [s]
@@ -73,6 +79,9 @@ class Walker {
   }
 
   async think() {
+    const most = TURN_RATE / this.about.control_hz;
+    const way = this.goal - this.heading;
+    this.heading += THREE.MathUtils.clamp(Math.atan2(Math.sin(way), Math.cos(way)), -most, most);
     const double = (values) => new ort.Tensor("float64", Float64Array.from(values), [1, values.length]);
     const seen = { qpos: double(this.data.qpos), qvel: double(this.data.qvel) };
     if (this.told) seen.command = double([this.heading, this.speed]);
@@ -104,12 +113,11 @@ class Walker {
   }
 
   fallen() {
-    const body = this.model.geom_bodyid;
     const contacts = this.data.contact; // a copy
     let found = false;
     for (let i = 0; i < contacts.size(); i++) {
       const contact = contacts.get(i);
-      const pair = [body[contact.geom1], body[contact.geom2]];
+      const pair = [contact.geom1, contact.geom2].map((geom) => this.model.geom_bodyid[geom]);
       contact.delete();
       found ||= pair.includes(0) && pair.some((x) => this.falls.has(x)); // body 0 is the world
     }
@@ -128,28 +136,23 @@ function shapeOf(type, [x, y, z]) {
 }
 
 function groundTexture() {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = 256;
+  const canvas = new OffscreenCanvas(256, 256);
   const paint = canvas.getContext("2d");
   for (const [colour, ...square] of [["#f2f4f6", 0, 0, 256, 256], ["#d5dbe2", 0, 0, 128, 128], ["#d5dbe2", 128, 128, 128, 128]]) {
     paint.fillStyle = colour;
     paint.fillRect(...square);
   }
   const texture = new THREE.CanvasTexture(canvas);
-  texture.colorSpace = THREE.SRGBColorSpace;
   texture.wrapS = texture.wrapT = THREE.RepeatWrapping;
   texture.repeat.set(60, 60);
-  texture.anisotropy = 8;
-  return texture;
+  return Object.assign(texture, { colorSpace: THREE.SRGBColorSpace, anisotropy: 8 });
 }
 
 class Stage {
   constructor(walker) {
     this.walker = walker;
     const sky = new THREE.Color(0xdfeaf3);
-    this.scene = new THREE.Scene();
-    this.scene.background = sky;
-    this.scene.fog = new THREE.Fog(sky, 12, 45);
+    this.scene = Object.assign(new THREE.Scene(), { background: sky, fog: new THREE.Fog(sky, 12, 45) });
     this.camera = new THREE.PerspectiveCamera(40, 1, 0.1, 100);
     this.camera.up.set(0, 0, 1);
     this.renderer = new THREE.WebGLRenderer({ antialias: true });
@@ -160,7 +163,6 @@ class Stage {
     this.course = 0.0; // smooth [rad]
     this.look(0);
     this.group = new THREE.Group(); // goes where the character goes
-    this.scene.add(this.group, new THREE.HemisphereLight(0xffffff, 0xb8c0cc, 2.0));
     const sun = new THREE.DirectionalLight(0xffffff, 2.2);
     sun.position.set(-2, -3, 6);
     sun.castShadow = true;
@@ -174,7 +176,7 @@ class Stage {
     this.arrow.add(along(new THREE.ConeGeometry(0.07, 0.2, 24), 0.1));
     this.arrow.visible = walker.told;
     this.group.add(sun, sun.target, this.arrow);
-    this.scene.add(this.ground);
+    this.scene.add(this.group, this.ground, new THREE.HemisphereLight(0xffffff, 0xb8c0cc, 2.0));
     this.geoms = this.meshes();
     addEventListener("resize", () => this.resize());
     this.resize();
@@ -188,8 +190,7 @@ class Stage {
       const name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_BODY.value, model.geom_bodyid[i]);
       const material = new THREE.MeshStandardMaterial({ color: COLOURS[name.split("_")[0]] ?? COLOURS.other, roughness: 0.6 });
       const mesh = new THREE.Mesh(shapeOf(model.geom_type[i], model.geom_size.slice(3 * i, 3 * i + 3)), material);
-      mesh.castShadow = mesh.receiveShadow = true;
-      mesh.matrixAutoUpdate = false;
+      Object.assign(mesh, { castShadow: true, receiveShadow: true, matrixAutoUpdate: false });
       this.scene.add(mesh);
       made.push([i, mesh]);
     }
@@ -198,6 +199,7 @@ class Stage {
 
   resize() {
     this.camera.aspect = innerWidth / innerHeight;
+    this.camera.zoom = Math.min(this.camera.aspect / 1.2, 1.0); // as wide a view where the window is narrow
     this.camera.updateProjectionMatrix();
     this.renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
     this.renderer.setSize(innerWidth, innerHeight);
@@ -236,64 +238,68 @@ class Stage {
 // ---- 4. Keys, and the loop ----
 
 const demo = (globalThis.demo = { walker: null, stage: null, pace: 1.0, pictures: 0 }); // what a test of the page looks at
-const held = new Set();
+const held = new Map(); // key -> since when [ms]
+
+function steer(key, turn, faster) {
+  const { walker } = demo;
+  walker.goal += turn * ((key === "j") - (key === "l"));
+  walker.speed = THREE.MathUtils.clamp(walker.speed + faster * ((key === "i") - (key === "k")), ...walker.speeds);
+}
 
 function press(key) {
-  const walker = demo.walker;
-  if (key === "p") walker.push(2 * Math.PI * Math.random());
+  held.set(key, performance.now());
+  steer(key, TURN, FASTER);
+  if (key === "p") demo.walker.push(2 * Math.PI * Math.random());
   if (key === "m") demo.pace = demo.pace < 1 ? 1.0 : 0.2;
-  if (key === "r") walker.reset();
+  if (key === "r") demo.walker.reset();
   if (key === "v") demo.stage.look((demo.stage.view + 1) % VIEWS.length);
 }
 
 function listen() {
-  const keyOf = ({ key }) => ALSO[key.toLowerCase()] ?? (key.length === 1 ? key.toLowerCase() : key);
+  const keyOf = ({ key }) => ARROWS[key] ?? key.toLowerCase();
   addEventListener("keydown", (event) => {
-    if (event.key.startsWith("Arrow")) event.preventDefault();
+    if (event.key in ARROWS) event.preventDefault();
     if (!event.repeat) press(keyOf(event));
-    held.add(keyOf(event));
   });
   addEventListener("keyup", (event) => held.delete(keyOf(event)));
   addEventListener("blur", () => held.clear());
   for (const button of document.querySelectorAll("button")) {
-    button.hidden = !demo.walker.told && button.dataset.key.startsWith("Arrow");
-    button.addEventListener("pointerdown", () => {
-      press(button.dataset.key);
-      held.add(button.dataset.key);
-    });
-    for (const end of ["pointerup", "pointerleave"]) button.addEventListener(end, () => held.delete(button.dataset.key));
+    const { key } = button.dataset;
+    button.hidden = !demo.walker.told && Object.values(ARROWS).includes(key);
+    button.addEventListener("pointerdown", () => press(key));
+    for (const end of ["pointerup", "pointerleave"]) button.addEventListener(end, () => held.delete(key));
   }
 }
 
-function steer(walker, seconds) {
-  const one = (key, other) => held.has(key) - held.has(other);
-  const [low, high] = walker.speeds;
-  walker.heading += TURN * seconds * one("ArrowLeft", "ArrowRight");
-  walker.speed = Math.min(Math.max(walker.speed + FASTER * seconds * one("ArrowUp", "ArrowDown"), low), high);
+function readout(walker, share) {
+  if (walker.down) return "it fell, and begins anew";
+  const short = (speed) => `${speed.toFixed(1).replace(/^0/, "")} m/s`;
+  const own = walker.places.length > walker.about.control_hz ? short(Math.hypot(...walker.way())) : "-";
+  const pace = share > 0.97 ? "in real time" : `at ${Math.round(100 * share)} % of real time`;
+  return `${own}${walker.told ? `, told ${short(walker.speed)}` : ""}; physics ${pace}`;
 }
 
 async function main() {
   const state = document.getElementById("state");
-  try {
-    demo.walker = new Walker(...(await load()));
-    demo.stage = new Stage(demo.walker);
-  } catch (error) {
-    state.textContent = `It cannot run here: ${error.message ?? error}`;
-    throw error;
-  }
-  const { walker, stage } = demo;
+  const say = (fault) => (state.textContent = `It cannot run here: ${fault.message ?? fault}`);
+  addEventListener("unhandledrejection", (event) => say(event.reason)); // now or later
+  const walker = (demo.walker = new Walker(...(await load())));
+  const stage = (demo.stage = new Stage(walker));
   listen();
-  let last = performance.now();
+  let last = performance.now(), share = 1.0; // of real time, that passes in the physics; over a second
+  document.addEventListener("visibilitychange", () => (last = performance.now())); // a hidden page is not late
   const frame = async (now) => {
-    const seconds = Math.min((now - last) / 1000, LATE) * demo.pace;
+    const passed = Math.max((now - last) / 1000, 0.001); // a picture's time may lie before `last` [s]
+    const seconds = Math.min(passed, LATE) * demo.pace;
+    share += Math.min(passed, 1.0) * (seconds / passed - share);
     last = now;
-    steer(walker, seconds);
+    for (const [key, since] of held) {
+      if (performance.now() - since > HOLD) steer(key, TURN_RATE * seconds, FASTER_RATE * seconds);
+    }
     await walker.advance(seconds);
     stage.draw();
     demo.pictures += 1;
-    const short = (speed) => `${speed.toFixed(1).replace(/^0/, "")} m/s`;
-    const told = walker.told ? `, told ${short(walker.speed)}` : "";
-    state.textContent = walker.down ? "it fell, and begins anew" : short(Math.hypot(...walker.way())) + told;
+    state.textContent = readout(walker, share);
     requestAnimationFrame(frame);
   };
   requestAnimationFrame(frame);

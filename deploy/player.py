@@ -29,8 +29,9 @@ def main():
         digest = session.get_modelmeta().custom_metadata_map.get("checkpoint_sha256", "none")
         if digest != about["checkpoint"]["sha256"] or digest.encode() not in model.text_data:
             raise ValueError("the .xml or .json beside it is of another policy; deploy/export.py writes all three")
-        if "command" not in about["inputs"] and (args.heading != 0.0 or args.speed != 1.2):
-            raise ValueError("it takes no commands: leave out --heading and --speed")
+        low, high = about.get("speed_range_m_s", (1.2, 1.2))  # without commands: the default
+        if not low <= args.speed <= high or (args.heading and "command" not in about["inputs"]):
+            raise ValueError(f"it takes speeds from {low} to {high} m/s" if low < high else "it takes no commands")
     except Exception as error:  # whatever the three libraries raise
         parser.exit(2, f"error: {args.policy}: {' '.join(str(error).split())}\n")
     data = mujoco.MjData(model)
@@ -52,8 +53,7 @@ def main():
             window.sync()
             time.sleep(max(began + 1.0 / about["control_hz"] - time.perf_counter(), 0.0))
     print(f"{data.time:.1f} s, {np.hypot(*data.qpos[:2]):.1f} m away, {'it fell' if fell else 'no fall'}", flush=True)
-    leave = os._exit if window else sys.exit  # the window's thread still draws; ending as usual may hang
-    leave(int(fell))
+    os._exit(int(fell))  # the window's thread still draws; ending as usual may hang
 
 
 if __name__ == "__main__":

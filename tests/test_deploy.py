@@ -169,7 +169,9 @@ def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
         (["README.md"], f"README.md: there is no README.md.onnx; {together}"),
         (["nothing.onnx"], f"nothing.onnx: there is no nothing.onnx; {together}"),
         (["alone.onnx"], f"alone.onnx: there is no alone.json; {together}"),
-        ([exported / "walk.onnx", "--speed", 2], "it takes no commands: leave out --heading and --speed\n"),
+        ([exported / "walk.onnx", "--speed", 2], "it takes no commands\n"),
+        ([exported / "walk.onnx", "--heading", 90], "it takes no commands\n"),
+        ([exported / "heading.onnx", "--speed", 5], "it takes speeds from 1.0 to 3.5 m/s\n"),
     ]
     for ending in ("onnx", "xml"):
         shutil.copy(exported / f"walk.{ending}", tmp_path / f"alone.{ending}")

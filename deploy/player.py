@@ -53,7 +53,7 @@ def main():
             window.sync()
             time.sleep(max(began + 1.0 / about["control_hz"] - time.perf_counter(), 0.0))
     print(f"{data.time:.1f} s, {np.hypot(*data.qpos[:2]):.1f} m away, {'it fell' if fell else 'no fall'}", flush=True)
-    os._exit(int(fell))  # the window's thread still draws; ending as usual may hang
+    (os._exit if window else sys.exit)(int(fell))  # the window's thread still draws; ending as usual may hang
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from motions.tools import one_line, one_line_parser
 PICTURES = 60.0  # a second, at most, that the page is sent; what it draws is the browser's affair
 LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
 PUSH_SECONDS = 0.1  # how long a push takes
+PUSH_SHOWN = 0.5  # how long its arrow is seen, also in slow motion [s]
 TURN = 15.0  # by a key [degrees]
 FASTER = 0.25  # by a key [m/s]
 TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
@@ -53,10 +54,12 @@ TRAIL_SECONDS = 0.1
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
 KEYS = [("P", "push"), ("M", "slow motion"), ("R", "reset"), ("space", "pause")]
-TOLD_KEYS = [("J L", "turn left, right"), ("I K", "faster, slower")]
+TOLD_KEYS = [("J L", "15° left, right"), ("I K", "faster, slower")]
+BUTTONS = {"←": "turn left", "↑": "faster", "↓": "slower", "→": "turn right", "push": "push"}
 MORE = [("V", view.VIEWS), ("G", "hides orange")]
 MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go there")
-LEGEND = "Blue: the policy, and the way it went. Orange: the nearest moment of its clips. Red: touches the ground."
+LEGEND = "Blue: the policy, and the way it went. Orange: the nearest moment of its clips. Red: touches the ground; "
+LEGEND += "the red arrow is a push."
 TOLD_LEGEND = " Green: a second of what it is told."
 
 
@@ -197,10 +200,13 @@ class Controls:
         self.scene = scene
         self.eye = eye
         self.jobs: List[Any] = []  # for the thread of the physics
+        self.blow = (0, 0.0, -math.inf)  # the last push: body, direction [rad, world], when [s]
         self.readout = gui.add_markdown("")
+        buttons = gui.add_button_group("Steer" if told else "Push", [x for x in BUTTONS if told or x == "push"])
+        buttons.on_click(lambda event: self.press(event.target.value))
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, speeds[0], visible=told)
-        self.pace = gui.add_slider("Slow motion", 0.05, 1.0, 0.05, 1.0, hint="1 is real time")
+        self.pace = gui.add_slider("Speed (1 is real time)", 0.05, 1.0, 0.05, 1.0)
         self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 40.0)
         shown = ("Follow", "Nearest clip", "Begin anew after a fall")
         self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
@@ -211,6 +217,21 @@ class Controls:
         gui.add_html(help_of(told))
         self.keys(server, told)
         self.mouse(server, told)
+        server.on_client_connect(lambda _: self.welcome(server))
+
+    def welcome(self, server: Any) -> None:
+        """Let time go on, and show the nearest clip, for a browser that comes alone: as at first."""
+        if len(server.get_clients()) == 1:
+            if not self.playing:
+                self.play_or_pause()
+            self.ghost.value = True
+
+    def press(self, button: str) -> None:
+        """Do what a button says."""
+        jobs = {"turn left": lambda: self.turn(TURN), "turn right": lambda: self.turn(-TURN)}
+        jobs.update({"faster": lambda: self.faster(FASTER), "slower": lambda: self.faster(-FASTER)})
+        jobs["push"] = self.push_somewhere
+        jobs[BUTTONS[button]]()
 
     def keys(self, server: Any, told: bool) -> None:
         """Bind the keys; W, A, S, D, Q, E and the arrows are the camera's."""
@@ -272,6 +293,7 @@ class Controls:
         """Push a body along a direction (3,) of the page, on the ground."""
         along = self.eye.in_world(direction) * [1, 1, 0]
         impulse = self.impulse.value * along / max(np.linalg.norm(along), 1e-6)
+        self.blow = (body, math.atan2(along[1], along[0]), time.perf_counter())
         self.jobs.append(lambda: self.walker.push(body, impulse))
 
     def push_somewhere(self) -> None:
@@ -295,9 +317,10 @@ def help_of(told: bool) -> str:
     return f'<div style="{look}">{table}{legend}</div>'
 
 
-def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any, Tensor, view.Eye]:
-    """The viewer's scene with the character, its trail and the nearest clip; an arrow that shows where it is to go; the
-    way from the character to the nearest clip (3,) [m], which does not swing around in turns; what key V does."""
+def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any, Any, Tensor, view.Eye]:
+    """The viewer's scene with the character, its trail and the nearest clip; an arrow that shows where it is to go, and
+    one of a push; the way from the character to the nearest clip (3,) [m], which does not swing around in turns; what
+    key V does."""
     state = walker.state()
     root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
     rotations = state.rotations.expand(TRAIL + 1, -1, -1)
@@ -316,7 +339,10 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
     arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
     arrow.visible = walker.policy.commanded
-    return scene, arrow, aside, eye
+    line = [[[-0.9, 0.0, 0.0], [-0.15, 0.0, 0.0]]]  # up to the body's side
+    look = dict(shaft_radius=0.03, head_radius=0.07, head_length=0.2, visible=False)
+    blow = server.scene.add_arrows("/world/push", np.array(line, np.float32), view.RED, **look)
+    return scene, arrow, blow, aside, eye
 
 
 def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.Take], Tensor, str]:
@@ -337,27 +363,44 @@ def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.
     return takes, lowest, f"{name}, {short(distance, 3)} m"
 
 
-def readout(walker: Walker, share: float, near: str) -> str:
+def lengthen(trail: np.ndarray, root: np.ndarray, anew: bool) -> np.ndarray:
+    """Let the way that it went, points (TRAIL + 1, 3) [m], end under the root (1, 3) [m], or begin there anew."""
+    spot = root * [1, 1, 0] + [0, 0, 0.01]
+    return np.tile(spot, (TRAIL + 1, 1)) if anew else np.concatenate((trail[1:], spot))
+
+
+def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float, float]) -> None:
+    """Have the arrow point at the middle of the body that was pushed, along the force, if that was just now."""
+    body, direction, moment = pushed
+    visible = time.perf_counter() - moment < PUSH_SHOWN
+    if visible:
+        arrow.position = walker.data.xipos[body + 1]  # body 0 is MuJoCo's world
+        arrow.wxyz = view.yaw(direction)
+    if arrow.visible != visible:
+        arrow.visible = visible
+
+
+def readout(walker: Walker, share: float, near: str, playing: bool = True) -> str:
     """What the page says: its speed and the one it is told, over the last second [m/s], how fast the physics runs
-    (share: of real time), and how near it is."""
+    (share: of real time) if it does, and how near it is."""
     own, _, told = walker.pace()
     speed = f"{short(own)} m/s"
     if walker.policy.commanded:
         speed += f", told {short(told)} m/s"
     pace = "in real time" if share > 0.97 else f"at {100 * share:.0f} % of real time"
-    return f"{speed}  \nphysics {pace}  \nnearest: {near}"
+    return f"{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}"
 
 
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy")
-    scene, arrow, aside, eye = build(server, walker, meshes)
+    scene, arrow, blow, aside, eye = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds, eye)
     nearest = Nearest(walker.env.motions, PICTURES)
     course = 0.0  # of a camera that goes around [rad]
     trail = np.zeros((TRAIL + 1, 3), np.float32)
-    drawn = -1  # when the trail has grown
+    drawn = (-1, True)  # when the trail has grown; whether the page says that it plays
     share = 1.0  # of real time, that passes in the physics; over a second
     last = time.perf_counter()
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
@@ -385,12 +428,13 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
             arrow.position = view.centre_of(takes[:1], 0)
             arrow.wxyz = view.yaw(walker.heading)
             arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
-            if moment != drawn:
-                spot = takes[0].root.numpy() * [1, 1, 0] + [0, 0, 0.01]  # (1, 3) [m]
-                trail = np.concatenate((trail[1:], spot)) if moment > drawn >= 0 else np.tile(spot, (TRAIL + 1, 1))
+            show_push(blow, walker, controls.blow)
+            if moment != drawn[0]:
+                trail = lengthen(trail, takes[0].root.numpy(), anew=not moment > drawn[0] >= 0)
                 scene.paths[0].points = np.stack((trail[:-1], trail[1:]), 1).astype(np.float32)
-                controls.readout.content = readout(walker, share, near)
-                drawn = moment
+            if (moment, controls.playing) != drawn:
+                controls.readout.content = readout(walker, share, near, controls.playing)
+            drawn = (moment, controls.playing)
 
 
 # ---- 3. The command --------------------------------------------------------------------------------------------------

@@ -50,28 +50,4 @@ END
 "$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html
 
 "$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0
-"$python" - <<'END'
-import os
-import shutil
-
-from playwright.sync_api import sync_playwright
-
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-    tab = browser.new_page(viewport={"width": 1100, "height": 640})
-    tab.goto("file://" + os.path.abspath("docs/walk.html") + "?fixedDpr=1")
-    tab.wait_for_function("window.__viserMutable && __viserMutable.nodeRefFromName['/world/centre']")
-    tab.wait_for_timeout(1000)
-    number = tab.locator("input[type=text]").first
-    tab.keyboard.press("Space")  # as long as it plays, it runs over what is typed
-    tab.locator("button .tabler-icon-player-play-filled").wait_for()
-    tab.wait_for_timeout(1000)
-    number.fill("3.2")  # seconds
-    tab.wait_for_function("Math.abs(document.querySelector('[role=slider]').getAttribute('aria-valuenow') - 3.2) < 0.01")
-    tab.add_style_tag(content=".mantine-Notifications-root {display: none}")  # that there is no graphics card
-    tab.wait_for_timeout(8000)
-    tab.screenshot(path="docs/view.png")
-    browser.close()
-END
-"$python" docs/steer_picture.py
+"$python" docs/page_pictures.py

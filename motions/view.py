@@ -83,21 +83,38 @@ LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that sl
 FILE_RATE = 60.0  # frames per second in a file, at most
 STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
 REST = 1.0  # how long an end stays before it starts again [s]
+PANEL = 340  # width of the page's panel, with a margin [pixels]; in windows of up to NARROW it stands at the bottom
+NARROW = 576
+HEAD = "what is what, keys"  # of the panel
 # Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
-# where its panel stands at the bottom, as it does on narrow screens, a click on its head folds it. Only once: the
-# server may come again.
-ROOM = """if (!window.tidied) {
-  window.tidied = true;
+# where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
+# head folds it. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
+# into the middle of that. Only once: the server may come again.
+ROOM = """if (!window.lookFrom) {
+  const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
+  const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";
   const look = ".mantine-Notifications-root, .mantine-Slider-mark {display: none !important}"
-    + ".mantine-Slider-markLabel {margin-top: 4px} .mantine-Slider-root {margin-bottom: 4px}";
+    + ".mantine-Slider-markLabel {margin-top: 4px} .mantine-Slider-root {margin-bottom: 4px}"
+    + sheet + " {max-height: 42vh !important; overflow-y: auto !important; max-width: 100vw}"
+    + head + "::after {content: '▴'; margin-left: 0.6em}" + head + ":has(button)::after {content: '▾'}";
   document.head.insertAdjacentHTML("beforeend", `<style>${look}</style>`);
   let tries = 0;
   const wait = setInterval(() => {
-    const panels = [...document.querySelectorAll(".mantine-Paper-root")];
-    const panel = panels.find(one => one.style.position === "fixed" && one.style.bottom === "0px");
-    if (panel || ++tries > 50) clearInterval(wait);
-    if (panel) panel.querySelector("[style*='cursor: pointer']").click();
+    const fold = document.querySelector(head);
+    if (fold || ++tries > 50) clearInterval(wait);
+    if (fold) fold.click();
   }, 100);
+  const free = () => innerWidth > NARROW ? innerWidth - PANEL : innerWidth;
+  let breadth = 0, far = 1;
+  const fit = base => {
+    const {cameraControl, camera} = window.__viserMutable, before = far;
+    const room = Math.max(free() / 2 - NAME_WIDTH, free() / 10);  // to each side [pixels]
+    far = Math.max(breadth * innerHeight / 2 / room, 1);
+    cameraControl.dollyTo((base || cameraControl.distance / before) * far, false);
+    camera.setViewOffset(innerWidth, innerHeight, (innerWidth - free()) / 2, 0, innerWidth, innerHeight);
+  };
+  window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
+  addEventListener("resize", () => fit());
 }"""
 LAYOUTS = {
     "side": "side by side, each file as it begins; who leaves the first one is kept beside it",
@@ -281,7 +298,7 @@ class Scene(NamedTuple):
     centre: Any  # an invisible node that goes where the characters go, and turns as the first one's course does
     bodies: List[List[Any]]  # C lists of J meshes
     skins: List[Dict[int, Any]]  # C times, by body: the red skin of each that ever touches the ground
-    labels: List[Any]  # C names, none if pinned, in no node that moves: the page draws a parent's motion later
+    labels: List[Any]  # C names, none if over each other, in no node that moves: the page draws a parent's motion later
     paths: List[Any]  # C lines on the ground, one if pinned
     ground: Any  # the grid
     arrow: Any = None  # what the first one is told
@@ -354,10 +371,9 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         touching = take.touching.any(0).nonzero()[:, 0].tolist()
         look = dict(color=RED, visible=False, cast_shadow=False)
         skins.append({j: scene.add_mesh_simple(f"{names[j]}/red", *red[j], **look) for j in touching})
-        if layout != "pinned":  # where all would be over one head, and the legend says it
-            hue = list(COLOURS)[i % len(COLOURS)]
-            text = f"{take.name} ({hue})" if layout == "overlay" else take.name
-            text = take.name.split("/")[-1] if layout == "grid" else text
+        if layout not in ("overlay", "pinned"):  # where all would be over one head, and the legend says it
+            text = take.name.split("/")[-1] if layout == "grid" else take.name
+            text = str(i + 1) if numbered(takes, layout) else text
             labels.append(scene.add_label(f"/name {i}/text", text, anchor="bottom-center"))
         bodies.append(nodes)
         if layout == "grid" or take.held or (i and layout == "pinned"):  # which is on the first one's path
@@ -369,6 +385,11 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         arrow = scene.add_arrows("/world/told", np.array([[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]], np.float32), GREEN)
     aim(server, takes, layout)
     return Scene(world, centre, bodies, skins, labels, paths, ground, arrow, folders)
+
+
+def numbered(takes: List[Take], layout: str) -> bool:
+    """Whether numbers stand over the heads, where names would lie on each other; the legend has both."""
+    return layout in ("side", "beside") and len(takes) > 2
 
 
 def aim(server: Any, takes: List[Take], layout: str) -> None:
@@ -433,14 +454,12 @@ def shifts_of(takes: List[Take], view: View, course: float) -> np.ndarray:
     return shifts
 
 
-def camera_of(takes: List[Take], view: View, far: float = 1.0) -> Tuple[np.ndarray, np.ndarray]:
-    """Where the camera stands and where it looks (3,), (3,) [m], as the characters start; who turns goes along +X.
-
-    far: how many times as far away as usual it is."""
+def camera_of(takes: List[Take], view: View) -> Tuple[np.ndarray, np.ndarray]:
+    """Where the camera stands and where it looks (3,), (3,) [m], as the characters start; who turns goes along +X."""
     turn = 0.0 if view.turns else float(ml.heading(takes[0].rotations[0, 0]))
     axes = np.array([[math.cos(turn), -math.sin(turn), 0.0], [math.sin(turn), math.cos(turn), 0.0], [0.0, 0.0, 1.0]])
     middle = centre_of(takes if view.slot is None else takes[:1], 0) + axes @ [*view.focus, AIM]
-    return middle + far * view.distance * axes @ view.gaze, middle
+    return middle + view.distance * axes @ view.gaze, middle
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -462,15 +481,6 @@ def breadth_of(takes: List[Take]) -> float:
     so much further away that they are seen."""
     start = torch.stack([take.root[0, :2] for take in takes])
     return 0.25 + float((start - start.mean(0)).norm(dim=-1).max())
-
-
-def further(takes: List[Take], width: float, height: float, distance: float = 0.0) -> float:
-    """How many times as far away the camera of a picture of this size [pixels] has to be, so that all are in it.
-
-    distance: of the camera, or as at first [m]."""
-    room = max(0.5 * width - NAME_WIDTH, 0.1 * width)  # to each side [pixels]
-    needed = breadth_of(takes) * 0.5 * height / (math.tan(math.radians(0.5 * FIELD)) * room)  # distance [m]
-    return max(needed / (distance or distance_of(takes)), 1.0)
 
 
 def names_at(character: Character, takes: List[Take], frame: int) -> List[np.ndarray]:
@@ -558,16 +568,17 @@ def legend_of(takes: List[Take], text: str = "", layout: str = "") -> str:
     shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
     dot = f'<div style="padding-left:16px; text-indent:-16px"><i style="background:{{}}; {shape}"></i> {{}}</div>'
     line = dot.replace("height:12px; border-radius:6px", "height:3px; vertical-align:4px")
-    named = takes if len(takes) <= FEW else []  # of more the names over the heads tell
+    numbers = numbered(takes, layout)
+    named = takes if numbers or len(takes) <= FEW else []  # of more the names over the heads tell
     rows = []
     for i, take in enumerate(named):
-        about = f"{take.name}, {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
+        about = f"{i + 1}: " * numbers + f"{take.name}, {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
         rows.append(dot.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(about))))
     right, left = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
     rows.append(dot.format(f"linear-gradient(90deg, {right} 50%, {left} 50%)", "right limbs dark, left limbs light"))
     rows.append(dot.format(f"rgb{RED}", "touches the ground"))
     if layout != "grid":
-        rows.append(line.format(f"rgb{colour_of(0, '')}", "the way it went"))
+        rows.append(line.format(f"rgb{colour_of(0, '')}", "the root's path"))
     if takes[0].told:
         rows.append(line.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
     everyone = ", of all episodes in the line of figures" * ("episode" in text)
@@ -663,12 +674,18 @@ def start_server(host: str, port: Optional[int]) -> Any:
         return viser.ViserServer(host=host, port=number, verbose=False)
 
 
-def entitle(server: Any, title: str) -> None:
-    """Give the page's tab a title, for which viser has no call of its own, and leave room for the figures."""
+def run_script(page: Any, script: str) -> None:
+    """Run a script in the browser of a client, or in all of a server, for which viser has no call of its own."""
     from viser import _messages
 
-    script = f"document.title = {json.dumps(title)};\n{ROOM}"
-    server.gui._websock_interface.queue_message(_messages.RunJavascriptMessage(script))
+    page.gui._websock_interface.queue_message(_messages.RunJavascriptMessage(script))
+
+
+def entitle(server: Any, title: str) -> None:
+    """Give the page's tab a title, and its panel a head, and leave room for the figures."""
+    server.gui.set_panel_label(HEAD)
+    numbers = f"const PANEL = {PANEL}, NARROW = {NARROW}, NAME_WIDTH = {NAME_WIDTH};"
+    run_script(server, f"document.title = {json.dumps(title)};\n{numbers}\n{ROOM}")
 
 
 class Eye:
@@ -685,7 +702,7 @@ class Eye:
         self.now = 0  # which of them
         self.turn = 0.0  # of the world, to the left [rad]
         self.stale = True  # the world does not lie yet as the view has it
-        server.on_client_connect(self.look)
+        server.on_client_connect(lambda _: self.choose(0))
 
     def view(self) -> View:
         """How it looks now."""
@@ -693,17 +710,21 @@ class Eye:
 
     def next(self) -> None:
         """Look from elsewhere."""
-        self.now = (self.now + 1) % len(self.views)
+        self.choose((self.now + 1) % len(self.views))
+
+    def choose(self, number: int) -> None:
+        """Look as this view has it, in all browsers, since all show one world; with a new one it is the first view."""
+        self.now = number
         self.stale = True
         for client in self.server.get_clients().values():
             self.look(client)
 
     def look(self, client: Any) -> None:
         """Put the camera of a browser where the view has it, in a narrow window further away, so that all are seen."""
-        size = client.camera.image_width, client.camera.image_height
-        far = further(self.takes, *size, self.view().distance)
-        # of a browser that is new the camera is still viser's
-        client.camera.position, client.camera.look_at = camera_of(self.takes, self.view(), far)
+        view = self.view()
+        client.camera.position, client.camera.look_at = camera_of(self.takes, view)
+        share = breadth_of(self.takes) / (math.tan(math.radians(0.5 * FIELD)) * view.distance)  # of half the height
+        run_script(client, f"lookFrom({view.distance}, {share})")
 
     def carry(self, root: np.ndarray, course: float) -> None:
         """Move the world so that the first character, root (3,) [m], is where it began; course [rad]."""

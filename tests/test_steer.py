@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,7 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     assert course == pytest.approx(math.pi / 2 - math.atan2(3.0, 25.5))
     walker.reset()
     assert steer.readout(walker, 1.0, "near").startswith(".00 m/s, told 1.50 m/s")
+    assert steer.readout(walker, 1.0, "near", False).split("  \n")[1] == "paused"
     told_nothing = steer.readout(steer.Walker(loaded["walk"]), 0.2, "near").split("  \n")
     assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20 % of real time"
 
@@ -191,7 +193,12 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         time.sleep(1.5)
         passed = (walker.steps - before) * walker.model.opt.timestep
         assert 0.5 < passed / (time.perf_counter() - begin) < 1.1  # a busy machine may drop some
-        controls.turn(-steer.TURN)
+        for button, wish in (("→", -15.0), ("←", 0.0), ("→", -15.0)):
+            controls.press(button)
+            assert controls.heading.value == wish
+        for button, wish in (("↑", 0.25), ("↓", 0.0)):
+            controls.press(button)
+            assert controls.speed.value - controls.speed.min == pytest.approx(wish)
         controls.faster(100.0)
         assert soon(lambda: math.isclose(walker.heading, math.radians(-15.0)) and walker.speed == controls.speed.max)
         here = walker.data.qpos[:2] + controls.scene.world.position[:2]
@@ -226,6 +233,28 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         assert soon(lambda: not controls.scene.bodies[1][0].visible and not controls.scene.labels[1].visible)
         controls.jobs.append(walker.reset)
         assert soon(lambda: walker.steps == 0)
+        # who comes alone finds time going on, and both figures; who comes later what the others have
+        assert "paused" in controls.readout.content
+        for alone in (False, True):
+            controls.welcome(SimpleNamespace(get_clients=lambda alone=alone: {n: None for n in range(2 - alone)}))
+            assert (controls.playing, controls.ghost.value) == (alone, alone)
+        assert soon(lambda: "physics" in controls.readout.content and controls.pause.label == "Pause")
+
+
+def test_a_push_is_seen(walker, monkeypatch):
+    """Half a second long, on the clock of the wall, an arrow ends at the body, and points along the force."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    walker.step()
+    arrow = SimpleNamespace(visible=False)
+    hand = walker.character.body_names.index("left_hand" if "left_hand" in walker.character.body_names else "head")
+    pushed = (hand, math.pi / 2, 100.0)
+    for seconds, visible in ((0.01, True), (0.45, True), (0.55, False)):
+        now[0] = 100.0 + seconds
+        steer.show_push(arrow, walker, pushed)
+        assert arrow.visible == visible
+    assert np.allclose(arrow.wxyz, [math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)])  # along +Y
+    assert np.allclose(arrow.position, walker.data.xipos[hand + 1])
 
 
 def test_it_begins_anew_after_a_fall(loaded, monkeypatch):
@@ -253,6 +282,9 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         assert soon(lambda: controls.heading.value == 30.0 and controls.speed.value == 1.25)
         tab.keyboard.press("p")
         assert soon(lambda: len(pushes) == 1)
+        body, direction, _ = controls.blow
+        along = np.array([math.cos(direction), math.sin(direction), 0.0])
+        assert body == pushes[0][0] and np.allclose(controls.impulse.value * along, pushes[0][1])
         tab.mouse.click(60, 220)  # on the ground, beside it
         assert soon(lambda: controls.heading.value not in (30.0, 0.0))
         tab.keyboard.down("Shift")
@@ -265,6 +297,10 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         tab.keyboard.up("Shift")
         tab.keyboard.press("Space")
         tab.get_by_role("button", name="Play").wait_for()
+        tab.get_by_text("paused", exact=False).wait_for()
+        before = controls.heading.value
+        tab.get_by_role("button", name="←").click()
+        assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)
 

@@ -141,10 +141,10 @@ def test_which_way_it_goes():
 def test_the_legend_tells_what_speeds_and_lines_are(write_clip, character):
     _, (take,) = view.load_takes(character, [write_clip()], "side")
     legend = view.legend_of([take._replace(speed=0.5)])
-    assert ", .50\u00a0m/s" in legend and "the way it went" in legend
+    assert ", .50\u00a0m/s" in legend and "the root's path" in legend
     assert "of the whole file beside a name, of a second after “now”." in legend
     # in a grid nobody goes anywhere
-    assert not any(text in view.legend_of([take], layout="grid") for text in ("the way it went", "Speeds"))
+    assert not any(text in view.legend_of([take], layout="grid") for text in ("the root's path", "Speeds"))
     assert set(view.words_of([take], 10.0, "grid")) == {""} and "now" in view.words_of([take], 10.0)[0]
     assert "of all episodes in the line of figures" in view.legend_of([take], "32 episodes, no falls")
 
@@ -171,6 +171,8 @@ def test_many_clips_stand_in_a_grid_and_are_named_over_their_heads_only(write_cl
     assert len({tuple(take.root[0, :2].tolist()) for take in takes}) == view.FEW
     assert "/c5" in view.legend_of(takes) and view.title_of(takes).endswith("/c5")
     assert "/c" not in view.legend_of(takes * 2) and view.title_of(takes * 2) == "12 motions"
+    assert all(f"{n + 1}: clip " in view.legend_of(takes, layout="side") for n in range(view.FEW))
+    assert "12: clip " in view.legend_of(takes * 2, layout="side") and "1: " not in view.legend_of(takes, layout="grid")
     head = view.head_of(takes * 2, 30.0)
     assert 'document.title = "12 motions";' in head and "LEGEND" not in head and "<details" in head
 
@@ -317,34 +319,42 @@ def test_names_stand_over_heads_and_not_in_each_other(character):
     assert over - one == pytest.approx([0, 0, 0.12]) and other - one == pytest.approx([0, 1.5, 0])
 
 
-def test_a_narrow_picture_is_taken_from_further_away(write_clip, character):
-    """As many pixels are a metre as fit beside half a name."""
-    _, takes = view.load_takes(character, [write_clip("a.npz"), write_clip("b.npz")], "side")
-    assert view.further(takes, 1100, 640) == 1.0
-    far = view.further(takes, 390, 800)
-    metre = 400 / (math.tan(math.radians(20)) * far * view.distance_of(takes))  # [pixels]
-    assert far > 1.0 and 1.0 * metre == pytest.approx(195 - view.NAME_WIDTH)  # .75 m and an arm to each side
-
-
 @pytest.fixture
 def eye(write_clip, character):
     """What key V does, of two characters that face +X, the other one 1.5 m to the left; no browser looks yet."""
     _, takes = view.load_takes(character, [write_clip("a.npz"), write_clip("b.npz")], "side")
-    server = SimpleNamespace(on_client_connect=lambda job: None, get_clients=lambda: {})
+    clients = {}
+    server = SimpleNamespace(get_clients=lambda: clients)
+    server.on_client_connect = lambda job: setattr(server, "comes", job)
     return view.Eye(server, SimpleNamespace(world=SimpleNamespace()), takes, "side")
 
 
-def client(width):
-    return SimpleNamespace(camera=SimpleNamespace(image_width=width, image_height=800))
+def client():
+    scripts = []
+    interface = SimpleNamespace(queue_message=lambda message: scripts.append(message.source))
+    return SimpleNamespace(camera=SimpleNamespace(), gui=SimpleNamespace(_websock_interface=interface), scripts=scripts)
 
 
-def test_a_narrow_page_shows_all(eye):
-    """The page's camera goes back along the way that it looks."""
-    wide, narrow = client(1100), client(390)
-    eye.look(wide), eye.look(narrow)
-    assert (wide.camera.look_at == narrow.camera.look_at).all()
-    far = [one.camera.position - one.camera.look_at for one in (wide, narrow)]
-    assert np.allclose(far[1], view.further(eye.takes, 390, 800) * far[0]) and np.linalg.norm(far[1]) > 6.0
+def test_a_page_knows_how_broad_the_characters_are(eye):
+    """.75 m and .25 m for an arm to each side; half the picture's height is 20 degrees, at the camera's distance."""
+    browser = client()
+    eye.look(browser)
+    distance, share = json.loads(browser.scripts[0].replace("lookFrom(", "[").replace(")", "]"))
+    assert distance == pytest.approx(np.linalg.norm(browser.camera.position - browser.camera.look_at))
+    assert share * distance * math.tan(math.radians(20)) == pytest.approx(1.0)
+
+
+def test_who_comes_starts_with_the_first_view(eye):
+    one, other = client(), client()
+    eye.look(one)
+    begin = one.camera.position
+    eye.server.get_clients()[0] = one
+    for _ in range(3):
+        eye.next()
+    assert not np.allclose(one.camera.position, begin)
+    eye.server.get_clients()[1] = other
+    eye.server.comes(other)
+    assert np.allclose(one.camera.position, begin) and np.allclose(other.camera.position, begin) and eye.stale
 
 
 def test_v_goes_through_the_views(eye):
@@ -353,7 +363,7 @@ def test_v_goes_through_the_views(eye):
     From the side the other one stands 1.5 m behind, from the front to the left, so that none hides the other."""
     ways, spots = [], []
     for _ in range(5):
-        browser = client(1100)
+        browser = client()
         eye.look(browser)
         way = browser.camera.position - browser.camera.look_at
         ways.append((way / np.linalg.norm(way)).tolist())
@@ -489,16 +499,25 @@ def test_the_file_loads_nothing_and_is_small(page):
     assert len(page[1]) < 1.2e6  # 0.82 MB of it are viser's client
 
 
-@pytest.mark.parametrize("layout, many", [("overlay", 2), ("pinned", 0)])
-def test_of_pinned_characters_there_is_one_path_and_no_name(character, write_clip, layout, many):
-    """All names would stand over one head; the others' paths would lie on the first one's."""
-    _, takes = view.load_takes(character, [write_clip("a.npz"), write_clip("b.npz")], layout)
-    scene = SimpleNamespace()
+@pytest.mark.parametrize(
+    "layout, count, paths, names",
+    [
+        ("overlay", 2, 2, []),  # both would stand over one head
+        ("pinned", 2, 1, []),  # and the other's path would lie on the first one's
+        ("side", 2, 2, ["clip CLIPS/c0", "clip CLIPS/c1"]),
+        ("side", 3, 3, ["1", "2", "3"]),  # of so many names lie on each other
+        ("grid", 3, 0, ["c0", "c1", "c2"]),
+    ],
+)
+def test_what_stands_over_the_heads(character, write_clip, tmp_path, layout, count, paths, names):
+    _, takes = view.load_takes(character, [write_clip(f"c{n}.npz") for n in range(count)], layout)
+    scene, texts = SimpleNamespace(), []
     scene.add_frame = scene.add_grid = scene.add_mesh_simple = lambda *a, **b: None
-    scene.add_label = scene.add_line_segments = lambda name, *a, **b: name
+    scene.add_label = lambda name, text, **b: texts.append(text)
+    scene.add_line_segments = lambda name, *a, **b: name
     server = SimpleNamespace(scene=scene, initial_camera=SimpleNamespace())
     built = view.build(server, character, view.body_meshes(character.path), takes, layout)
-    assert built.labels == [f"/name {i}/text" for i in range(many)] and len(built.paths) == max(many, 1)
+    assert texts == [name.replace("CLIPS", tmp_path.name) for name in names] and len(built.paths) == paths
 
 
 def test_names_are_over_the_heads(page):
@@ -828,8 +847,15 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         assert tab.title() == "clip motions/walk and clip motions/run"
         pause = tab.get_by_role("button", name="Pause")
         assert until(tab, lambda: not pause.is_visible())  # on a narrow screen the panel is folded
-        tab.get_by_text("Connected").click()
+        tab.get_by_text(view.HEAD).click()
         pause.wait_for()
+        # open, it leaves the upper half free, and scrolls to its last line
+        sheet = tab.locator(".mantine-Paper-root[style*='bottom: 0px']")
+        assert until(tab, lambda: sheet.bounding_box()["y"] > 0.5 * 400)
+        last = tab.get_by_text("first view", exact=False).last
+        last.scroll_into_view_if_needed()
+        assert until(tab, lambda: last.bounding_box()["y"] + last.bounding_box()["height"] <= 400)
+        pause.scroll_into_view_if_needed()
         moves(tab, foot)
         # the world moves under the character, which so keeps its place
         centre, before = "/world/centre", place_of(tab, "/world/centre")
@@ -862,3 +888,27 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         assert until(tab, lambda: scene.folders[1].position[:2].any())
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)
+
+
+def test_all_are_seen_beside_the_panel(tab, character, root):
+    """In a wide window in what the panel leaves free, in a narrow one in all of it, also after a change."""
+    where = """count => [...Array(count).keys()].map(i => {
+        const m = __viserMutable, names = Object.keys(m.nodeRefFromName);
+        const found = m.nodeRefFromName[names.find(name => new RegExp(`^/world/${i} [^/]+/pelvis$`).test(name))];
+        return (1 + found.getWorldPosition(found.position.clone()).project(m.camera).x) / 2 * innerWidth})"""
+    files = [str(root / f"motions/{name}.npz") for name in ("walk", "run", "crawl", "kick")]
+    with served(character, files) as (address, _, scene):
+        tab.set_viewport_size({"width": 900, "height": 500})
+        tab.goto(address)
+        wait_for(tab, "/world/3 clip motions kick/pelvis")
+
+        def seen(width):
+            across = tab.evaluate(where, 4)
+            middle = 0.5 * (min(across) + max(across))
+            return min(across) > 0.05 * width and max(across) < 0.95 * width and abs(middle - 0.5 * width) < 0.1 * width
+
+        assert until(tab, lambda: seen(900 - view.PANEL))
+        tab.keyboard.press("v")
+        assert until(tab, lambda: scene.folders[1].position[:2].any() and seen(900 - view.PANEL))
+        tab.set_viewport_size({"width": 390, "height": 500})
+        assert until(tab, lambda: seen(390))

@@ -50,13 +50,15 @@ def take(browser: Any, name: str) -> None:
     try:
         address = next(line.split()[0] for line in page.stdout if line.startswith("http"))
         tab = browser.new_page(viewport={"width": 1100, "height": 640})
+        tab.set_default_timeout(120_000)  # [ms]
         tab.goto(f"{address}?fixedDpr=1")  # viser would lower the resolution
         tab.wait_for_function("window.__viserMutable && __viserMutable.nodeRefFromName['/world/centre']")
         tab.get_by_role("button", name="Pause").wait_for()
         tab.wait_for_timeout(3000)
         pose(tab, name)
+        picture = settled(tab)
         with open(os.path.join(HERE, f"{name}.png"), "wb") as file:
-            file.write(settled(tab))
+            file.write(picture)
         tab.close()
     finally:
         page.send_signal(signal.SIGINT)

@@ -111,7 +111,8 @@ ROOM = """if (!window.lookFrom) {
     const room = Math.max(free() / 2 - NAME_WIDTH, free() / 10);  // to each side [pixels]
     far = Math.max(breadth * innerHeight / 2 / room, 1);
     cameraControl.dollyTo((base || cameraControl.distance / before) * far, false);
-    camera.setViewOffset(innerWidth, innerHeight, (innerWidth - free()) / 2, 0, innerWidth, innerHeight);
+    const up = innerWidth > NARROW ? 0 : innerHeight / 10;  // over the open panel
+    camera.setViewOffset(innerWidth, innerHeight, (innerWidth - free()) / 2, up, innerWidth, innerHeight);
   };
   window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
   addEventListener("resize", () => fit());

@@ -341,7 +341,7 @@ def test_both_stop_after_a_signal_and_go_on_exactly(root, tmp_path, pair):
     wait_for(run, "args_resumed_*.json", process)
     os.kill(workers(process)[1], signal.SIGTERM)  # it alone, and both stop
     out, err = finish(process, code=1)
-    assert out.count("stopped") == 1 and faults(err) == [] and no_traceback_of_ours(err)
+    assert err.count(" samples; to go on:\n") == 1 and faults(err) == [] and no_traceback_of_ours(err)
     assert load(run / "latest.pt")["progress"]["samples"] < BATCH * ITERATIONS
     finish(launch(tmp_path, command))
     assert same_end(run, pair[0])

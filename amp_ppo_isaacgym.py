@@ -8,7 +8,7 @@ Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Bas
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
 larger is their style reward, which PPO maximises together with a task reward:
 
-    L_disc  = -E_clip[log D(s, s')] - E_agent[log(1 - D(s, s'))]
+    L_disc  = -E_clip[log D(s, s')] - E_agent[log(1 - D(s, s'))] + penalties, step 4
     r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
@@ -563,7 +563,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     replay = ReplayBuffer(math.ceil(args.replay_size / world), env.disc_obs_size, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
-    # Normalisers and policy start from the clip, as the character does: PD targets q + kd / kp dq almost follow it.
+    # Normalisers and policy start from the clip: PD targets with kp (target - q) - kd dq = 0 almost follow it.
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
     env.reset(seed)
     agent.obs_norm.update(env.obs())
@@ -603,7 +603,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         disc_obs = disc_buf.view(B, -1)  # (B, P)
         replay.add(disc_obs, math.ceil(args.replay_keep / world))
 
-        # 2. Sample reference transitions.
+        # 2. Sample reference transitions, once for all updates: they are dear.
         demo = demo_transitions(motions, 2 * disc_half, args.disc_steps, env.dt, demo_generator)
         agent.disc_norm.update(torch.cat((demo, disc_obs[torch.randint(B, (len(demo),), device=device)])))
         for _ in range(args.disc_updates):
@@ -639,7 +639,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             centre, variance, _ = moments(advantage.view(B, 1))
             agent.return_norm.update(returns.view(B, 1))
             b_obs = agent.obs_norm(obs_buf.view(B, -1))
-            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,)
+            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,) within 5
             b_advantage = ((advantage - centre) / (variance.sqrt() + 1e-8)).view(B)
             b_mean = mean_buf.view(B, -1)  # (B, A)
             b_action = action_buf.view(B, -1)

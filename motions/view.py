@@ -869,7 +869,7 @@ def visit(server: Any, args: argparse.Namespace, job: Callable) -> None:
     """Say where the page is, open it unless args.no_browser, and do the job that moves it until Ctrl-C."""
     try:
         address = f"http://{args.host}:{server.get_port()}"
-        print(f"{address} (Ctrl-C ends it)", flush=True)
+        print(f"{address} shows it in a browser; Ctrl-C ends it", flush=True)
         if not args.no_browser:
             webbrowser.open(address)
         job()

@@ -170,6 +170,7 @@ def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
         (["nothing.onnx"], f"nothing.onnx: there is no nothing.onnx; {together}"),
         (["alone.onnx"], f"alone.onnx: there is no alone.json; {together}"),
         ([exported / "walk.onnx", "--speed", 2], "it takes no commands\n"),
+        ([exported / "walk.onnx", "--speed", 1.2], "it takes no commands\n"),
         ([exported / "walk.onnx", "--heading", 90], "it takes no commands\n"),
         ([exported / "heading.onnx", "--speed", 5], "it takes speeds from 1.0 to 3.5 m/s\n"),
     ]
@@ -182,6 +183,20 @@ def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
     for arguments, fault in cases:
         code, out, err = run_script("deploy/player.py", *arguments, "--headless")
         assert (code, out, err.count("\n")) == (2, "", 1) and "error: " in err and err.endswith(fault)
+
+
+@pytest.mark.parametrize("low, high, speed", [(2.0, 3.0, 2.0), (0.5, 1.0, 1.0), (1.5, 1.5, 1.5)])
+def test_the_player_knows_a_speed_in_any_range(exported, run_script, tmp_path, low, high, speed):
+    """Without --speed it is the nearest to 1.2 m/s; of another one the message has the range."""
+    for ending in ("onnx", "xml"):
+        shutil.copy(exported / f"heading.{ending}", tmp_path)
+    about = json.loads((exported / "heading.json").read_text())
+    (tmp_path / "heading.json").write_text(json.dumps({**about, "speed_range_m_s": [low, high]}))
+    code, out, err = run_script("deploy/player.py", "heading.onnx", "--headless")
+    told = run_script("deploy/player.py", "heading.onnx", "--headless", "--speed", speed)
+    assert (code, out, err) == tuple(told) and err == "" and out.startswith("20.0 s, ")
+    code, out, err = run_script("deploy/player.py", "heading.onnx", "--headless", "--speed", 5)
+    assert (code, out, err) == (2, "", f"error: heading.onnx: it takes speeds from {low} to {high} m/s\n")
 
 
 @pytest.mark.parametrize("display", ["", ":77"])  # none, and one that is gone

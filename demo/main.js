@@ -21,7 +21,8 @@ const PLANE = 0, SPHERE = 2, CAPSULE = 3, BOX = 6; // MuJoCo's mjtGeom
 // ---- 1. Loading ----
 
 async function get(name) {
-  const { body } = await fetch(name);
+  const { ok, status, body } = await fetch(name);
+  if (!ok) throw new Error(`${name} does not come: status ${status}`);
   return new Response(name.endsWith(".bin") ? body.pipeThrough(new DecompressionStream("gzip")) : body).arrayBuffer();
 }
 
@@ -237,7 +238,7 @@ class Stage {
 
 // ---- 4. Keys, and the loop ----
 
-const demo = (globalThis.demo = { walker: null, stage: null, pace: 1.0, pictures: 0 }); // what a test of the page looks at
+const demo = (globalThis.demo = { walker: null, stage: null, pace: 1.0 }); // what a test of the page looks at
 const held = new Map(); // key -> since when [ms]
 
 function steer(key, turn, faster) {
@@ -298,7 +299,6 @@ async function main() {
     }
     await walker.advance(seconds);
     stage.draw();
-    demo.pictures += 1;
     state.textContent = readout(walker, share);
     requestAnimationFrame(frame);
   };

@@ -98,6 +98,14 @@ def test_files_of_two_policies_are_refused(site, address, tab, name):  # noqa: F
     assert tab.faults.pop().startswith("policy.onnx, policy.xml and policy.json are not of one")
 
 
+def test_a_missing_file_is_named(address, tab):  # noqa: F811
+    tab.route("**/policy.xml", lambda route: route.fulfill(status=404, body="<p>nothing here</p>"))
+    tab.goto(address)
+    tab.wait_for_function(f"{SAID}.startsWith('It cannot run here: ')")
+    assert tab.inner_text("#state") == "It cannot run here: policy.xml does not come: status 404"
+    assert "status 404" in tab.faults.pop()
+
+
 def test_it_walks_and_turns(address, tab):  # noqa: F811
     """Ten seconds straight on, then to the left while a key is held; nothing comes from any other host."""
     tab.add_init_script(LATER)

@@ -45,7 +45,7 @@ TURN = 15.0  # by a key [degrees]
 FASTER = 0.25  # by a key [m/s]
 TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
 SLOW = 0.2  # how fast time passes in slow motion
-REST = 2.0  # how long it lies after a fall [s]
+REST = 2.0  # how long it lies after a fall, in the physics' time [s]
 ASIDE = 1.0  # the nearest clip stands so far from the character [m]
 MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
 CALM = 0.3  # time constant of a camera that goes around [s]
@@ -99,11 +99,12 @@ class Walker:
         self.data.qvel[:] = self.starts[1][self.row]
         self.steps = 0  # of the physics since then
         count = round(MEAN_SECONDS / (self.substeps * self.model.opt.timestep))
-        # at the last control steps: its velocity ahead and to the left of where it is told to go, the speed told [m/s]
+        # at the last control steps: its velocity ahead and to the left of where it is told to go [m/s]
         self.recent = collections.deque(maxlen=count)
         self.owed = 0.0  # time that has passed, but not yet in the physics [s]
         self.pushed = 0  # physics steps until a push ends
-        self.down = 0.0  # how long ago it has fallen, or 0 [s]
+        self.end = ""  # why it is over: that it fell, or that its clip has ended
+        self.down = 0.0  # for how long it has been, in the physics [s]
 
     def push(self, body: int, impulse: np.ndarray) -> None:
         """Push a body with an impulse (3,) [N s, world]."""
@@ -118,7 +119,7 @@ class Walker:
             self.heading += min(max(way, -most), most)
             cos, sin = math.cos(self.heading), math.sin(self.heading)
             x, y = self.data.qvel[:2]
-            self.recent.append((cos * x + sin * y, cos * y - sin * x, self.speed))
+            self.recent.append((cos * x + sin * y, cos * y - sin * x))
             seen = [torch.from_numpy(x)[None] for x in (self.data.qpos, self.data.qvel)]
             told = [torch.tensor([[self.heading, self.speed]], dtype=torch.float64)] if self.policy.commanded else []
             self.data.ctrl[:] = self.policy(*seen, *told)[0].numpy()
@@ -137,11 +138,10 @@ class Walker:
             self.owed -= self.model.opt.timestep
         return kept
 
-    def pace(self) -> Tuple[float, float, float]:
-        """Over a second, so without sway: its speed [m/s], the direction of that [rad, world], the speed told [m/s]."""
-        ahead, left, told = np.mean(self.recent or [(0.0, 0.0, self.speed)], axis=0)
-        course = self.heading + math.atan2(left, ahead)
-        return math.hypot(ahead, left), course, told
+    def pace(self) -> Tuple[float, float]:
+        """Over a second, so without sway: its speed [m/s], the direction of that [rad, world]."""
+        ahead, left = np.mean(self.recent or [(0.0, 0.0)], axis=0)
+        return math.hypot(ahead, left), self.heading + math.atan2(left, ahead)
 
     def state(self) -> ml.MotionState:
         """State of batch (1,) at this moment, which may lie between two steps."""
@@ -150,12 +150,21 @@ class Walker:
         now = [torch.from_numpy(x).float()[None] for x in (qpos, self.data.qvel)]
         return self.policy.coordinates.read(*now)
 
-    def ended(self, lowest: Tensor) -> bool:
-        """Whether it has fallen, by the script's own rule, or its clip has ended; lowest (1, J): of each body [m]."""
+    def ended(self, lowest: Tensor) -> str:
+        """Why it is over, or "": it fell, by the script's own rule, or its clip has ended; lowest (1, J): of each body
+        [m]."""
         clip = self.env.clip[self.row : self.row + 1]
         now = self.env.time[self.row : self.row + 1] + self.steps * self.model.opt.timestep
         over = ~self.env.motions.loop[clip] & (now > self.env.motions.length[clip])
-        return bool(self.env.fallen(clip, now, lowest) | over)
+        if self.env.fallen(clip, now, lowest):
+            return "it fell"
+        return "its clip has ended" if over else ""
+
+    def watch(self, lowest: Tensor, seconds: float) -> None:
+        """See whether it is over, and count for how long: `seconds` have passed in the physics."""
+        self.end = self.end or self.ended(lowest)
+        if self.end:
+            self.down += seconds
 
 
 class Nearest:
@@ -206,7 +215,7 @@ class Controls:
         buttons.on_click(lambda event: self.press(event.target.value))
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, speeds[0], visible=told)
-        self.pace = gui.add_slider("Speed (1 is real time)", 0.05, 1.0, 0.05, 1.0)
+        self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)
         self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 40.0)
         shown = ("Follow", "Nearest clip", "Begin anew after a fall")
         self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
@@ -381,26 +390,27 @@ def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float, float]) -> N
 
 
 def readout(walker: Walker, share: float, near: str, playing: bool = True) -> str:
-    """What the page says: its speed and the one it is told, over the last second [m/s], how fast the physics runs
-    (share: of real time) if it does, and how near it is."""
-    own, _, told = walker.pace()
-    speed = f"{short(own)} m/s"
+    """What the page says: that it is over, its speed over the last second, the one it is told now [m/s], how fast the
+    physics runs (share: of real time) if it does, and how near it is."""
+    speed = f"{short(walker.pace()[0])} m/s"
     if walker.policy.commanded:
-        speed += f", told {short(told)} m/s"
+        speed += f", told {short(walker.speed)} m/s"
+    over = walker.end and f"{walker.end}  \n"
     pace = "in real time" if share > 0.97 else f"at {100 * share:.0f} % of real time"
-    return f"{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}"
+    return f"{over}{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}"
 
 
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
-    view.entitle(server, "Steer the policy")
+    view.entitle(server, "Steer the policy", folded=False)
     scene, arrow, blow, aside, eye = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds, eye)
     nearest = Nearest(walker.env.motions, PICTURES)
     course = 0.0  # of a camera that goes around [rad]
     trail = np.zeros((TRAIL + 1, 3), np.float32)
-    drawn = (-1, True)  # when the trail has grown; whether the page says that it plays
+    grown = -1  # when the trail has
+    said: Tuple[Any, ...] = ()  # what the page's words are of
     share = 1.0  # of real time, that passes in the physics; over a second
     last = time.perf_counter()
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
@@ -408,14 +418,14 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         walker.goal = math.radians(controls.heading.value)
         walker.speed = controls.speed.value
         controls.work()
+        passed = 0.0  # in the physics [s]
         if controls.playing:
-            passed = walker.advance((now - last) * controls.pace.value)  # [s]
+            passed = walker.advance((now - last) * controls.pace.value)
             share += min(now - last, 1.0) * (passed / (now - last) - share)
         course += (1.0 - math.exp((last - now) / CALM)) * math.remainder(walker.pace()[1] - course, math.tau)
         moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
         takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float())
-        if walker.down or walker.ended(lowest):
-            walker.down += now - last
+        walker.watch(lowest, passed)
         if controls.again.value and walker.down > REST:
             walker.reset()
         last = now
@@ -429,12 +439,12 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
             arrow.wxyz = view.yaw(walker.heading)
             arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
             show_push(blow, walker, controls.blow)
-            if moment != drawn[0]:
-                trail = lengthen(trail, takes[0].root.numpy(), anew=not moment > drawn[0] >= 0)
+            if moment != grown:
+                trail = lengthen(trail, takes[0].root.numpy(), anew=not moment > grown >= 0)
                 scene.paths[0].points = np.stack((trail[:-1], trail[1:]), 1).astype(np.float32)
-            if (moment, controls.playing) != drawn:
+            if said != (moment, controls.playing, walker.speed, walker.end):
                 controls.readout.content = readout(walker, share, near, controls.playing)
-            drawn = (moment, controls.playing)
+            grown, said = moment, (moment, controls.playing, walker.speed, walker.end)
 
 
 # ---- 3. The command --------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
 REST = 1.0  # how long an end stays before it starts again [s]
 PANEL = 340  # width of the page's panel, with a margin [pixels]; in windows of up to NARROW it stands at the bottom
 NARROW = 576
-HEAD = "what is what, keys"  # of the panel
+HEAD = "keys and legend"  # of the panel
 # Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
 # where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
 # head folds it. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
@@ -102,7 +102,7 @@ ROOM = """if (!window.lookFrom) {
   const wait = setInterval(() => {
     const fold = document.querySelector(head);
     if (fold || ++tries > 50) clearInterval(wait);
-    if (fold) fold.click();
+    if (fold && FOLDED) fold.click();
   }, 100);
   const free = () => innerWidth > NARROW ? innerWidth - PANEL : innerWidth;
   let breadth = 0, far = 1;
@@ -682,10 +682,11 @@ def run_script(page: Any, script: str) -> None:
     page.gui._websock_interface.queue_message(_messages.RunJavascriptMessage(script))
 
 
-def entitle(server: Any, title: str) -> None:
-    """Give the page's tab a title, and its panel a head, and leave room for the figures."""
+def entitle(server: Any, title: str, folded: bool = True) -> None:
+    """Give the page's tab a title, and its panel a head, and leave room for the figures; folded: the panel is so at
+    first on a narrow screen."""
     server.gui.set_panel_label(HEAD)
-    numbers = f"const PANEL = {PANEL}, NARROW = {NARROW}, NAME_WIDTH = {NAME_WIDTH};"
+    numbers = f"const PANEL = {PANEL}, NARROW = {NARROW}, NAME_WIDTH = {NAME_WIDTH}, FOLDED = {json.dumps(folded)};"
     run_script(server, f"document.title = {json.dumps(title)};\n{numbers}\n{ROOM}")
 
 

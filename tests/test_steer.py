@@ -90,21 +90,40 @@ def test_time_passes_in_whole_steps_and_pictures_lie_between(walker):
 
 
 def test_what_the_page_says_of_speed_and_time(loaded, walker):
-    """Its speed, and the one told, are those of the last second, 30 control steps; to sway is not to go."""
-    walker.recent.extend([(9.0, 9.0, 9.0)] * 7 + [(0.5, 3.0, 1.0)] * 15 + [(1.0, -3.0, 2.0)] * 15)
-    assert walker.pace() == pytest.approx((0.75, 0.0, 1.5))
+    """Its speed is that of the last second, 30 control steps; to sway is not to go. The one told is that of now."""
+    walker.recent.extend([(9.0, 9.0)] * 7 + [(0.5, 3.0)] * 15 + [(1.0, -3.0)] * 15)
+    assert walker.pace() == pytest.approx((0.75, 0.0))
     assert steer.readout(walker, 1.0, "near") == ".75 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near"
     walker.data.qvel[:2] = 0.0, 3.5
     walker.heading = walker.goal = math.pi / 2  # which is ahead then
     walker.step()
-    speed, course, told = walker.pace()
-    assert (speed, told) == pytest.approx((math.hypot(25.5, 3.0) / 30, (14 * 1.0 + 15 * 2.0 + 1.5) / 30))
+    speed, course = walker.pace()
+    assert speed == pytest.approx(math.hypot(25.5, 3.0) / 30)
     assert course == pytest.approx(math.pi / 2 - math.atan2(3.0, 25.5))
+    walker.speed = 3.0
+    assert ", told 3.00 m/s" in steer.readout(walker, 1.0, "near")
+    walker.speed = 1.5
+    walker.watch(torch.zeros(1, 15), 0.1)  # all of it on the ground
+    assert steer.readout(walker, 1.0, "near").startswith("it fell  \n")
     walker.reset()
     assert steer.readout(walker, 1.0, "near").startswith(".00 m/s, told 1.50 m/s")
     assert steer.readout(walker, 1.0, "near", False).split("  \n")[1] == "paused"
     told_nothing = steer.readout(steer.Walker(loaded["walk"]), 0.2, "near").split("  \n")
     assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20 % of real time"
+
+
+def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
+    up, down = torch.full((1, 15), 0.1), torch.zeros(1, 15)
+    for lowest, end, seconds in ((up, "", 0.0), (down, "it fell", 0.5), (up, "it fell", 1.0)):  # once down, it is over
+        walker.watch(lowest, 0.5)
+        assert (walker.end, walker.down) == (end, seconds)
+    walker.reset()
+    assert (walker.end, walker.down) == ("", 0.0)
+    alone = steer.Walker(loaded["walk"])
+    env = SimpleNamespace(**vars(alone.env))
+    env.motions = SimpleNamespace(loop=torch.zeros(1, dtype=torch.bool), length=torch.zeros(1))
+    env.fallen, alone.env, alone.steps = alone.env.fallen, env, 10**6
+    assert alone.ended(up) == "its clip has ended"
 
 
 def test_what_the_page_says_of_keys():
@@ -263,9 +282,26 @@ def test_it_begins_anew_after_a_fall(loaded, monkeypatch):
         assert not controls.heading.visible and not controls.speed.visible
         row = walker.row
         controls.jobs.append(lambda: walker.push(1, np.array([0.0, 0.0, 0.0])))
-        controls.jobs.append(lambda: walker.data.qpos.__setitem__(slice(3, 7), [0.7, 0.0, 0.7, 0.0]))  # on its face
+        fall = lambda: walker.data.qpos.__setitem__(slice(3, 7), [0.7, 0.0, 0.7, 0.0])  # on its face  # noqa: E731
+        controls.jobs.append(fall)
         assert soon(lambda: walker.row != row)
         assert soon(lambda: walker.down == 0.0 and walker.data.qpos[2] > 0.7)
+        # who looks at it in a pause has time, and reads what it is
+        monkeypatch.setattr(steer, "REST", 0.3)
+        controls.pace.value = 0.05
+        row = walker.row
+        controls.jobs.append(fall)
+        assert soon(lambda: walker.down > 0.0 and controls.readout.content.startswith("it fell  \n"))
+        controls.play_or_pause()
+        time.sleep(0.2)
+        before = walker.down
+        time.sleep(0.5)
+        assert walker.row == row and walker.down == before < steer.REST
+        controls.again.value = False
+        controls.pace.value = 1.0
+        controls.play_or_pause()
+        assert soon(lambda: walker.down > 0.5)
+        assert walker.row == row and controls.readout.content.startswith("it fell  \n")
 
 
 def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
@@ -301,6 +337,12 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         before = controls.heading.value
         tab.get_by_role("button", name="←").click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
+        # on a narrow screen, where no keys are, the panel is open
+        tab.set_viewport_size({"width": 390, "height": 700})
+        tab.reload()
+        tab.wait_for_function("window.lookFrom && document.querySelector('.mantine-Paper-root')")
+        tab.wait_for_timeout(2000)
+        assert tab.get_by_role("button", name="←").is_visible() and tab.get_by_text("nearest:").is_visible()
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)
 

@@ -272,7 +272,7 @@ def load_takes(
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
         held = "in step with the blue one, kept beside it" if layout == "beside" and takes else ""
         if layout == "side" and takes and parts(root, takes[0].root):
-            root, held = hold(root, takes[0].root, rate), "held at the blue one's side"
+            root, held = hold(root, takes[0].root, rate), "held at the blue one's side, so it slides"
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""

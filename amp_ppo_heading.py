@@ -575,12 +575,12 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> evaluation.Result:
     env.sim.load_state_dict(before)
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
-    likeness = evaluation.mixture(env.motions, states, steps, env.episode_steps, env.dt, FEET, args.evaluate)
-    metrics.update(likeness[0])
+    figures, errors = evaluation.mixture(env.motions, states, steps, env.episode_steps, env.dt, FEET, args.evaluate)
+    metrics.update(figures)
     followed = {"task_return": sums["task_return"] / env.episode_steps, **course.figures(states, goals, steps, env.dt)}
     metrics.update(course.averages(followed))
     sums.update(followed)
-    return evaluation.Result(metrics, evaluation.episodes(states, steps, args.control_hz), likeness[1], sums)
+    return evaluation.Result(metrics, evaluation.episodes(states, steps, args.control_hz), errors, sums)
 
 
 # ---- 7. Main loop ----
@@ -707,7 +707,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             centre, variance, _ = moments(advantage.view(B, 1))
             agent.return_norm.update(returns.view(B, 1))
             b_obs = agent.obs_norm(obs_buf.view(B, -1))
-            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,) within 5
+            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,) clipped at 5
             b_advantage = ((advantage - centre) / (variance.sqrt() + 1e-8)).view(B)
             b_mean = mean_buf.view(B, -1)  # (B, A)
             b_action = action_buf.view(B, -1)

@@ -514,9 +514,9 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> evaluation.Result:
     env.sim.load_state_dict(before)
     metrics = evaluation.averages(sums, steps, steps < limit, env.dt)
     metrics["fall_bodies"] = env.fallen.bodies
-    likeness = evaluation.imitation(env.motions, states, steps, limit, clip, start, env.dt, FEET, args.evaluate)
-    metrics.update(likeness[0])
-    return evaluation.Result(metrics, evaluation.episodes(states, steps, args.control_hz), likeness[1], sums)
+    figures, errors = evaluation.imitation(env.motions, states, steps, limit, clip, start, env.dt, FEET, args.evaluate)
+    metrics.update(figures)
+    return evaluation.Result(metrics, evaluation.episodes(states, steps, args.control_hz), errors, sums)
 
 
 # ---- 7. Main loop ----
@@ -639,7 +639,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             centre, variance, _ = moments(advantage.view(B, 1))
             agent.return_norm.update(returns.view(B, 1))
             b_obs = agent.obs_norm(obs_buf.view(B, -1))
-            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,) within 5
+            b_returns = agent.return_norm(returns.view(B, 1))[:, 0]  # (B,) clipped at 5
             b_advantage = ((advantage - centre) / (variance.sqrt() + 1e-8)).view(B)
             b_mean = mean_buf.view(B, -1)  # (B, A)
             b_action = action_buf.view(B, -1)

@@ -98,11 +98,11 @@ class Task:
 class Training:
     """PPO."""
 
-    total_timesteps: by_device(int, 20_000_000, 100_000_000) = None  # on the CPU, on a GPU
+    total_timesteps: by_device(int, 20_000_000, 50_000_000) = None  # on the CPU, on a GPU
     """control steps of training, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""
-    num_steps: by_device(int, 8, 16) = None
+    num_steps: int = 8
     """control steps per environment and iteration"""
     gamma: float = 0.97
     """discount factor per control step"""

@@ -89,11 +89,11 @@ class Task:
 class Training:
     """PPO."""
 
-    total_timesteps: by_device(int, 3_000_000, 100_000_000) = None  # on the CPU, on a GPU
+    total_timesteps: by_device(int, 3_000_000, 8_000_000) = None  # on the CPU, on a GPU
     """control steps of training, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""
-    num_steps: by_device(int, 8, 16) = None
+    num_steps: int = 8
     """control steps per environment and iteration"""
     gamma: float = 0.95
     """discount factor per control step"""

@@ -56,7 +56,7 @@ class Evaluation:
     """checkpoint to evaluate, or, without --evaluate, to train on from; a run's folder: its best.pt, else latest.pt"""
     out: Optional[str] = None
     """folder to be made by --evaluate; None: beside the checkpoint, with its name and the time"""
-    eval_interval: by_device(int, 100, 250) = None
+    eval_interval: by_device(int, 100, 50) = None
     """evaluate every so many iterations, and at the end (0: only at the end)"""
     eval_episodes: int = 32
     """episodes of an evaluation"""

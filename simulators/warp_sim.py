@@ -24,13 +24,13 @@ class WarpSim(Sim):
         self, character: Character, num_envs: int, timestep: float, substeps: int, device: torch.device
     ) -> None:
         """timestep of the physics [s]; make() has the others. Raises InputError if MuJoCo or Warp refuses."""
+        warp.config.log_level = warp.LOG_WARNING  # before Warp starts, which it does at its first call
         on_gpu = device.type == "cuda"
         if on_gpu and not warp.is_cuda_available():
             advice = "a driver of the R580 series or newer; without mujoco-warp the physics stays on the CPU"
             raise InputError(f"--sim warp: Warp finds no CUDA device; it needs {advice}")
         print(f"MuJoCo Warp on {device}; it compiles at its first start; on a CPU it is for tests", file=sys.stderr)
         self.shared = MujocoModel(character, timestep, device)
-        warp.config.log_level = warp.LOG_WARNING
         # Warp's stream and PyTorch's default stream wait for one another: Warp makes streams of CUDA's blocking kind.
         with warp.ScopedDevice(str(torch.empty(0, device=device).device)):  # with its number
             self.model = mujoco_warp.put_model(self.shared.compiled)

@@ -3,6 +3,7 @@
 Its kernels compile for about a minute when they are first used and are cached in Warp's own folder from then on; all
 tests use the same. What all simulators promise is in test_simulators.py."""
 
+import importlib
 import json
 import linecache
 import math
@@ -343,6 +344,15 @@ def test_a_whole_training(root, tmp_path, run_script, script):
     assert shown.code == 0, shown.err
     assert "MuJoCo Warp" not in shown.err
     assert json.loads(shown.out.splitlines()[-1])["episodes"] == 4
+
+
+def test_the_distance_from_c(root, monkeypatch):
+    """That of benchmark/warp_against_c.py: rounding, as long as the contacts are the same."""
+    monkeypatch.syspath_prepend(str(root / "benchmark"))
+    found = importlib.import_module("warp_against_c").distances(amp, 16, 2, CPU)
+    assert found["twice"] == 0
+    for row in found["rows"]:
+        assert 0 < sorted(row["root_m"])[8] < 1e-6 and 0 < sorted(row["velocity_rad_s"])[8] < 1e-3
 
 
 def test_the_gpu_benchmark_refuses_without_a_gpu(root, tmp_path):

@@ -27,11 +27,10 @@ import math
 from collections import defaultdict
 from typing import Dict, Iterator, Literal, NamedTuple, Optional, Tuple
 
-import simulators  # a folder beside this script; before torch, for Isaac Gym
+import simulators  # a folder; before torch, for Isaac Gym
 
 import torch
 import torch.nn.functional as F
-from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 import console
@@ -217,14 +216,14 @@ def task_reward(v: Tensor, goal: Tensor, weights: Tuple[float, float], task: str
     """Reward (...) for root velocities (2, ..., 3) [m/s], the mean of 1/4 s and that of now, X along the commanded
     direction d*; goal (..., 3): what the policy is told, see AMPEnv.obs(). Raises ValueError for an unknown task."""
     cos, _, speed = goal.unbind(-1)  # cos a, a being the angle from where it faces to d*; v* [m/s]
+    if task == "projection":
+        # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
+        return torch.exp(-0.25 * (speed - v[1, ..., 0]) ** 2) * ((v[1, ..., 0] > 0) | (speed == 0))
     if task == "velocity":
         # r_task = (1 / (1 + c |v* d* - v|^2 / max(v*, 1)^2) + w max(0, cos a)) / (1 + w); who stands faces anywhere
         error = ((speed - v[0, ..., 0]) ** 2 + v[0, ..., 1] ** 2) / speed.clamp_min(1.0) ** 2
         moves = 1.0 / (1.0 + weights[0] * error)
         return (moves + weights[1] * torch.where(speed > 0, cos.clamp_min(0.0), 1.0)) / (1.0 + weights[1])
-    if task == "projection":
-        # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
-        return torch.exp(-0.25 * (speed - v[1, ..., 0]) ** 2) * ((v[1, ..., 0] > 0) | (speed == 0))
     raise ValueError(f"no reward for the task {task}")
 
 
@@ -255,7 +254,7 @@ class Goals:
     state_dict = get_state
     load_state_dict = set_state
 
-    def uniform(self, low: float, high: float) -> Tensor:  # (N,) for all, whether they need one or not
+    def uniform(self, low: float, high: float) -> Tensor:  # (N,)
         return low + (high - low) * torch.rand(len(self.timer), generator=self.generator, device=self.timer.device)
 
     def update(self, steps: Tensor, state: MotionState) -> None:
@@ -284,7 +283,6 @@ class AMPEnv:
 
     def __init__(self, args: Args, motions: MotionLib, sim: simulators.Sim, num_envs: int, episode_steps: int) -> None:
         """Use the first num_envs copies in sim. Raises InputError for clips that are too short."""
-        character = motions.character
         device = motions.length.device
         self.args = args
         self.motions = motions
@@ -308,10 +306,8 @@ class AMPEnv:
         self.pool_age = torch.zeros((), dtype=torch.long)  # control steps since the pool was drawn
         self.pool = self._new_pool()
         self.history = self.pool.history.clone()  # (N, S - 1, D) what was seen last
-        D = self.history.shape[-1]
-        self.single_observation_space = Box(-math.inf, math.inf, self.obs().shape[1:])
-        self.single_action_space = Box(-math.inf, math.inf, (len(character.dof_names),))
-        self.disc_obs_size = args.disc_steps * D
+        self.obs_size = self.obs().shape[1]
+        self.disc_obs_size = args.disc_steps * self.history.shape[2]
 
     state_dict = get_state  # of attributes: tensors, what has a state, collections of these; no numbers
     load_state_dict = set_state
@@ -438,13 +434,12 @@ class Agent(nn.Module):
 
     def __init__(self, env: AMPEnv, hidden: Tuple[int, int], action_std_log: float) -> None:
         super().__init__()
-        obs_size = env.single_observation_space.shape[0]
-        self.obs_norm = Normaliser(obs_size)
+        self.obs_norm = Normaliser(env.obs_size)
         self.disc_norm = Normaliser(env.disc_obs_size)
         self.return_norm = Normaliser(1)
-        self.actor = mlp(obs_size, hidden, env.single_action_space.shape[0], 0.01)
+        self.actor = mlp(env.obs_size, hidden, len(env.action_offset), 0.01)
         self.average_actor = copy.deepcopy(self.actor)
-        self.critic = mlp(obs_size, hidden, 1, 1.0)
+        self.critic = mlp(env.obs_size, hidden, 1, 1.0)
         self.disc = mlp(env.disc_obs_size, hidden, 1, 1.0)
         self.action_std = math.exp(action_std_log)
 
@@ -547,6 +542,28 @@ def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...
     return optimizer.found_inf
 
 
+def clone(agent: Agent, env: AMPEnv, args: Args) -> None:
+    """Teach the policy to follow the clips before it trains: PD targets with kp (target - q) - kd dq = 0 almost do."""
+    character = env.motions.character
+    optimizer = torch.optim.Adam(agent.actor.parameters(), lr=1e-3, fused=True)
+    for _ in range(args.clone_updates):
+        obs, info = env.reset()
+        agent.obs_norm.update(obs)
+        state = info["state"]
+        target = ml.dof_positions(character, state.rotations) + character.kd / character.kp * state.dof_velocity
+        loss = F.mse_loss(agent.actor(agent.obs_norm(obs)), (target - env.action_offset) / args.action_scale)
+        update(optimizer, loss, (agent.actor,), args.max_grad_norm)
+
+
+def next_learning_rate(rate: float, kl: float, target_kl: float) -> float:
+    """The policy's, a fifth up or down if the KL divergence is off its target by more than a third."""
+    if kl < target_kl * 2 / 3:
+        rate *= 1.2
+    if kl > target_kl * 4 / 3:
+        rate /= 1.2
+    return min(max(rate, 1e-6), 1e-2)
+
+
 # ---- 6. Evaluation: the roll-out without noise ----
 
 
@@ -587,7 +604,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> evaluation.Result:
 
 
 def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict]]:
-    """Train, and yield agent, environment to evaluate() in, and log after each iteration; or evaluate.
+    """Train, or evaluate. For who imports this: yields agent, environment to evaluate() in, log after each iteration.
 
     checkpoint: what --checkpoint or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
@@ -631,18 +648,11 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     replay = ReplayBuffer(math.ceil(args.replay_size / world), env.disc_obs_size, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
-    # Normalisers and policy start from the clip: PD targets with kp (target - q) - kd dq = 0 almost follow it.
     agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
     env.reset(seed)
     agent.obs_norm.update(env.obs())
-    clone_optimizer = torch.optim.Adam(agent.actor.parameters(), lr=1e-3, fused=True)
-    for _ in range(0 if checkpoint else args.clone_updates):
-        obs, info = env.reset()
-        agent.obs_norm.update(obs)
-        state = info["state"]
-        target = ml.dof_positions(character, state.rotations) + character.kd / character.kp * state.dof_velocity
-        loss = F.mse_loss(agent.actor(agent.obs_norm(obs)), (target - env.action_offset) / args.action_scale)
-        update(clone_optimizer, loss, (agent.actor,), args.max_grad_norm)
+    if not checkpoint:
+        clone(agent, env, args)
     shared = {**policy, "ppo": ppo_optimizer, "disc": disc_optimizer}
     own = {"env": env, "replay": replay, "demo": demo_generator}
     run = Run(args, KIND, motions, B * world, shared, own, checkpoint)  # --resume puts all states back
@@ -671,7 +681,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         disc_obs = disc_buf.view(B, -1)  # (B, P)
         replay.add(disc_obs, math.ceil(args.replay_keep / world))
 
-        # 2. Sample reference transitions, once for all updates: they are dear.
+        # 2. Sample reference transitions, once for all updates.
         demo = demo_transitions(motions, 2 * disc_half, args.disc_steps, env.dt, demo_generator)
         agent.disc_norm.update(torch.cat((demo, disc_obs[torch.randint(B, (len(demo),), device=device)])))
         for _ in range(args.disc_updates):
@@ -734,11 +744,10 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         agent.obs_norm.update(obs_buf.view(B, -1))
         torch.set_num_threads(1)
         scalars = log.means()
-        # The learning rate follows the KL divergence, whose target falls after a quarter.
-        kl_ratio = scalars["policy/kl"] / (args.target_kl * min(max(left / 0.75, 0.05), 1.0))
-        factor = 1.2 if kl_ratio < 2 / 3 else 1 / 1.2 if kl_ratio > 4 / 3 else 1.0
+        # The target of the KL divergence falls over the last three quarters.
+        target_kl = args.target_kl * min(max(left / 0.75, 0.05), 1.0)
         actor_group = ppo_optimizer.param_groups[0]
-        actor_group["lr"] = min(max(actor_group["lr"] * factor, 1e-6), 1e-2)
+        actor_group["lr"] = next_learning_rate(actor_group["lr"], scalars["policy/kl"], target_kl)
 
         # ---- Here the algorithm ends. Log, evaluate, save.
         run.count(iteration, scalars, evaluation.training_health(log.smooth, env.clip_speed))

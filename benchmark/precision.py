@@ -38,10 +38,8 @@ def new_agent(amp: Any, args: Any, device: Any) -> Any:
     import torch
 
     torch.manual_seed(0)
-    space = SimpleNamespace(shape=(OBS,))
-    action_space = SimpleNamespace(shape=(ACTION,))
-    sizes = dict(single_observation_space=space, single_action_space=action_space, disc_obs_size=args.disc_steps * OBS)
-    return amp.Agent(SimpleNamespace(**sizes), args.hidden, args.action_std_log).to(device)
+    env = SimpleNamespace(obs_size=OBS, action_offset=torch.zeros(ACTION), disc_obs_size=args.disc_steps * OBS)
+    return amp.Agent(env, args.hidden, args.action_std_log).to(device)
 
 
 def update(optimizer: Any, loss: Any) -> None:

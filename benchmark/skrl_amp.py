@@ -19,6 +19,7 @@ ours learns what the plain command learns. Raw figures go to skrl_amp.json besid
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -62,7 +63,6 @@ def settings(env: Any, args: Any, disc_batch: int) -> Dict[str, Any]:
     def scaler(name: str, size: int) -> Dict[str, Any]:
         return {name: RunningStandardScaler, f"{name}_kwargs": {"size": size, "device": "cpu"}}
 
-    D = env.single_observation_space.shape[0]
     return {
         "rollouts": args.num_steps,
         "learning_epochs": args.update_epochs,
@@ -85,7 +85,7 @@ def settings(env: Any, args: Any, disc_batch: int) -> Dict[str, Any]:
         "discriminator_logit_regularization_scale": args.logit_reg / 2,
         "discriminator_weight_decay_scale": args.disc_weight_decay / 2,
         "experiment": {"write_interval": 0, "checkpoint_interval": 0},
-        **scaler("observation_preprocessor", D),
+        **scaler("observation_preprocessor", env.obs_size),
         **scaler("amp_observation_preprocessor", env.disc_obs_size),
         **scaler("value_preprocessor", 1),
     }
@@ -94,6 +94,7 @@ def settings(env: Any, args: Any, disc_batch: int) -> Dict[str, Any]:
 def skrl_training(amp: Any, args: Any, disc_batch: int) -> Iterator[Tuple[Any, Any, None]]:
     """Train skrl's agent -> what amp.main() yields: what evaluate() needs of an agent, environment to evaluate in."""
     import torch
+    from gymnasium.spaces import Box
     from skrl.agents.torch.amp import AMP
     from skrl.memories.torch import RandomMemory
     from skrl.models.torch import DeterministicMixin, GaussianMixin
@@ -108,15 +109,15 @@ def skrl_training(amp: Any, args: Any, disc_batch: int) -> Iterator[Tuple[Any, A
     env = amp.AMPEnv(args, motions, sim, args.num_envs, args.episode_steps)
     generator = torch.Generator().manual_seed(args.seed + 1)
     nets = amp.Agent(env, args.hidden, args.action_std_log)
-    log_std = torch.full(env.single_action_space.shape, args.action_std_log)
+    log_std = torch.full(env.action_offset.shape, args.action_std_log)
     models = {"policy": model(GaussianMixin, nets.actor, log_std=log_std)}
     models["value"] = model(DeterministicMixin, nets.critic)
     models["discriminator"] = model(DeterministicMixin, nets.disc)
     agent = AMP(
         models=models,
         memory=RandomMemory(memory_size=args.num_steps, num_envs=args.num_envs, device="cpu"),
-        observation_space=env.single_observation_space,
-        action_space=env.single_action_space,
+        observation_space=Box(-math.inf, math.inf, (env.obs_size,)),
+        action_space=Box(-math.inf, math.inf, env.action_offset.shape),
         device="cpu",
         cfg=settings(env, args, disc_batch),
         amp_observation_space=env.disc_obs_size,

@@ -174,7 +174,7 @@ def blocks(own: Any, amp: Any, args: Any) -> Dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the training does while it rolls out
     torch.manual_seed(args.seed)
-    size = (own.steps, args.num_envs, *env.single_action_space.shape)
+    size = (own.steps, args.num_envs, *env.action_offset.shape)
     found: Dict[str, Any] = {"physics": [], "env": [], "lengths": [], "sim": sim}
     for repeat in range(-2, own.repeats):  # the first two only let the episodes spread out
         # the clip's mean pose, around which the policy starts, and its noise

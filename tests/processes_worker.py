@@ -25,12 +25,8 @@ from processes import average, gather, join_processes, moments, processes, share
 VARIABLES = ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE")
 
 
-def space(size):
-    return SimpleNamespace(shape=(size,))
-
-
 def new_agent(amp):
-    env = SimpleNamespace(single_observation_space=space(11), single_action_space=space(5), disc_obs_size=22)
+    env = SimpleNamespace(obs_size=11, action_offset=torch.zeros(5), disc_obs_size=22)
     return amp.Agent(env, (32, 16), -2.0)
 
 

@@ -246,12 +246,8 @@ def objects(trained):
     agent = trained["shared"]["agent"]
 
     class Env:
-        class single_observation_space:
-            shape = (len(agent["obs_norm.mean"]),)
-
-        class single_action_space:
-            shape = (len(trained["shared"]["action_offset"]),)
-
+        obs_size = len(agent["obs_norm.mean"])
+        action_offset = trained["shared"]["action_offset"]
         disc_obs_size = len(agent["disc_norm.mean"])
 
     return {"agent": amp.Agent(Env, (8, 8), -2.5), "action_offset": torch.zeros(28)}

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import put
-from gymnasium.spaces import Box
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,15 +173,13 @@ def test_demo_transitions_are_what_the_character_looks_like(walk, character):
 
 @both_scripts
 @pytest.mark.parametrize("disc_steps", [2, 5])
-def test_spaces_and_shapes(walk, script, disc_steps):
+def test_sizes_and_shapes(walk, script, disc_steps):
     env = make_env(walk, script=script, disc_steps=disc_steps)
     seen = D if script is amp else D + 3  # the policy sees the goal as well
-    for space, size in ((env.single_observation_space, seen), (env.single_action_space, 28)):
-        assert isinstance(space, Box) and space.shape == (size,) and space.dtype == np.float32
-        assert (space.low == -math.inf).all() and (space.high == math.inf).all()
+    assert env.obs_size == seen and env.action_offset.shape == (28,)
     obs, info = env.reset(3)
     assert obs.shape == (8, seen) and obs.dtype == torch.float32 and isinstance(info, dict)
-    assert env.single_observation_space.contains(obs[0].numpy()) and env.obs().equal(obs)
+    assert env.obs().equal(obs)
     obs, reward, terminated, truncated, info = env.step(torch.zeros(8, 28))
     assert obs.shape == (8, seen) and reward.shape == (8,) and torch.isfinite(obs).all()
     assert terminated.shape == truncated.shape == (8,) and terminated.dtype == truncated.dtype == torch.bool
@@ -646,8 +643,8 @@ FIGURES = "episodes mean_episode_s fall_rate speed_m_s pose_error_m task_reward 
 def agent():
     """Its actor's mean action is a constant, its discriminator's logit 0, at first both zero."""
     torch.manual_seed(0)
-    spaces = dict(single_observation_space=Box(-1, 1, (D,)), single_action_space=Box(-1, 1, (28,)))
-    agent = amp.Agent(SimpleNamespace(disc_obs_size=2 * D, **spaces), (16, 16), -2.5)
+    sizes = SimpleNamespace(obs_size=D, action_offset=torch.zeros(28), disc_obs_size=2 * D)
+    agent = amp.Agent(sizes, (16, 16), -2.5)
     for net in (agent.average_actor, agent.disc):
         torch.nn.init.zeros_(net[-1].weight)
     return agent

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -313,8 +312,8 @@ def test_mlp_layers():
 
 def make_agent(obs_size, action_size, hidden, action_std_log=-2.5):
     """An agent of an environment with these sizes, whose discriminator sees two observations."""
-    spaces = {"single_observation_space": Box(-1, 1, (obs_size,)), "single_action_space": Box(-1, 1, (action_size,))}
-    return amp.Agent(SimpleNamespace(disc_obs_size=2 * obs_size, **spaces), hidden, action_std_log)
+    env = SimpleNamespace(obs_size=obs_size, action_offset=torch.zeros(action_size), disc_obs_size=2 * obs_size)
+    return amp.Agent(env, hidden, action_std_log)
 
 
 @given(st.floats(-4, 1), st.integers(0, 2**31))

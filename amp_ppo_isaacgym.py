@@ -17,8 +17,8 @@ noise; the action noise falls; cross entropy instead of least squares; PD target
 the clip's own contacts; normalised returns; a learning rate that follows the KL divergence; rewards by D as updated;
 half of the character's transitions fresh.
 
-Dimension key: T steps, N envs, B = T N, M minibatch, D observation, S states that the discriminator sees, P = S D,
-A actions, J bodies, K key bodies; frames, units, quaternions: motion_lib.py.
+Dimension key: T steps, N envs, B = T N, M minibatch, F features of a state, O of these and the goal's (policy),
+S states that the discriminator sees, P = S F, A actions, J bodies, K key bodies; frames, quaternions: motion_lib.py.
 """
 
 import copy
@@ -88,7 +88,7 @@ class Task:
 class Training:
     """PPO."""
 
-    total_timesteps: by_device(int, 3_000_000, 8_000_000) = None  # on the CPU, on a GPU
+    total_timesteps: by_device(int, 3_000_000, 8_000_000) = None  # physics on CPU, GPU
     """control steps of training, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""
@@ -107,7 +107,7 @@ class Training:
     target_kl: float = 0.05
     """mean KL divergence of an iteration at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
-    """last share x of the training, over which the action noise falls to e^(-2x)"""
+    """last share x of the training, over which the action noise falls by e^(-2x)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2
@@ -135,11 +135,11 @@ class Discriminator:
     disc_learning_rate: float = 2e-4
     """Adam's learning rate for the discriminator"""
     disc_noise: float = 1.0
-    """noise on what it learns from, in standard deviations; it hides the action noise"""
+    """standard deviation of noise on its normalised input, to hide the action noise"""
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 256, 4096) = None
-    """clip transitions of an iteration, for each update; as many of the character's"""
+    """clip transitions, one draw for all updates; each has as many of the character's"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions"""
     logit_reg: float = 0.05
@@ -177,7 +177,7 @@ FEET = ("right_foot", "left_foot")
 def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
     """What policy and discriminator see of one instant, in the root's heading frame (IsaacGymEnvs' selection).
 
-    state: batch (...); body_position (..., J, 3) world [m] -> (..., D): root height 1, rotation 6, velocities 3 and 3,
+    state: batch (...); body_position (..., J, 3) world [m] -> (..., F): root height 1, rotation 6, velocities 3 and 3,
     ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each; [m, rad, s]."""
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
@@ -224,17 +224,17 @@ class Starts(NamedTuple):
     clip: Tensor  # (N,)
     time: Tensor  # (N,) in the clip [s]
     state: MotionState
-    history: Tensor  # (N, S - 1, D) what led there
+    history: Tensor  # (N, S - 1, F) ends with it
 
 
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors.
 
-    Who is done is reset in the same step: info["final_obs"] (N, D) is what was seen before, info["disc_obs"] (N, P) the
+    Who is done is reset in the same step: info["final_obs"] (N, O) is what was seen before, info["disc_obs"] (N, P) the
     transition that the discriminator judges, which never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, sim: simulators.Sim, num_envs: int, episode_steps: int) -> None:
-        """Use the first num_envs copies in sim. Raises InputError for clips that are too short."""
+        """Use the first num_envs copies in sim. Raises InputError for too short clips."""
         device = motions.length.device
         self.args = args
         self.motions = motions
@@ -255,15 +255,15 @@ class AMPEnv:
         self.next_row = torch.zeros_like(self.clip[0])  # of the pool
         self.pool_age = torch.zeros((), dtype=torch.long)  # control steps since the pool was drawn
         self.pool = self._new_pool()
-        self.history = self.pool.history.clone()  # (N, S - 1, D) what was seen last
+        self.history = self.pool.history.clone()  # (N, S - 1, F) what was seen last
         self.obs_size = self.obs().shape[1]
         self.disc_obs_size = args.disc_steps * self.history.shape[2]
 
-    state_dict = get_state  # of attributes: tensors, what has a state, collections of these; no numbers
+    state_dict = get_state  # all tensors, and what has a state; a plain number is lost on --resume
     load_state_dict = set_state
 
     def reset(self, seed: Optional[int] = None) -> Tuple[Tensor, Dict]:
-        """Start all episodes anew: obs (N, D), info with their "state"."""
+        """Start all episodes anew: obs (N, O), info with their "state"."""
         if seed is not None:
             self.generator.manual_seed(seed)
         self.pool = self._new_pool()
@@ -274,11 +274,11 @@ class AMPEnv:
         return self.obs(), info
 
     def obs(self) -> Tensor:
-        """What the policy sees now: (N, D)."""
+        """What the policy sees now: (N, O)."""
         return self.history[:, -1]
 
     def _new_pool(self) -> Starts:
-        """Reference state initialisation, in advance: a few cost as much as many."""
+        """Reference states for the next N resets: a few cost as much as many."""
         share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[self.args.reset_mode]  # of starts at the clip's start
         clip, start = self.motions.sample(self.num_envs, self.span, self.generator)
         start = start * (torch.rand(self.num_envs, generator=self.generator, device=start.device) >= share)
@@ -296,7 +296,7 @@ class AMPEnv:
         """Put environments that are done (N,) into the pool's next states."""
         rows = (self.next_row + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
         self.next_row = (rows[-1] + 1) % self.num_envs
-        state = MotionState(*[x.index_select(0, rows) for x in self.pool.state])
+        state = MotionState(*[x.index_select(0, rows) for x in self.pool.state])  # void if not done
         self.sim.set_state(done, state)
         self.clip = torch.where(done, self.pool.clip[rows], self.clip)
         self.time = torch.where(done, self.pool.time[rows], self.time)
@@ -304,11 +304,11 @@ class AMPEnv:
         self.history = torch.where(done[:, None, None], self.pool.history[rows], self.history)
 
     def step(self, action: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Dict]:
-        """One control step under actions (N, A) -> obs (N, D), reward (N,), terminated (N,), truncated (N,), info."""
+        """One control step under actions (N, A) -> obs (N, O), reward (N,), terminated (N,), truncated (N,), info."""
         character = self.motions.character
         state, diverged = simulators.finite(*self.sim.step(self.action_offset + self.args.action_scale * action))
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        # where the physics broke nothing has been seen
+        # broken physics: the last observation again
         seen = torch.where(diverged[:, None], self.history[:, -1], observe(state, body_position, character))
         disc_obs = torch.cat((self.history.flatten(1), seen), -1)  # (N, P)
         self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
@@ -333,7 +333,7 @@ class AMPEnv:
 
 
 class Normaliser(nn.Module):
-    """Running mean and variance of rows, those of all processes."""
+    """Running mean and variance of rows, in all processes."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -388,7 +388,7 @@ class Agent(nn.Module):
         return -0.5 * (((action - mean) / self.action_std) ** 2).sum(-1)
 
     def value(self, obs: Tensor) -> Tensor:
-        """Expected return of raw observations (..., D) -> (...)."""
+        """Expected return of raw observations (..., O) -> (...)."""
         return self.critic(self.obs_norm(obs))[..., 0] * self.return_norm.std() + self.return_norm.mean
 
     def logit(self, disc_obs: Tensor) -> Tensor:
@@ -401,7 +401,7 @@ class ReplayBuffer:
 
     def __init__(self, capacity: int, width: int, device: torch.device) -> None:
         self.capacity = capacity
-        self.data = torch.zeros(capacity, width, device=device).resize_(0, width)  # what is stored, in memory for all
+        self.data = torch.zeros(capacity, width, device=device).resize_(0, width)  # no rows yet, memory for all
 
     state_dict = get_state
     load_state_dict = set_state
@@ -431,13 +431,13 @@ def disc_term(logit: Tensor, target: int, disc_loss: str) -> Tensor:
         # -log D for the clip, -log(1 - D) for the character, D = sigmoid(logit)
         return F.softplus(-target * logit)
     if disc_loss == "lsgan":
-        # (D - 1)^2 for the clip, (D + 1)^2 for the character   (AMP paper, equation 6)
+        # (D - 1)^2 for the clip, (D + 1)^2 for the character, D = logit   (AMP paper, equation 6)
         return (logit - target) ** 2
     raise ValueError(f"no discriminator loss {disc_loss}")
 
 
 def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
-    """Style reward of transitions with these discriminator outputs. (...) -> (...). Raises ValueError."""
+    """Style reward of discriminator outputs, >= 0, or falls would pay. (...) -> (...). Raises ValueError."""
     if disc_loss == "bce":
         # r_style = -log(1 - D) with D = sigmoid(logit), which is softplus(logit)
         return F.softplus(logit)
@@ -459,7 +459,7 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, equation 16). All (T, N) -> (T, N).
 
-    next_value is of the states before any reset; terminated cuts the bootstrap, done the trace."""
+    next_value: of a time-out before its reset; terminated cuts the bootstrap, done the trace."""
     advantage = torch.zeros_like(reward)
     trace = torch.zeros_like(reward[0])
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
@@ -483,7 +483,7 @@ def update(optimizer: torch.optim.Adam, loss: Tensor, nets: Tuple[nn.Module, ...
 
 
 def clone(agent: Agent, env: AMPEnv, args: Args) -> None:
-    """Teach the policy to follow the clips before it trains: PD targets with kp (target - q) - kd dq = 0 almost do."""
+    """Teach the policy PD targets that give no torque on the clip, kp (target - q) = kd dq: they almost follow it."""
     character = env.motions.character
     optimizer = torch.optim.Adam(agent.actor.parameters(), lr=1e-3, fused=True)
     for _ in range(args.clone_updates):
@@ -540,7 +540,7 @@ def evaluate(agent: Agent, env: AMPEnv, args: Args) -> evaluation.Result:
 
 
 def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent, AMPEnv, Dict]]:
-    """Train, or evaluate. For who imports this: yields agent, environment to evaluate() in, log after each iteration.
+    """Train, or evaluate. A generator: of agent, environment to evaluate() in, log after each iteration.
 
     checkpoint: what --checkpoint or --resume has named. Raises InputError."""
     rank, world, device, cores = processes(args.cuda)
@@ -617,11 +617,11 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         demo = demo_transitions(motions, 2 * disc_half, args.disc_steps, env.dt, demo_generator)
         agent.disc_norm.update(torch.cat((demo, disc_obs[torch.randint(B, (len(demo),), device=device)])))
         for _ in range(args.disc_updates):
-            # 3. Sample the character's, half of them fresh, half from the replay buffer.
+            # 3. Sample the character's, half fresh, half from the replay buffer.
             fresh = disc_obs[torch.randint(B, (disc_half,), device=device)]
             disc_obs_agent = agent.disc_norm(torch.cat((fresh, replay.sample(disc_half))))
 
-            # 4. Update the discriminator, under noise, which hides the action noise and makes D smooth.
+            # 4. Update the discriminator under noise: D is smooth then, and blind to the action noise.
             disc_obs_demo = torch.normal(agent.disc_norm(demo), args.disc_noise).requires_grad_(True)
             demo_logit = agent.disc(disc_obs_demo)[:, 0]
             agent_logit = agent.disc(torch.normal(disc_obs_agent, args.disc_noise))[:, 0]
@@ -634,7 +634,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             log.add("disc", loss_demo=demo_loss, accuracy_demo=demo_logit > 0, grad_penalty=penalty)
             log.add("disc", loss_agent=agent_loss, accuracy_agent=agent_logit < 0, skipped=skipped)
 
-        # 5. Task reward plus style_weight times style reward, by the new D, without noise; advantages.
+        # 5. Task reward plus style_weight times style reward, by the new D without noise; advantages.
         with torch.no_grad():
             style_buf = style_reward(agent.logit(disc_obs), args.disc_loss).view(T, N)
             # r_total = r_task + style_weight * r_style
@@ -667,7 +667,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 value_loss = F.mse_loss(agent.critic(b_obs[mb])[:, 0], b_returns[mb])
                 loss = policy_loss + value_loss
                 skipped = update(ppo_optimizer, loss, (agent.actor, agent.critic), args.max_grad_norm)
-                # KL of two Gaussians with the same standard deviation
+                # KL of two Gaussians of the same deviation
                 kl = -agent.log_prob(new_mean.detach(), b_mean[mb]).mean()
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)
         # old += (new - old) / (1 + share t)   (Shamir and Zhang 2013)

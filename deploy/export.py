@@ -102,7 +102,8 @@ class Loaded(NamedTuple):
     env: Any  # its AMPEnv, STARTS copies on MuJoCo
     policy: Policy
     samples: int  # control steps that it was trained with
-    digest: str  # SHA-256 of the file; all that is exported carries it
+    options: Tuple[str, ...]  # of the script, that were typed
+    digest: str  # SHA-256 of the file, followed by the options if there are any; all that is exported carries it
 
 
 def import_script(path: str) -> Any:
@@ -166,8 +167,8 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     except AttributeError as error:
         fault = f"more than coordinates and command tell ({error})"
         raise InputError(f"{module.__file__}: what its policy sees needs {fault}") from error
-    digest = hashlib.sha256(read_file(args.checkpoint)).hexdigest()
-    return Loaded(module, args, env, policy, content["samples"], digest)
+    digest = hashlib.sha256(read_file(args.checkpoint) + " ".join(options).encode()).hexdigest()
+    return Loaded(module, args, env, policy, content["samples"], options, digest)
 
 
 def random_states(policy: Policy, n: int, seed: int = 0) -> Dict[str, np.ndarray]:
@@ -367,7 +368,7 @@ def description(loaded: Loaded, onnx: str, mjcf: str) -> Dict[str, Any]:
         inputs["command"] = "(n, 2) double: target heading [rad, world, from +X to the left], target speed [m/s]"
         result["speed_range_m_s"] = list(args.speed_range)
     checkpoint = {"file": os.path.basename(args.checkpoint), "sha256": loaded.digest, "kind": loaded.script.KIND}
-    result["checkpoint"] = {**checkpoint, "samples": loaded.samples}
+    result["checkpoint"] = {**checkpoint, "samples": loaded.samples, "options": list(loaded.options)}
     return result
 
 

@@ -185,6 +185,17 @@ def test_what_the_player_refuses_is_one_line(exported, run_script, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1) and "error: " in err and err.endswith(fault)
 
 
+def test_other_options_are_another_export(root, exported, run_script, tmp_path):
+    """Finer physics has drives of its own: its MJCF does not go with the policy of an export without it."""
+    code, _, err = run_script("deploy/export.py", root / "pretrained/walk.pt", "finer.onnx", "--substeps", 4)
+    assert code == 0, err
+    about = json.loads((tmp_path / "finer.json").read_text())
+    assert about["checkpoint"]["options"] == ["--substeps", "4"] and about["substeps"] == 4
+    shutil.copy(exported / "walk.onnx", tmp_path / "finer.onnx")
+    code, out, err = run_script("deploy/player.py", "finer.onnx", "--headless")
+    assert (code, out) == (2, "") and "is of another policy" in err
+
+
 @pytest.mark.parametrize("low, high, speed", [(2.0, 3.0, 2.0), (0.5, 1.0, 1.0), (1.5, 1.5, 1.5)])
 def test_the_player_knows_a_speed_in_any_range(exported, run_script, tmp_path, low, high, speed):
     """Without --speed it is the nearest to 1.2 m/s; of another one the message has the range."""

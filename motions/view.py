@@ -29,10 +29,12 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import threading
 import time
 import webbrowser
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -53,7 +55,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
 SPACING = 1.5  # between characters side by side [m]
-PARTED = 2.0  # who moves so far away from the first one, or towards it, is kept beside it [m]
+PARTED = 2.0  # who moves so far away from the first one, or towards it, is kept beside it, on a treadmill [m]
+BELT, MARKS = 1.05, 0.5  # radius of what the treadmill is seen of, and how far its marks are apart [m]
 STRIDE = 1.0  # over so long paths and speeds are smooth, and over twice that the way that the camera follows [s]
 STILL = 0.3  # who is no faster goes nowhere [m/s]
 ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
@@ -117,8 +120,22 @@ ROOM = """if (!window.lookFrom) {
   window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
   addEventListener("resize", () => fit());
 }"""
+# Over the page until the scene is drawn; else viser's own panel would show, and a picture that fades in. It lets clicks
+# through, and goes after a while in any case, to show what viser says of a browser without WebGL.
+LOADING = """
+<div id="loading" style="position: fixed; inset: 0; z-index: 9999; background: white; pointer-events: none;
+  display: grid; place-items: center; font: 16px sans-serif; color: #666">loading ...</div>
+<script>{
+  const began = Date.now(), wait = setInterval(() => {
+    const nodes = window.__viserMutable?.nodeRefFromName, canvas = document.querySelector("canvas");
+    const drawn = nodes?.["/world/centre"] && canvas?.style.opacity === "1";
+    if (!drawn && Date.now() - began < (canvas ? 120000 : 20000)) return;
+    clearInterval(wait);
+    setTimeout(() => document.getElementById("loading").remove(), 300);
+  }, 50);
+}</script>"""
 LAYOUTS = {
-    "side": "side by side, each file as it begins; who leaves the first one is kept beside it",
+    "side": "side by side, each file as it begins; who leaves the first one is kept beside it, on a treadmill",
     "overlay": "all start at the place and with the heading of the first file, and are in its phase at all times",
     "pinned": "overlay, with the place and heading of the first file at all times: differences of pose alone",
     "beside": "in the phase and with the heading of the first file, kept beside it",
@@ -140,6 +157,7 @@ class Take(NamedTuple):
     speed: float = 0.0  # of the whole file, on average [m/s]
     ends: bool = False  # it does not loop
     held: str = ""  # how it is kept at the first one's side, if it is: it has no path of its own then
+    belt: Optional[Tensor] = None  # of a treadmill under it (T, 5): see hold
     told: Optional[Told] = None  # what it was told, and where that would have led
     course: Optional[np.ndarray] = None  # (T,) the direction in which it goes, if it matters [rad]
 
@@ -180,12 +198,23 @@ def parts(root: Tensor, root0: Tensor) -> bool:
     return float((apart - apart[0]).norm(dim=-1).max()) > PARTED
 
 
-def hold(root: Tensor, root0: Tensor, rate: float) -> Tensor:
-    """Let a character, root (T, 3) [m], sway as it does, but go the smooth way of another one, root0 (T, 3) [m]."""
+def hold(take: Take, first: Take, rate: float) -> Take:
+    """Let a character sway as it does, but go the smooth way of the first one, and turn with its course.
+
+    Its own ground goes by under it, as the belt of a treadmill does (T, 5): where that is and by how much it is turned,
+    x, y [m], turn [rad]; and of its marks the one under the character, seen from there x, y [m]."""
     reach = round(0.5 * STRIDE * rate)
-    ways = [torch.as_tensor(smooth(x[:, :2].double().numpy(), reach)).float() for x in (root, root0)]  # (T, 2) [m]
-    moved = root[:, :2] - ways[0] + ways[1] + (root - root0)[0, :2]
-    return torch.cat((moved, root[:, 2:]), 1)
+    own, way = (torch.as_tensor(smooth(x.root[:, :2].double().numpy(), reach)).float() for x in (take, first))  # (T, 2)
+    courses = [course_of(x.root, x.rotations, rate) for x in (first, take)]
+    turn = torch.as_tensor(courses[0] - courses[0][0] - courses[1] + courses[1][0]).float()  # (T,) [rad]
+    spin = ml.quat_from_yaw(turn)  # (T, 4)
+    spot = way + (take.root - first.root)[0, :2]
+    # p' = spot + R (p - own) on the ground, and z' = z
+    sway = torch.cat((take.root[:, :2] - own, take.root[:, 2:]), 1)
+    root = torch.nn.functional.pad(spot, (0, 1)) + ml.quat_rotate(spin, sway)
+    rotations = torch.cat((ml.quat_multiply(spin, take.rotations[:, 0])[:, None], take.rotations[:, 1:]), 1)
+    belt = torch.cat((spot, turn[:, None], (own / MARKS).round() * MARKS - own), 1)
+    return take._replace(root=root, rotations=rotations, held="on a treadmill beside the blue one", belt=belt)
 
 
 def speeds_of(root: Tensor, rate: float) -> np.ndarray:
@@ -270,14 +299,14 @@ def load_takes(
             root, rotations = in_grid(root, rotations, i, len(paths))
         elif takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
-        held = "in step with the blue one, kept beside it" if layout == "beside" and takes else ""
-        if layout == "side" and takes and parts(root, takes[0].root):
-            root, held = hold(root, takes[0].root, rate), "held at the blue one's side, so it slides"
         touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
+        held = "in step with the blue one, kept beside it" if layout == "beside" and takes else ""
         about = dict(speed=mean_speed(motion), ends=not motion.loop[0], held=held)
-        takes.append(Take(names[i] + more, root, rotations, touching, **about))
+        take = Take(names[i] + more, root, rotations, touching, **about)
+        leaves = layout == "side" and takes and parts(root, takes[0].root)
+        takes.append(hold(take, takes[0], rate) if leaves else take)
     takes[0] = takes[0]._replace(course=course_of(takes[0].root, takes[0].rotations, rate))
     if commands:
         root = takes[0].root
@@ -303,6 +332,7 @@ class Scene(NamedTuple):
     paths: List[Any]  # C lines on the ground, one if pinned
     ground: Any  # the grid
     arrow: Any = None  # what the first one is told
+    belts: Sequence[Any] = ()  # of the treadmills, in turn
     folders: Sequence[Any] = ()  # C nodes that hold a character and its path: each is where it is, moved by so much
 
 
@@ -356,7 +386,7 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     look.update(plane_opacity=1.0)
     look.update(fade_distance=30, shadow_opacity=0.35, position=GROUND)
     ground = scene.add_grid("/world/ground", 400, 400, **look)
-    bodies, skins, labels, paths, folders = [], [], [], [], []
+    bodies, skins, labels, paths, belts, folders = [], [], [], [], [], []
     red = body_meshes(character.path, SKIN)
     for i, take in enumerate(takes):
         folder = f"/world/{i} {take.name.replace('/', ' ')}"
@@ -377,6 +407,8 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
             text = str(i + 1) if numbered(takes, layout) else text
             labels.append(scene.add_label(f"/name {i}/text", text, anchor="bottom-center"))
         bodies.append(nodes)
+        if take.belt is not None:
+            belts.append(add_belt(scene, f"{folder}/belt", colour_of(i, "")))
         if layout == "grid" or take.held or (i and layout == "pinned"):  # which is on the first one's path
             continue
         paths.append(add_path(scene, f"{folder}/path", take.root.numpy(), 0.01 + 0.001 * i, colour_of(i, "")))
@@ -385,7 +417,7 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         paths.append(add_path(scene, "/world/course", takes[0].told.path.numpy(), 0.006, GREEN))
         arrow = scene.add_arrows("/world/told", np.array([[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]], np.float32), GREEN)
     aim(server, takes, layout)
-    return Scene(world, centre, bodies, skins, labels, paths, ground, arrow, folders)
+    return Scene(world, centre, bodies, skins, labels, paths, ground, arrow, belts, folders)
 
 
 def numbered(takes: List[Take], layout: str) -> bool:
@@ -407,6 +439,19 @@ def add_path(scene: Any, name: str, points: np.ndarray, height: float, colour: T
     return scene.add_line_segments(name, line, colour, thickness=3, thickness_units="screen")
 
 
+def add_belt(scene: Any, name: str, colour: Tuple[int, int, int]) -> Tuple[Any, Any]:
+    """Draw what is seen of a treadmill: a ring, and crosses in it that go by -> viser's handles of both."""
+    look = dict(thickness=3, thickness_units="screen")
+    corners = np.linspace(0.0, math.tau, 49)
+    ring = BELT * np.stack((np.cos(corners), np.sin(corners)), 1)
+    spots = MARKS * np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), -1).reshape(-1, 1, 1, 2)
+    cross = 0.08 * np.array([[[-1, 0], [1, 0]], [[0, -1], [0, 1]]])
+    lines = [np.stack((ring[:-1], ring[1:]), 1), (spots + cross).reshape(-1, 2, 2)]  # (n, 2, 2) each
+    lines = [np.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=0.008).astype(np.float32) for x in lines]
+    names = (name, f"{name}/marks")
+    return tuple(scene.add_line_segments(name, x, colour, **look) for name, x in zip(names, lines))
+
+
 class View(NamedTuple):
     """From where the camera looks. Directions are in axes of the first one's course, if it turns, else of its heading
     at the start."""
@@ -423,8 +468,9 @@ class View(NamedTuple):
 def views_of(takes: List[Take], layout: str) -> List[View]:
     """What the camera shows, at first and by key V: see VIEWS.
 
-    From the side and the front it goes along a circle with the course; the others are then behind the first one, or
-    beside it, as far away as they were, so that none hides another. In a grid nobody goes anywhere."""
+    From the side and the front it goes along a circle with the course; the others are then to the left of the first
+    one, as far away as they were, and from the side as far behind it, too, so that none hides another. In a grid nobody
+    goes anywhere."""
     first = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
     first = np.array(VIEW_OF_COURSE if takes[0].told else first)
     far, grid = distance_of(takes), layout == "grid"
@@ -432,7 +478,7 @@ def views_of(takes: List[Take], layout: str) -> List[View]:
     mean = 0.0 if grid else float(np.linalg.norm(offsets_of(takes), axis=1).mean())
     return [
         View(tuple((first / np.linalg.norm(first)).tolist()), far),
-        View((0.0, -1.0, 0.0), near, not grid, None if grid else (-1.0, 0.0), (-mean, 0.0)),
+        View((0.0, -1.0, 0.0), near, not grid, None if grid else (-1.0, 1.0), (-mean, 0.0)),
         View((1.0, 0.0, 0.0), near, not grid, None if grid else (0.0, 1.0), (0.0, mean)),
         View((0.0, -0.02, 1.0), 1.3 * far),
     ]
@@ -535,6 +581,10 @@ def show(
             visible = contacts and bool(take.touching[frame, j])
             if skin.visible != visible:
                 skin.visible = visible
+    belts = [take.belt[frame].numpy() for take in takes if take.belt is not None]
+    for (ring, marks), (x, y, angle, *spot) in zip(scene.belts, belts):
+        ring.position, ring.wxyz = (x, y, 0.0), yaw(angle)
+        marks.position = (*spot, 0.0)
     if scene.arrow:
         told = takes[0].told
         length = max(float(told.speed[frame]), 0.05)
@@ -623,7 +673,12 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
     page = page.replace("<title>Viser<", f"<title>{html.escape(title_of(takes))}<", 1)
-    return page.replace("</head>", head_of(takes, rate, text, layout) + "</head>", 1)
+    return loading(page).replace("</head>", head_of(takes, rate, text, layout) + "</head>", 1)
+
+
+def loading(page: str) -> str:
+    """A page that says that it loads, until it shows the scene."""
+    return page.replace("<body>", "<body>" + LOADING, 1)
 
 
 def head_of(takes: List[Take], rate: float, text: str = "", layout: str = "side") -> str:
@@ -671,8 +726,17 @@ def start_server(host: str, port: Optional[int]) -> Any:
             fault = re.sub(r" \(while .*", "", getattr(error, "strerror", None) or str(error))
     else:
         raise InputError(f"--host {host} --port {number}: {fault}; try another --port, or 0 for any that is free")
-    with contextlib.redirect_stdout(io.StringIO()):  # its banner
-        return viser.ViserServer(host=host, port=number, verbose=False)
+    client = os.path.join("client", "build", "index.html")
+    with open(os.path.join(os.path.dirname(viser.__file__), client), encoding="utf-8") as file:
+        page = loading(file.read())
+    folder = tempfile.TemporaryDirectory()  # it lives as long as the server, which looks for its page beside its module
+    os.makedirs(os.path.join(folder.name, os.path.dirname(client)))
+    ml.write_file(os.path.join(folder.name, client), page.encode())
+    moved = mock.patch.object(viser._viser, "__file__", os.path.join(folder.name, "_viser.py"))
+    with moved, contextlib.redirect_stdout(io.StringIO()):  # its banner
+        server = viser.ViserServer(host=host, port=number, verbose=False)
+    server.folder = folder
+    return server
 
 
 def run_script(page: Any, script: str) -> None:

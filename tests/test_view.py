@@ -98,7 +98,27 @@ def test_who_leaves_the_first_one_is_held_at_its_side(character, root):
     speeds = [view.speeds_of(take.root, rate)[30:-30].mean() for take in (takes[0], takes[1], alone)]
     assert speeds[:2] == pytest.approx([0.97, 0.97], abs=0.03) and speeds[2] > 3.0
     legend = view.legend_of(takes)
-    assert takes[1].speed > 1.0 and f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; held at the blue one" in legend
+    assert (
+        takes[1].speed > 1.0
+        and f"clip motions/run, {takes[1].speed:.2f}\u00a0m/s; on a treadmill beside the blue one" in legend
+    )
+    assert [take.belt is not None for take in takes] == [False, True, False]
+
+
+def test_a_treadmill_goes_under_who_is_held_as_its_own_ground_would(character, root):
+    """And both turn with the first one's course."""
+    files = [str(root / file) for file in ("docs/rollouts/walk.npz", "motions/run.npz")]
+    (rate, (first,)), (_, (run,)) = (view.load_takes(character, [file], "side", seconds=8.0) for file in files)
+    held = view.hold(run, first, rate)
+    x, y, angle, *mark = held.belt.T
+    seen = held.root - torch.stack((x, y, torch.zeros_like(x)), 1)
+    seen = ml.quat_rotate(ml.quat_from_yaw(-angle), seen)[:, :2] - torch.stack(mark, 1)  # from the mark
+    steps = (run.root[:, :2] - seen) / view.MARKS
+    assert torch.allclose(steps, steps.round(), atol=1e-3) and steps[:, 0].max() > 40 and held.belt[:, 3:].max() < 0.26
+    turned = ml.heading(held.rotations[:, 0]) - ml.heading(run.rotations[:, 0])
+    assert torch.allclose(torch.cos(turned - angle), torch.ones(1), atol=1e-5)
+    facing = np.unwrap(ml.heading(held.rotations[:, 0]).numpy()) - first.course  # it sways with every step
+    assert np.ptp(first.course) > 0.3 and np.abs(facing - facing.mean()).max() < 0.25
 
 
 def test_speeds_of_whole_files(character, root, walk):
@@ -358,9 +378,9 @@ def test_who_comes_starts_with_the_first_view(eye):
 
 
 def test_v_goes_through_the_views(eye):
-    """Exactly from the right, from the front, from above, as at first; all look at the middle of both, at .85 m.
+    """Exactly from the right, from the front, from above, as at first; all look at .85 m, between both.
 
-    From the side the other one stands 1.5 m behind, from the front to the left, so that none hides the other."""
+    The other one stands 1.5 m to the left, from the side 1.5 m further back, too, so that none hides the other."""
     ways, spots = [], []
     for _ in range(5):
         browser = client()
@@ -369,7 +389,7 @@ def test_v_goes_through_the_views(eye):
         ways.append((way / np.linalg.norm(way)).tolist())
         spots.append(browser.camera.look_at - eye.takes[0].root[0].numpy() * [1, 1, 0])
         shift = view.shifts_of(eye.takes, eye.view(), math.pi / 2)[1]  # it goes along +Y now
-        other = {1: [0.0, -1.5], 2: [-1.5, 0.0]}.get(eye.now, [0.0, 1.5])
+        other = {1: [-1.5, -1.5], 2: [-1.5, 0.0]}.get(eye.now, [0.0, 1.5])
         assert np.allclose(shift[:2], np.array(other) - [0.0, 1.5], atol=1e-6)
         eye.next()
     assert ways[1] == [0.0, -1.0, 0.0] and ways[2] == [1.0, 0.0, 0.0] and ways[0] == ways[4]
@@ -557,7 +577,8 @@ def served(character, files, layout="side"):
 def test_the_server_answers_and_stops(character, root):
     with served(character, [str(root / "motions/walk.npz")]) as (address, server, _):
         with urllib.request.urlopen(address, timeout=20) as answer:
-            assert answer.status == 200 and b"<!doctype html>" in answer.read(100)
+            text = answer.read().decode()
+        assert answer.status == 200 and text.startswith("<!doctype html>") and text.count(view.LOADING) == 1
         port = server.get_port()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=2)

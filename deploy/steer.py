@@ -343,7 +343,7 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
     view.aim(server, everyone, "beside")
     eye = view.Eye(server, scene, everyone, "beside")
-    slots = [None, (-1.0, 0.0), (0.0, -1.0), None]  # to the left in the picture, from the side and the front too
+    slots = [None, (-1.0, 1.0), (0.0, -1.0), None]  # to the left in the picture, from the side and the front too
     eye.views = [one._replace(slot=slot, focus=(0.0, 0.0)) for one, slot in zip(eye.views, slots)]
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
     arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
@@ -397,7 +397,7 @@ def readout(walker: Walker, share: float, near: str, playing: bool = True) -> st
         speed += f", told {short(walker.speed)} m/s"
     over = walker.end and f"{walker.end}  \n"
     pace = "in real time" if share > 0.97 else f"at {100 * share:.0f} % of real time"
-    return f"{over}{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}"
+    return view.unbroken(f"{over}{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}")
 
 
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:

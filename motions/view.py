@@ -26,10 +26,10 @@ import io
 import json
 import math
 import os
+import pathlib
 import re
 import socket
 import sys
-import tempfile
 import threading
 import time
 import webbrowser
@@ -713,6 +713,13 @@ def check_writable(path: str) -> None:
 # ---- 4. The page -----------------------------------------------------------------------------------------------------
 
 
+class Build(type(pathlib.Path())):
+    """The folder that viser's page is in, and what it holds: as it is, but that the page says that it loads."""
+
+    def read_bytes(self) -> bytes:
+        return loading(self.read_text(encoding="utf-8")).encode()
+
+
 def start_server(host: str, port: Optional[int]) -> Any:
     """A viser server; without a port at the first of PORTS that is free. Raises InputError when the address is taken
     (viser itself would silently take the next port)."""
@@ -726,17 +733,11 @@ def start_server(host: str, port: Optional[int]) -> Any:
             fault = re.sub(r" \(while .*", "", getattr(error, "strerror", None) or str(error))
     else:
         raise InputError(f"--host {host} --port {number}: {fault}; try another --port, or 0 for any that is free")
-    client = os.path.join("client", "build", "index.html")
-    with open(os.path.join(os.path.dirname(viser.__file__), client), encoding="utf-8") as file:
-        page = loading(file.read())
-    folder = tempfile.TemporaryDirectory()  # it lives as long as the server, which looks for its page beside its module
-    os.makedirs(os.path.join(folder.name, os.path.dirname(client)))
-    ml.write_file(os.path.join(folder.name, client), page.encode())
-    moved = mock.patch.object(viser._viser, "__file__", os.path.join(folder.name, "_viser.py"))
-    with moved, contextlib.redirect_stdout(io.StringIO()):  # its banner
-        server = viser.ViserServer(host=host, port=number, verbose=False)
-    server.folder = folder
-    return server
+    build = Build(os.path.dirname(viser.__file__), "client", "build")
+    plain = viser.infra.WebsockServer
+    ours = mock.patch.object(viser.infra, "WebsockServer", lambda **x: plain(**{**x, "http_server_root": build}))
+    with ours, contextlib.redirect_stdout(io.StringIO()):  # its banner
+        return viser.ViserServer(host=host, port=number, verbose=False)
 
 
 def run_script(page: Any, script: str) -> None:

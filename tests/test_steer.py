@@ -93,7 +93,8 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     """Its speed is that of the last second, 30 control steps; to sway is not to go. The one told is that of now."""
     walker.recent.extend([(9.0, 9.0)] * 7 + [(0.5, 3.0)] * 15 + [(1.0, -3.0)] * 15)
     assert walker.pace() == pytest.approx((0.75, 0.0))
-    assert steer.readout(walker, 1.0, "near") == ".75 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near"
+    said = steer.readout(walker, 1.0, "near, .2 m").replace("\u00a0", " ")
+    assert said == ".75 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near, .2 m"
     walker.data.qvel[:2] = 0.0, 3.5
     walker.heading = walker.goal = math.pi / 2  # which is ahead then
     walker.step()
@@ -101,15 +102,15 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     assert speed == pytest.approx(math.hypot(25.5, 3.0) / 30)
     assert course == pytest.approx(math.pi / 2 - math.atan2(3.0, 25.5))
     walker.speed = 3.0
-    assert ", told 3.00 m/s" in steer.readout(walker, 1.0, "near")
+    assert ", told 3.00\u00a0m/s" in steer.readout(walker, 1.0, "near")
     walker.speed = 1.5
     walker.watch(torch.zeros(1, 15), 0.1)  # all of it on the ground
     assert steer.readout(walker, 1.0, "near").startswith("it fell  \n")
     walker.reset()
-    assert steer.readout(walker, 1.0, "near").startswith(".00 m/s, told 1.50 m/s")
+    assert steer.readout(walker, 1.0, "near").startswith(".00\u00a0m/s, told 1.50\u00a0m/s")
     assert steer.readout(walker, 1.0, "near", False).split("  \n")[1] == "paused"
     told_nothing = steer.readout(steer.Walker(loaded["walk"]), 0.2, "near").split("  \n")
-    assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20 % of real time"
+    assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20\u00a0% of real time"
 
 
 def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
@@ -223,7 +224,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         here = walker.data.qpos[:2] + controls.scene.world.position[:2]
         controls.go_to((here[0], here[1] + 10.0, 10.0), (0.0, 0.0, -1.0))  # where the page shows 10 m to its left
         assert soon(lambda: abs(walker.goal - math.pi / 2) < 0.2)
-        # from the side the world lies turned under the page, and the nearest clip is a metre behind
+        # from the side the world lies turned under the page, and the nearest clip is a metre behind and to the left
         controls.eye.next()
         assert soon(lambda: controls.eye.turn < -0.5)
         controls.play_or_pause()
@@ -232,7 +233,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         assert soon(lambda: abs(walker.goal + controls.eye.turn) < 0.2)
         way = np.array([math.cos(controls.eye.turn), -math.sin(controls.eye.turn)])
         apart = (controls.scene.bodies[1][0].position - controls.scene.bodies[0][0].position)[:2]
-        assert np.allclose(apart, -steer.ASIDE * way, atol=0.05)
+        assert np.allclose(apart, steer.ASIDE * (np.array([-way[1], way[0]]) - way), atol=0.05)
         controls.play_or_pause()
         controls.play_or_pause()
         time.sleep(0.3)
@@ -247,7 +248,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         controls.jobs.append(lambda: walker.data.qpos.__setitem__(2, 3.0))
         assert soon(lambda: not any(skin.visible for skin in red.values()))
         one, other = (nodes[0].position for nodes in controls.scene.bodies)
-        assert np.linalg.norm((other - one)[:2]) == pytest.approx(steer.ASIDE, abs=0.1)  # they move meanwhile
+        assert np.linalg.norm((other - one)[:2]) == pytest.approx(math.sqrt(2.0) * steer.ASIDE, abs=0.1)  # they move
         controls.with_or_without()
         assert soon(lambda: not controls.scene.bodies[1][0].visible and not controls.scene.labels[1].visible)
         controls.jobs.append(walker.reset)

@@ -9,15 +9,15 @@
 
 CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written. A
 roll-out is blue and a clip orange, right limbs dark, left ones light; the picture says so. The way through the clip
-leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a GIF about fifteen frames a
+leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a GIF about thirty frames a
 second, over a floor that leads from its last picture to its first. The poses of a strip are drawn apart, however near
 they were, with their times from the first on; it is as high as they need. --commands draws what a roll-out of the
-heading task was told (see --eval-commands): an arrow, the path commanded, the path taken, and a map of both in a
-corner. A clip that is compared is in the roll-out's phase (same_phase), at its place and with its heading, so what
-differs is the pose. If that is much, a warning says so. It needs MuJoCo, an OpenGL that draws without a screen (EGL or
-OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r requirements-motions.txt`. Without
-a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of CPU time; --fast halves that. What
-takes longer than ten seconds says how long it will be.
+heading task was told (see --eval-commands): an arrow, for which the camera leaves room, the path commanded, the path
+taken, and a map of both in a corner. A clip that is compared is in the roll-out's phase (same_phase), at its place and
+with its heading, so what differs is the pose. If that is much, a warning says so. It needs MuJoCo, an OpenGL that draws
+without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r
+requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of
+CPU time; --fast halves that. What takes longer than ten seconds says how long it will be.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -94,6 +94,7 @@ UNLIKE = 0.1
 APART = 0.45  # between the bodies of two poses in a strip; limbs and heads are larger than their bodies' origins [m]
 BESIDE = 0.75  # the same of two figures in a film, of which neither is to step into the other's shadow [m]
 LINE = 10.0  # from one line that tells how far a film is to the next [s]
+GIF = 30.0  # about so many pictures a second
 PATTERN = 2.0  # the floor repeats after this [m]
 MAP = 0.36  # height of the map in a film's corner, as a share of the picture's
 AHEAD = 0.6  # of the root's ground point an arrow begins, beyond the feet [m]
@@ -302,6 +303,11 @@ def figure(character: Character, who: str) -> str:
     return "\n".join(lines)
 
 
+def distance_of(tall: float, fovy: float) -> float:
+    """How far away [m] a camera of this field of view [degrees] sees so much, from above to below [m]."""
+    return 0.5 * tall / math.tan(0.5 * math.radians(fovy))
+
+
 def ground_in(
     azimuth: float, elevation: float, distance: float, focus: np.ndarray, size: Size, tall: float
 ) -> np.ndarray:
@@ -341,7 +347,7 @@ class Stage:
         figures = "".join(figure(character, name) for name in who)
         fine = max(min(look["fine"], LARGEST / max(size)), 1.0)
         width, height = (round(fine * side) for side in size)
-        distance = 0.5 * tall / math.tan(0.5 * math.radians(look["fovy"]))
+        distance = distance_of(tall, look["fovy"])
         largest = dict(width=max(width, look["lamp"]), height=max(height, look["lamp"]))
         light = dict(sun="{} {} {}".format(*SUN), fog=distance + 2.0, far=2.0 * distance + 100.0)
         xml = SCENE.format(figures=figures, repeat=PATTERN / pattern, **largest, **light, **look)
@@ -491,11 +497,11 @@ class Stage:
         return geom
 
 
-def font_of(height: int) -> Any:
-    """What is written with, in a picture or a row of a strip of this height [pixels]."""
+def font_of(height: int, text: Optional[int] = None) -> Any:
+    """What is written with, in a picture or a row of a strip of this height, or a `text` of this height [pixels]."""
     from PIL import ImageFont
 
-    return ImageFont.load_default(max(height // 26, 11))
+    return ImageFont.load_default(text or max(height // 26, 11))
 
 
 def write_on(image: Any, lines: Sequence[Tuple[str, str]], font: Any) -> None:
@@ -538,15 +544,17 @@ def strip(
     names: Sequence[str],
     times: Sequence[float],
     legend: str = LIMBS,
+    text: Optional[int] = None,
 ) -> Tuple[bytes, Size]:
     """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above -> and its size.
 
     It is lower than `size` if nobody is as high as that. names: what is written on them, of the poses and of the
-    other's (see name_of); times: of the poses (T,), written under them [s]; legend: written beside the first name."""
+    other's (see name_of); times: of the poses (T,), written under them [s]; legend: written beside the first name;
+    text: see font_of."""
     rows = [(kind_of(names), poses)] if not other else [("clip", other), ("policy", poses)]
     position, row = in_a_row(torch.cat([p for _, (p, _) in rows], 1))  # (T, 1 or 2 J, 3), so in one scale
     width, height = size[0], size[1] // len(rows)
-    font = font_of(height)
+    font = font_of(height, text)
     margin = min(3.6 * font.size, 0.5 * height)  # for the name above and the times below [pixels]
     top = float(position[..., 2].max()) + 0.3  # a head above the highest body [m]
     scale = min(width / row, (height - margin) / (top + FEET))  # pixels in a metre: all are seen
@@ -569,13 +577,41 @@ def strip(
     return file.getvalue(), picture.size
 
 
+def arrow_at(told: Told, way: np.ndarray, t: int) -> np.ndarray:
+    """Where the command's arrow begins and ends at frame t (2, 2) [m], before who goes the way (T, 2) [m]."""
+    along = np.array([math.cos(told.heading[t]), math.sin(told.heading[t])])
+    length = HEAD + 0.25 * float(told.speed[t])  # its shaft is a quarter of a second of the command
+    return way[t] + np.outer((AHEAD, AHEAD + length), along)
+
+
+def room_below(arrows: np.ndarray, azimuths: np.ndarray, look: dict, height: float, size: Size, tall: float) -> float:
+    """How much more than `tall` a film has to show, at its lower edge [m], so that it shows all of the arrows.
+
+    arrows: from where the camera looks at, (T, 2, 2) [m]; azimuths: of the camera (T,) [degrees]; height: of the middle
+    of a picture without more [m]."""
+    margin = 0.01 * size[1]
+    more = 0.0
+    for (start, tip), azimuth in zip(arrows, azimuths):
+        along = (tip - start) / np.linalg.norm(tip - start)
+        across = np.array([-along[1], along[0]])
+        head = [tip, tip - HEAD * (along + across), tip - HEAD * (along - across)]
+        corners = np.column_stack((np.stack((start, *head)), np.ones(4)))
+        inside = False
+        while not inside and more < 5.0 * tall:
+            focus = np.array([0.0, 0.0, height - 0.5 * more])
+            distance = distance_of(tall + more, look["fovy"])
+            seen = ground_in(azimuth, look["elevation"], distance, focus, size, tall + more) @ corners.T
+            pixels = (seen[:2] / seen[2]).T  # (4, 2)
+            before = (seen[2] > 0.1).all()  # the camera
+            inside = bool(before and (pixels > margin).all() and (pixels < np.array(size) - margin).all())
+            more += 0.0 if inside else 0.02 * tall
+    return more
+
+
 def marks_of(told: Told, way: np.ndarray, t: int, every: int) -> Sequence[Tuple[np.ndarray, Tuple]]:
     """What is drawn on the ground at frame t: the path commanded, the path taken (T, 2) [m] so far, the command."""
     taken = np.concatenate((way[:t:every], way[t : t + 1]))
-    length = HEAD + 0.25 * float(told.speed[t])  # its shaft is a quarter of a second of the command
-    ahead = length * np.array([math.cos(told.heading[t]), math.sin(told.heading[t])])
-    foot = way[t] + AHEAD * ahead / length
-    marks = [(told.path[::every].numpy(), TOLD), (taken, DONE), (np.stack((foot, foot + ahead)), TOLD)]
+    marks = [(told.path[::every].numpy(), TOLD), (taken, DONE), (arrow_at(told, way, t), TOLD)]
     return [(points, colour) for points, colour in marks[:2] if len(points) > 2] + marks[2:]
 
 
@@ -616,6 +652,8 @@ def film(
     again: bool = False,
     names: Sequence[str] = ("policy", "clip"),
     fast: bool = False,
+    legend: Optional[str] = None,
+    text: Optional[int] = None,
 ) -> Pictures:
     """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly.
 
@@ -623,7 +661,7 @@ def film(
     ghost.
     told: what is drawn on the ground; turn: how far the camera turns meanwhile [degrees]; again: the film is shown in a
     loop, so the floor is to lead from its end to its start; names: what is written on it, of the poses and the other's;
-    fast: see FAST."""
+    fast: see FAST; legend: what is written instead of limbs, time and speed; text: see font_of."""
     look = FILM_OF_PATH if told else FILM
     wide = 0.0
     if other and not ghost:
@@ -634,28 +672,35 @@ def film(
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
     top = top_of(position)
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
-    focus = np.full((len(position), 3), (0.36 if told else 0.45) * top)  # an arrow lies before who comes nearer
+    focus = np.full((len(position), 3), 0.45 * top)
     focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
+    azimuths = look["azimuth"] + turn * np.linspace(0.0, 1.0, len(position))
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
     tall = max(top + 0.5, wide * size[1] / size[0])
+    way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
+    if told:
+        arrows = np.stack([arrow_at(told, way, t) - place[:2] for t, place in enumerate(focus)])
+        more = room_below(arrows, azimuths, look, focus[0, 2], size, tall)
+        focus[:, 2] -= 0.5 * more
+        tall += more
     pattern = seamless(focus[::every, 0]) if again else PATTERN
     stage = Stage(character, who, {**look, **(FAST if fast else {})}, tall, max(tall, wide), size, pattern)
-    way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
     step = max(round(PATH_STEP * fps), 1)
     named = [names[0], names[1] + ", outlined" * ghost] if other else names[:1]
-    lines = [*zip(named, ("policy", "clip") if other else who), (LIMBS, "")]
+    lines = [*zip(named, ("policy", "clip") if other else who), (LIMBS if legend is None else legend, "")]
     lines += [("green: where it was told to go", "told"), ("blue line: the way it went", "done")] if told else []
     with stage.renderer, stage.lamp:
         for t in range(0, len(position), every):
-            stage.camera.azimuth = look["azimuth"] + turn * t / max(len(position) - 1, 1)
+            stage.camera.azimuth = azimuths[t]
             marks = marks_of(told, way, t, step) if told else ()
             image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks))
             asked = f", told {told.speed[t]:.2f}" if told else ""
+            now = f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}" if legend is None else ""
             if told:
                 inset = from_above(told, way, t, step, size[1])
                 margin = size[1] // 26
                 image.paste(inset, (size[0] - inset.width - margin, margin))
-            write_on(image, [*lines, (f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}", "")], font_of(size[1]))
+            write_on(image, [*lines, (now, "")], font_of(size[1], text))
             yield np.asarray(image)
 
 
@@ -727,7 +772,12 @@ def parse() -> argparse.Namespace:
     add("--poses", type=int, help=f"how many a strip has (default {POSES}); a film has every frame")
     sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif 480 270"
     add("--size", type=int, nargs=2, metavar=("W", "H"), help=f"of the picture [pixels] (default: {sizes})")
-    add("--legend", metavar="TEXT", help="strips: what stands beside the first name (default: which limbs are dark)")
+    add("--text", type=int, metavar="PIXELS", help="height of what is written (default: a 26th of a picture or row)")
+    add(
+        "--legend",
+        metavar="TEXT",
+        help="what is written but names (default: which limbs are dark; in a film also time, speed)",
+    )
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     args = parser.parse_args()
     args.ending = os.path.splitext(args.out)[1]
@@ -735,13 +785,14 @@ def parse() -> argparse.Namespace:
         raise InputError(f"{args.out}: expected a name that ends in .png (a strip), .mp4 or .gif (a film)")
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
         raise InputError(f"{args.out}: there is no such folder")
-    if args.ending != ".png" and (args.poses, args.legend) != (None, None):
-        raise InputError("--poses and --legend are for strips, .png; a film has every frame")
+    if args.ending != ".png" and args.poses is not None:
+        raise InputError("--poses is for strips, .png; a film has every frame")
     args.poses = POSES if args.poses is None else args.poses
-    args.legend = LIMBS if args.legend is None else args.legend
     if not 1 <= args.poses <= 100 or not (args.seconds is None or args.seconds > 0):
         raise InputError("--seconds has to be positive, --poses from 1 to 100")
     args.size = tuple(args.size or ((1200, 640) if args.compare and args.ending == ".png" else SIZES[args.ending]))
+    if not (args.text is None or 6 <= args.text <= 200):
+        raise InputError("--text: expected from 6 to 200 pixels")
     if not all(16 <= side <= 4096 for side in args.size):
         raise InputError("--size: expected a width and a height from 16 to 4096")
     if args.ghost and args.compare:
@@ -799,11 +850,12 @@ def main() -> None:
         names = [name_of(path) for path in (args.clip, *(motions.files if motions else ()))]
         other = poses_there(motions, poses, clip.fps) if motions else None
         if still:
+            legend = LIMBS if args.legend is None else args.legend
             shown = np.linspace(0, last - first, args.poses).round().astype(int)
             poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
-            data, args.size = strip(character, poses, other, args.size, names, shown / clip.fps, args.legend)
+            data, args.size = strip(character, poses, other, args.size, names, shown / clip.fps, legend, args.text)
         else:
-            every = max(round(clip.fps / 15), 1) if args.ending == ".gif" else 1
+            every = max(round(clip.fps / GIF), 1) if args.ending == ".gif" else 1
             told = told_by(args.commands, clip, first, last) if args.commands else None
             more = dict(
                 ghost=bool(args.ghost),
@@ -812,6 +864,8 @@ def main() -> None:
                 again=args.ending == ".gif",
                 names=names,
                 fast=args.fast,
+                legend=args.legend,
+                text=args.text,
             )
             pictures = film(character, poses, other, clip.fps, args.size, every, **more)
             pictures = counted(pictures, math.ceil((last - first + 1) / every))

@@ -336,6 +336,27 @@ def test_the_command_is_a_flat_arrow_before_the_feet(heading):
     assert np.allclose(shaft.pos[:2] + shaft.size[0] * along, points[1] - render.HEAD * along, atol=1e-6)
 
 
+@pytest.mark.parametrize("speed", [1.2, 3.5])
+def test_the_picture_has_room_for_an_arrow_to_any_side(speed):
+    """Seen from the azimuth 0: right is -Y, and what is nearer is lower. Who needs no more gets no more."""
+    size, tall, height = (960, 540), 2.2, 0.75
+    look = dict(render.FILM_OF_PATH)
+    headings = torch.arange(0, 2 * math.pi, 0.1)
+    told = render.Told(headings, torch.full_like(headings, speed), torch.zeros(len(headings), 2))
+    arrows = np.stack([render.arrow_at(told, np.zeros((len(headings), 2)), t) for t in range(len(headings))])
+    azimuths = np.zeros(len(headings))
+    away = np.abs(headings.numpy()) < 1.0
+    assert render.room_below(arrows[away], azimuths[away], look, height, size, tall) == 0.0
+    more = render.room_below(arrows, azimuths, look, height, size, tall)
+    assert 0.02 < more < tall
+    distance = render.distance_of(tall + more, look["fovy"])
+    focus = np.array([0.0, 0.0, height - 0.5 * more])
+    ground = render.ground_in(0.0, look["elevation"], distance, focus, size, tall + more)
+    for _, tip in arrows:
+        u, v, w = ground @ [*tip, 1.0]
+        assert 0 < u / w < size[0] and 0 < v / w < size[1]
+
+
 def test_a_line_stays_where_it_is_while_its_digits_change():
     from PIL import Image
 
@@ -351,9 +372,9 @@ def test_a_line_stays_where_it_is_while_its_digits_change():
 def test_the_floor_of_a_gif_has_no_seam():
     """The way from the first picture to the first again is a whole number of patterns."""
     for speed in (0.97, 1.3, 3.5):
-        x = speed * np.arange(56) / 15
+        x = speed * np.arange(112) / 30
         pattern = render.seamless(x)
-        assert speed * 56 / 15 / pattern == pytest.approx(round(speed * 56 / 15 / pattern)) and 1.3 < pattern < 2.7
+        assert speed * 112 / 30 / pattern == pytest.approx(round(speed * 112 / 30 / pattern)) and 1.3 < pattern < 2.7
     assert render.seamless(np.zeros(9)) == render.PATTERN
 
 
@@ -375,7 +396,7 @@ def test_command_path_map_ghost_and_a_camera_that_turns(draw, root, tmp_path):
     maps = shown[:, 3 : 3 + side, 157 - side : 157]
     assert np.median(maps) > 245 and (np.median(plain, axis=(0, 1, 2)) < 240).all()
     assert all(green(picture) == 0 for picture in plain) and all(green(picture[40:]) > 4 for picture in shown)
-    assert hues(plain)[1] == 0.0 and hues(shown[:, 40:])[0] > 0.0003 and hues(shown[:, 40:])[1] > 0.003
+    assert hues(plain)[1] == 0.0 and hues(shown[:, 40:])[0] > 0.0003 and hues(shown[:, 40:, 20:140])[1] > 0.003
     turned = [np.abs(pictures[0, 60:] - pictures[-1, 60:]).mean() for pictures in (plain, shown)]
     assert turned[1] > 2 * turned[0]
 
@@ -498,16 +519,29 @@ def test_part_of_a_clip_at_its_own_rate(draw, write_clip):
     assert len(pictures) == 7 and about["fps"] == pytest.approx(24.0)
 
 
+def test_a_film_with_names_alone_and_larger_letters(draw, root):
+    """The first line is the name's, lines after it say limbs, time and speed."""
+    walk = root / "motions/walk.npz"
+    few = ("--seconds", 0.05, "--size", 200, 160)
+    plain, bare, large = (
+        draw(walk, f"{n}.mp4", *few, *options)[0][0].astype(int)
+        for n, options in enumerate([(), ("--legend", ""), ("--legend", "", "--text", 22)])
+    )
+    # rows of pixels with letters
+    plain, bare, large = ((picture[:66, :60].max(-1) < 190).any(1).sum() for picture in (plain, bare, large))
+    assert plain > 2 * bare > 0 and 2.5 * bare > large > 1.5 * bare
+
+
 def test_gif(draw, root, tmp_path):
-    """About fifteen frames a second: every second one at 30."""
+    """About thirty frames a second: every one at 30."""
     pictures, about = draw(root / "motions/walk.npz", "film.gif", *SMALL)
-    assert pictures.shape == (20, 90, 160, 3) and about["duration"] in (60, 70) and about["loop"] == 0
-    # its clock has hundredths of a second: 70, 60, 70 ms in turn
+    assert pictures.shape == (39, 90, 160, 3) and about["duration"] in (30, 40) and about["loop"] == 0
+    # its clock has hundredths of a second: 30, 40, 30 ms in turn
     blocks = re.findall(rb"\x21\xf9\x04.(..).\x00", (tmp_path / "film.gif").read_bytes(), re.DOTALL)
     times = np.cumsum([int.from_bytes(block, "little") for block in blocks])
-    assert len(times) == 20 and np.abs(times[:-1] - 100 / 15 * np.arange(1, 20)).max() < 0.51
+    assert len(times) == 39 and np.abs(times[:-1] - 100 / 30 * np.arange(1, 39)).max() < 0.51
     assert all(mask.any() for mask in limbs(pictures))
-    assert np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3)).min() > 1.0
+    assert np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3)).min() > 0.5  # in a thirtieth of a second
 
 
 def test_a_jump_stays_in_the_picture(draw, root):
@@ -538,7 +572,7 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("film.mp4", ("--compare", "a.npz", "--ghost", "a.npz"), "--ghost and --compare: one of them"),
         ("strip.png", ("--turn", 90), "are for films"),
         ("strip.png", ("--fast",), "are for films"),
-        ("film.mp4", ("--poses", 7), "--poses and --legend are for strips"),
+        ("film.mp4", ("--poses", 7), "--poses is for strips"),
         ("strip.png", ("--compar", "a.npz"), "--compar: there is no such option"),
         ("film.mp4", ("--turn", "nan"), "--turn: expected degrees"),
         ("film.mp4", ("--commands", "nothing.csv"), "nothing.csv"),

@@ -120,16 +120,16 @@ ROOM = """if (!window.lookFrom) {
   window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
   addEventListener("resize", () => fit());
 }"""
-# Over the page until the scene is drawn; else viser's own panel would show, and a picture that fades in. It lets clicks
-# through, and goes after a while in any case, to show what viser says of a browser without WebGL.
+# Over the page until the scene is there; else viser's own panel would show. It lets clicks through, and goes after a
+# while in any case, to show what viser says of a browser without WebGL. The scene is not to fade in, frame by frame.
 LOADING = """
+<style>canvas { opacity: 1 !important }</style>
 <div id="loading" style="position: fixed; inset: 0; z-index: 9999; background: white; pointer-events: none;
   display: grid; place-items: center; font: 16px sans-serif; color: #666">loading ...</div>
 <script>{
   const began = Date.now(), wait = setInterval(() => {
-    const nodes = window.__viserMutable?.nodeRefFromName, canvas = document.querySelector("canvas");
-    const drawn = nodes?.["/world/centre"] && canvas?.style.opacity === "1";
-    if (!drawn && Date.now() - began < (canvas ? 120000 : 20000)) return;
+    const there = window.__viserMutable?.nodeRefFromName?.["/world/centre"];
+    if (!there && Date.now() - began < (document.querySelector("canvas") ? 120000 : 20000)) return;
     clearInterval(wait);
     setTimeout(() => document.getElementById("loading").remove(), 300);
   }, 50);

@@ -825,7 +825,8 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     assert until(tab, lambda: seen_from(61, left=-1.0))  # at right angles to its course
     assert until(tab, lambda: np.allclose(place_of(tab, pelvis)[1], takes[0].root[61, 2], atol=1e-3))
     apart = place_of(tab, clip) - place_of(tab, pelvis)
-    assert abs(np.dot(apart, tab.evaluate(code))) < 0.1 and np.hypot(*apart[[0, 2]]) == pytest.approx(1.5, abs=0.1)
+    assert np.dot(apart, tab.evaluate(code)) == pytest.approx(-1.5, abs=0.1)  # further away ...
+    assert np.hypot(*apart[[0, 2]]) == pytest.approx(1.5 * math.sqrt(2.0), abs=0.1)  # ... and as far behind
     scrub(tab, "9.01")  # 20 degrees further to the left: the camera has gone around
     assert abs(takes[0].course[270] - takes[0].course[61]) > 0.3 and until(tab, lambda: seen_from(270, left=-1.0))
     tab.locator("input[type=text]").first.blur()

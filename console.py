@@ -87,7 +87,7 @@ def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
     parts += [f"pose error {short(metrics.get('pose_error_m'), 3)} m", f"speed {short(own)} of {short(wanted)} m/s"]
     parts += [text.format(short(metrics[name], digits)) for name, (text, digits) in TOLD.items() if name in metrics]
     early = falls > count / 2 and args.total_timesteps < 1_000_000
-    return ", ".join(parts) + "\nmost fell; most clips take 1 to 10 million samples (--total-timesteps)" * early
+    return ", ".join(parts) + "\nmost fell; most clips take 1 to 10 million samples: --total-timesteps 3000000" * early
 
 
 def four_digits(x: Any) -> Any:

@@ -1,6 +1,6 @@
 """Steer a policy on a page: live physics, heading and speed by keys, sliders or mouse, pushes, slow motion.
 
-    python deploy/steer.py pretrained/heading.pt            # go where you are told
+    python deploy/steer.py                                  # pretrained/heading.pt: go where you are told
     python deploy/steer.py pretrained/walk.pt               # a single clip's policy: the same without commands
     python deploy/steer.py my.pt --script my_amp.py         # of a copy of a script (it is executed)
 
@@ -454,7 +454,12 @@ def parse() -> Tuple[argparse.Namespace, List[str]]:
     """The options, and those of the script. Raises InputError."""
     parser = one_line_parser(description=__doc__)
     add = parser.add_argument
-    add("checkpoint", help="checkpoint (.pt), or folder of a run")
+    add(
+        "checkpoint",
+        nargs="?",
+        default="pretrained/heading.pt",
+        help="checkpoint (.pt), or folder of a run (default: %(default)s)",
+    )
     add("--script", help="script that the checkpoint is of, if it is none of ours")
     add("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
     add("--port", type=int, help="its port (default: the first from 8080 on that is free)")

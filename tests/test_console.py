@@ -114,7 +114,7 @@ FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412
             dict(fall_rate=1.0),
             dict(total_timesteps=299_008),
             "32 episodes, 32 falls, pose error .022 m, speed 1.04 of .97 m/s\n"
-            "most fell; most clips take 1 to 10 million samples (--total-timesteps)",
+            "most fell; most clips take 1 to 10 million samples: --total-timesteps 3000000",
         ),
         (
             dict(fall_rate=0.5),

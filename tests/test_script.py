@@ -181,7 +181,7 @@ def test_what_stands_on_the_terminal_of_a_training(trained, root):
     assert re.fullmatch(rf"trained for \d+\.\d minutes; the best policy, after {samples:,} samples:", lines[7])
     told = rf"pose error {number} m, speed -?{number} of .97 m/s(, tempo {number})?"
     assert re.fullmatch(rf"2 episodes, (no|\d) falls?, {told}", lines[8])
-    early = ["most fell; most clips take 1 to 10 million samples (--total-timesteps)"] * (" 2 falls" in lines[8])
+    early = ["most fell; most clips take 1 to 10 million samples: --total-timesteps 3000000"] * (" 2 falls" in lines[8])
     assert lines[9:-2] == early and "nan" not in err + out and "\r" not in err
     assert lines[-2].startswith(f"runs/{run.name}/best_2")
     assert lines[-2].endswith(": figures.json, pose_error.png, rollouts")

@@ -356,6 +356,7 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
     [
         (["nothing.pt"], "nothing.pt: no such file"),
         (["PRETRAINED/walk.pt", "--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),
+        (["--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),  # of pretrained/heading.pt
         (["PRETRAINED/walk.pt", "--script", "none.py"], "none.py: no such script"),
     ],
 )

@@ -43,6 +43,7 @@ from files import HERE, InputError, find, read_file, write_file
 from motions.render import COLOURS
 from motions.tools import one_line, one_line_parser
 
+TURN_RATE = 2.0  # of a command; told to turn all at once, it may stumble [rad/s]
 STARTS = 8  # states to start from that are written into the MJCF
 TOLERANCE = 1e-5  # by how much ONNX Runtime may differ from torch [rad]
 CHECKED = 1000  # states on which that is looked at
@@ -147,7 +148,9 @@ def find_script(checkpoint: str, given: Optional[str], options: List[str]) -> Tu
             faults.append(str(error))
     # the script that it belongs to says something else than that it belongs to another
     told = [fault for fault in faults if ", and this is " not in fault]
-    raise InputError(told[0] if told else f"{faults[0]}; --script FILE names the one that it is of")
+    raise InputError(
+        told[0] if told else faults[0].split("; python ")[0] + "; --script FILE names the one that it is of"
+    )
 
 
 def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...] = ()) -> Loaded:
@@ -273,7 +276,7 @@ def mjcf_of(loaded: Loaded) -> str:
     model = loaded.env.sim.shared.compiled
     tree = with_drives(loaded.env.motions.character.path, model)
     tree.extend(ET.fromstring(LOOK))
-    right, left, trunk = COLOURS["one"]
+    right, left, trunk = COLOURS["policy"]
     for body in tree.iter("body"):
         side = body.get("name").split("_")[0]
         for geom in body.findall("geom"):
@@ -367,6 +370,7 @@ def description(loaded: Loaded, onnx: str, mjcf: str) -> Dict[str, Any]:
     if loaded.policy.commanded:
         inputs["command"] = "(n, 2) double: target heading [rad, world, from +X to the left], target speed [m/s]"
         result["speed_range_m_s"] = list(args.speed_range)
+        result["turn_rate_rad_s"] = TURN_RATE
     checkpoint = {"file": os.path.basename(args.checkpoint), "sha256": loaded.digest, "kind": loaded.script.KIND}
     result["checkpoint"] = {**checkpoint, "samples": loaded.samples, "options": list(loaded.options)}
     return result

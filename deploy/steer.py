@@ -43,7 +43,6 @@ PUSH_SECONDS = 0.1  # how long a push takes
 PUSH_SHOWN = 0.5  # how long its arrow is seen, also in slow motion [s]
 TURN = 15.0  # by a key [degrees]
 FASTER = 0.25  # by a key [m/s]
-TURN_RATE = 2.0  # of what it is told; all at once it may stumble [rad/s]
 SLOW = 0.2  # how fast time passes in slow motion
 REST = 2.0  # how long it lies after a fall, in the physics' time [s]
 ASIDE = 1.0  # the nearest clip stands so far from the character [m]
@@ -57,7 +56,7 @@ KEYS = [("P", "push"), ("M", "slow motion"), ("R", "reset"), ("space", "pause")]
 TOLD_KEYS = [("J L", "15° left, right"), ("I K", "faster, slower")]
 BUTTONS = {"←": "turn left", "↑": "faster", "↓": "slower", "→": "turn right", "push": "push"}
 MORE = [("V", view.VIEWS), ("G", "hides orange")]
-MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go there")
+MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go that way")
 LEGEND = "Blue: the policy, and the way it went. Orange: the nearest moment of its clips. Red: touches the ground; "
 LEGEND += "the red arrow is a push."
 TOLD_LEGEND = " Green: a second of what it is told."
@@ -98,6 +97,7 @@ class Walker:
         self.data.qpos[:] = self.starts[0][self.row]
         self.data.qvel[:] = self.starts[1][self.row]
         self.steps = 0  # of the physics since then
+        self.heading = 0.0  # as the starts face; step() turns it to the goal, as all at once it may stumble
         count = round(MEAN_SECONDS / (self.substeps * self.model.opt.timestep))
         # at the last control steps: its velocity ahead and to the left of where it is told to go [m/s]
         self.recent = collections.deque(maxlen=count)
@@ -114,7 +114,7 @@ class Walker:
     def step(self) -> None:
         """One physics step; at the start of each control step the policy sets new targets."""
         if self.steps % self.substeps == 0:
-            most = TURN_RATE * self.substeps * self.model.opt.timestep
+            most = export.TURN_RATE * self.substeps * self.model.opt.timestep
             way = math.radians(wrap(math.degrees(self.goal - self.heading)))
             self.heading += min(max(way, -most), most)
             cos, sin = math.cos(self.heading), math.sin(self.heading)
@@ -214,9 +214,9 @@ class Controls:
         buttons = gui.add_button_group("Steer" if told else "Push", [x for x in BUTTONS if told or x == "push"])
         buttons.on_click(lambda event: self.press(event.target.value))
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
-        self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, speeds[0], visible=told)
+        self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, min(max(1.5, speeds[0]), speeds[1]), visible=told)
         self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)
-        self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 40.0)
+        self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 25.0)
         shown = ("Follow", "Nearest clip", "Begin anew after a fall")
         self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
         self.pause = gui.add_button("Pause")
@@ -389,14 +389,16 @@ def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float, float]) -> N
         arrow.visible = visible
 
 
-def readout(walker: Walker, share: float, near: str, playing: bool = True) -> str:
+def readout(walker: Walker, share: float, near: str, playing: bool = True, wish: float = 1.0) -> str:
     """What the page says: that it is over, its speed over the last second, the one it is told now [m/s], how fast the
-    physics runs (share: of real time) if it does, and how near it is."""
+    physics runs if it does, and how near it is. wish: how fast it is to run, of real time; share: of that."""
     speed = f"{short(walker.pace()[0])} m/s"
     if walker.policy.commanded:
         speed += f", told {short(walker.speed)} m/s"
     over = walker.end and f"{walker.end}  \n"
-    pace = "in real time" if share > 0.97 else f"at {100 * share:.0f} % of real time"
+    pace = f"at {100 * wish * (share if share <= 0.97 else 1.0):.0f} % of real time"
+    pace += ", as set" * (share > 0.97)
+    pace = "in real time" if share > 0.97 and wish == 1.0 else pace
     return view.unbroken(f"{over}{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}")
 
 
@@ -411,7 +413,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     trail = np.zeros((TRAIL + 1, 3), np.float32)
     grown = -1  # when the trail has
     said: Tuple[Any, ...] = ()  # what the page's words are of
-    share = 1.0  # of real time, that passes in the physics; over a second
+    share = 1.0  # of the time that is to pass, that passes in the physics; over a second
     last = time.perf_counter()
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
@@ -421,7 +423,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         passed = 0.0  # in the physics [s]
         if controls.playing:
             passed = walker.advance((now - last) * controls.pace.value)
-            share += min(now - last, 1.0) * (passed / (now - last) - share)
+            share += min(now - last, 1.0) * (passed / ((now - last) * controls.pace.value) - share)
         course += (1.0 - math.exp((last - now) / CALM)) * math.remainder(walker.pace()[1] - course, math.tau)
         moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
         takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float())
@@ -443,7 +445,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
                 trail = lengthen(trail, takes[0].root.numpy(), anew=not moment > grown >= 0)
                 scene.paths[0].points = np.stack((trail[:-1], trail[1:]), 1).astype(np.float32)
             if said != (moment, controls.playing, walker.speed, walker.end):
-                controls.readout.content = readout(walker, share, near, controls.playing)
+                controls.readout.content = readout(walker, share, near, controls.playing, controls.pace.value)
             grown, said = moment, (moment, controls.playing, walker.speed, walker.end)
 
 

@@ -59,8 +59,7 @@ Size = Tuple[int, int]  # width and height of a picture [pixels]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SIZES = {".png": (1200, 400), ".mp4": (960, 540), ".gif": (480, 270)}
-COLOURS = {  # of right limbs, left limbs and trunk; "one" is of models that deploy/export.py writes
-    "one": ("0.90 0.50 0.20 1", "0.25 0.47 0.72 1", "0.78 0.79 0.82 1"),
+COLOURS = {  # of right limbs, left limbs and trunk
     "policy": ("0.14 0.28 0.50 1", "0.58 0.76 0.94 1", "0.29 0.48 0.74 1"),
     "clip": ("0.62 0.34 0.07 1", "0.98 0.80 0.46 1", "0.93 0.58 0.20 1"),
 }

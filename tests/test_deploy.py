@@ -120,6 +120,7 @@ def test_what_the_files_say(loaded, exported, name, root):
     assert about["actuators"] == [model.actuator(i).name for i in range(model.nu)] == model_names(loaded[name])
     assert "right_foot" not in about["fall_bodies"] and "head" in about["fall_bodies"]
     assert about.get("speed_range_m_s") == {"walk": None, "heading": list(getattr(args, "speed_range", ()))}[name]
+    assert about.get("turn_rate_rad_s") == {"walk": None, "heading": 2.0}[name]
     digest = hashlib.sha256((root / f"pretrained/{name}.pt").read_bytes()).hexdigest()
     metadata = session_of(exported, name).get_modelmeta().custom_metadata_map
     assert digest == about["checkpoint"]["sha256"] == metadata.pop("checkpoint_sha256")

@@ -58,7 +58,7 @@ def test_what_it_is_told_turns_the_short_way(walker):
     walker.heading, walker.goal = math.radians(170.0), math.radians(-170.0)
     for _ in range(walker.substeps):
         walker.step()
-    assert walker.heading == pytest.approx(math.radians(170.0) + steer.TURN_RATE / 30.0)
+    assert walker.heading == pytest.approx(math.radians(170.0) + steer.export.TURN_RATE / 30.0)
     for _ in range(240):
         walker.step()
     assert walker.heading == pytest.approx(math.radians(190.0))
@@ -95,6 +95,9 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     assert walker.pace() == pytest.approx((0.75, 0.0))
     said = steer.readout(walker, 1.0, "near, .2 m").replace("\u00a0", " ")
     assert said == ".75 m/s, told 1.50 m/s  \nphysics in real time  \nnearest: near, .2 m"
+    for share, wish, pace in ((0.5, 1.0, "50 %"), (1.0, 0.2, "20 %"), (0.5, 0.2, "10 %")):
+        said = steer.readout(walker, share, "near", True, wish).replace("\u00a0", " ")
+        assert said.split("\n")[1].strip() == f"physics at {pace} of real time" + ", as set" * (share == 1.0)
     walker.data.qvel[:2] = 0.0, 3.5
     walker.heading = walker.goal = math.pi / 2  # which is ahead then
     walker.step()
@@ -130,7 +133,7 @@ def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
 def test_what_the_page_says_of_keys():
     told, alone = steer.help_of(True), steer.help_of(False)
     assert all(f"<b>{key}</b>" in told for key in ("J L", "I K", "P", "M", "R", "space", "V", "G", "click"))
-    assert "<b>P</b>" in alone and not any(text in alone for text in ("J L", "go there", "Green"))
+    assert "<b>P</b>" in alone and not any(text in alone for text in ("J L", "go that way", "Green"))
 
 
 def test_a_push_is_an_impulse(walker):
@@ -218,7 +221,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
             assert controls.heading.value == wish
         for button, wish in (("↑", 0.25), ("↓", 0.0)):
             controls.press(button)
-            assert controls.speed.value - controls.speed.min == pytest.approx(wish)
+            assert controls.speed.value - 1.5 == pytest.approx(wish)
         controls.faster(100.0)
         assert soon(lambda: math.isclose(walker.heading, math.radians(-15.0)) and walker.speed == controls.speed.max)
         here = walker.data.qpos[:2] + controls.scene.world.position[:2]
@@ -316,7 +319,7 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         assert tab.title() == "Steer the policy"
         for key in "jji":
             tab.keyboard.press(key)
-        assert soon(lambda: controls.heading.value == 30.0 and controls.speed.value == 1.25)
+        assert soon(lambda: controls.heading.value == 30.0 and controls.speed.value == 1.75)
         tab.keyboard.press("p")
         assert soon(lambda: len(pushes) == 1)
         body, direction, _ = controls.blow

@@ -177,7 +177,8 @@ JOBLIB = "joblib.numpy_pickle NumpyArrayWrapper"
 CONVERSION = "protomotions.simulator.base_simulator.simulator_state StateConversion"  # an enumeration, of texts
 STORAGES = {"Float": "f4", "Double": "f8", "Half": "f2", "Long": "i8", "Int": "i4", "Byte": "u1", "Bool": "b1"}
 STORAGES = {f"torch {name}Storage": code for name, code in STORAGES.items()}
-ALLOWED = (*RECONSTRUCT, *SCALAR, *TENSOR, *STORAGES, JOBLIB, CONVERSION)
+GETATTR = ("__builtin__ getattr", "builtins getattr")  # by which Python 3.11.0 to 3.11.3 name an enumeration's member
+ALLOWED = (*RECONSTRUCT, *SCALAR, *TENSOR, *STORAGES, JOBLIB, CONVERSION, *GETATTR)
 ALLOWED += ("numpy ndarray", "numpy dtype", "collections OrderedDict")
 
 
@@ -250,6 +251,8 @@ class _Machine:
             return _Inline(self.file)
         if function == CONVERSION and type(arguments[0]) is str:
             return arguments[0]
+        if function in GETATTR and arguments[0] == CONVERSION and type(arguments[1]) is str:
+            return arguments[1].lower()  # the value of COMMON is common
         raise ValueError("a call that makes no motion")
 
     def old_storage(self, raw: bytes) -> np.ndarray:

@@ -724,6 +724,27 @@ def test_protomotions(tmp_path, character, convert, load, conversion, count):
     np.testing.assert_array_equal(back.root_position, again.root_position)
 
 
+def test_an_enumeration_as_python_3_11_0_to_3_11_3_write_it(
+    tmp_path, character, convert, load, conversion, monkeypatch
+):
+    """By getattr of the class and the member's name, in place of the class called with the value."""
+    monkeypatch.setattr(conversion, "__reduce_ex__", lambda self, protocol: (getattr, (conversion, self.name)))
+    (tmp_path / "a.motion").write_bytes(
+        saved(protomotions(character, load("walk"), state_conversion=conversion.COMMON))
+    )
+    _, out = convert(tmp_path / "a.motion", "--no-lift")
+    assert "read as ProtoMotions" in out
+
+
+def test_getattr_of_anything_else_is_refused(tmp_path, refuse):
+    class Trap:
+        def __reduce__(self):
+            return getattr, ("text", "upper")
+
+    (tmp_path / "a.motion").write_bytes(saved({"rigid_body_pos": Trap()}))
+    refuse(tmp_path / "a.motion")
+
+
 def test_protomotions_of_others_are_said(tmp_path, character, refuse, load, conversion):
     tree = protomotions(character, load("walk"))
     for change in ({"state_conversion": conversion.SIMULATOR}, {"rigid_body_pos": torch.zeros(39, 30, 3)}):

@@ -116,7 +116,7 @@ class Training:
     target_kl: float = 0.05
     """mean KL divergence of an iteration at the start; the policy's learning rate is steered to it"""
     anneal: float = 0.5
-    """last share x of the training, over which the action noise falls by e^(-2x)"""
+    """last share x of the training, over which the action noise falls to e^(-2x)"""
     critic_learning_rate: float = 5e-4
     """Adam's learning rate for the critic"""
     clip_coef: float = 0.2

@@ -43,7 +43,7 @@ window = mujoco.viewer.launch_passive(model, data, show_left_ui=False) if screen
 fell = False
 while not fell and (window.is_running() if window else data.time < 20.0):
     began = time.perf_counter()
-    turned = about.get("turn_rate_rad_s", 0.0) * data.time  # as far as it may be told to turn
+    turned = about.get("turn_rate_rad_s", 2.0) * data.time  # as far as it may be told to turn
     heading = np.clip(np.radians(args.heading), -turned, turned)
     seen = {"qpos": data.qpos[None], "qvel": data.qvel[None], "command": np.array([[heading, speed]])}
     data.ctrl[:] = session.run(["targets"], {name: seen[name] for name in about["inputs"]})[0][0]

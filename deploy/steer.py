@@ -396,9 +396,9 @@ def readout(walker: Walker, share: float, near: str, playing: bool = True, wish:
     if walker.policy.commanded:
         speed += f", told {short(walker.speed)} m/s"
     over = walker.end and f"{walker.end}  \n"
-    pace = f"at {100 * wish * (share if share <= 0.97 else 1.0):.0f} % of real time"
-    pace += ", as set" * (share > 0.97)
-    pace = "in real time" if share > 0.97 and wish == 1.0 else pace
+    keeps_up = share > 0.97
+    pace = f"at {100 * wish * (1.0 if keeps_up else share):.0f} % of real time" + ", as set" * keeps_up
+    pace = "in real time" if keeps_up and wish == 1.0 else pace
     return view.unbroken(f"{over}{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}")
 
 

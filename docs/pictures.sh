@@ -5,7 +5,7 @@
 #
 # It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, docs/walk.gif, docs/spinkick.gif, docs/cartwheel.gif,
 # docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs requirements-motions.txt and an
-# OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Seven minutes on
+# OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Seven minutes, by estimate, on
 # two CPU cores.
 set -e
 cd "$(dirname "$0")/.."

@@ -3,7 +3,6 @@
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
     python amp_ppo_isaacgym.py  # walk; some 4 minutes on two CPU cores
-    python amp_ppo_isaacgym.py --evaluate --checkpoint pretrained/walk.pt
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
 larger is their style reward, which PPO maximises together with a task reward:
@@ -13,9 +12,8 @@ larger is their style reward, which PPO maximises together with a task reward:
     r_total = r_task + style_weight * r_style
 
 What differs from the paper: the policy is cloned from the clip before it trains, and averaged for use; D learns under
-noise; the action noise falls; cross entropy instead of least squares; PD targets around the clip's mean pose; falls by
-the clip's own contacts; normalised returns; a learning rate that follows the KL divergence; rewards by D as updated;
-half of the character's transitions fresh.
+noise; the action noise falls; cross entropy instead of least squares; a learning rate that follows the KL divergence;
+more in docs/training.md.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, F features of a state, O of these and the goal's (policy),
 S states that the discriminator sees, P = S F, A actions, J bodies, K key bodies; frames, quaternions: motion_lib.py.
@@ -58,6 +56,8 @@ class Data:
     """clip to imitate (.npz), folder of clips, or dataset file (.json); see motions/README.md"""
     character_file: str = "motions/humanoid.xml"
     """the character (MJCF)"""
+    obs_frame: Literal["heading", "world"] = "heading"
+    """frame of what is seen; heading: the root's, as in the paper's tasks; world: as in its imitation, on course"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in a clip episodes start; random: the paper's reference state initialisation"""
     episode_steps: int = 300
@@ -89,7 +89,7 @@ class Training:
     """PPO."""
 
     total_timesteps: by_device(int, 3_000_000, 8_000_000) = None  # physics on CPU, GPU
-    """control steps of training, of all environments"""
+    """control steps, of all environments"""
     num_envs: by_device(int, 256, 4096) = None
     """parallel environments, of all processes"""
     num_steps: int = 8
@@ -105,11 +105,11 @@ class Training:
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.05
-    """mean KL divergence of an iteration at the start; the policy's learning rate is steered to it"""
+    """mean KL divergence of an iteration at the start, kept by the policy's learning rate"""
     anneal: float = 0.5
     """last share x of the training, over which the action noise falls to e^(-2x)"""
     critic_learning_rate: float = 5e-4
-    """Adam's learning rate for the critic"""
+    """the critic's learning rate"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
     max_grad_norm: float = 1.0
@@ -117,7 +117,7 @@ class Training:
     action_std_log: float = -2.5
     """logarithm of the action noise's standard deviation"""
     average_share: float = 0.1
-    """last share of the training so far, over which the policy that is evaluated is averaged; 0: the latest"""
+    """last share of the training so far, over which the evaluated policy is averaged; 0: the latest"""
     clone_updates: int = 100
     """updates before the training that teach the policy to follow the clips"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
@@ -133,9 +133,9 @@ class Discriminator:
     disc_steps: int = 2
     """successive states that the discriminator sees (the paper: 2, MimicKit: 10)"""
     disc_learning_rate: float = 2e-4
-    """Adam's learning rate for the discriminator"""
+    """the discriminator's learning rate"""
     disc_noise: float = 1.0
-    """standard deviation of noise on its normalised input, to hide the action noise"""
+    """standard deviation of noise on its normalised input"""
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 256, 4096) = None
@@ -174,33 +174,33 @@ KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
 
 
-def observe(state: MotionState, body_position: Tensor, character: Character) -> Tensor:
-    """What policy and discriminator see of one instant, in the root's heading frame (IsaacGymEnvs' selection).
+def observe(state: MotionState, body_position: Tensor, character: Character, frame: str) -> Tensor:
+    """What policy and discriminator see of one instant, in the world or heading frame (IsaacGymEnvs' selection).
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., F): root height 1, rotation 6, velocities 3 and 3,
     ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each; [m, rad, s]."""
     root = state.rotations[..., 0, :]
-    to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
+    to_frame = ml.quat_from_yaw(-ml.heading(root) * (frame == "heading"))  # (..., 4)
     keys = torch.stack([body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2)
     linear = state.root_velocity[..., None, :]
     angular = state.root_angular_velocity[..., None, :]
     vectors = torch.cat((linear, angular, keys - body_position[..., :1, :]), -2)  # (..., 2 + K, 3)
-    vectors = ml.quat_rotate(to_heading[..., None, :], vectors).flatten(-2)
+    vectors = ml.quat_rotate(to_frame[..., None, :], vectors).flatten(-2)
     hinge = state.rotations.index_select(-2, character.hinges)
     angle = (ml.rotvec_from_quat(hinge) * character.dof_axis[character.hinge_dofs]).sum(-1)
     balls = ml.tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2)
     height = state.root_position[..., 2:]
-    tilt = ml.tangent_normal(ml.quat_multiply(to_heading, root))
+    tilt = ml.tangent_normal(ml.quat_multiply(to_frame, root))
     return torch.cat((height, tilt, vectors[..., :6], balls, angle, state.dof_velocity, vectors[..., 6:]), -1)
 
 
-def demo_transitions(motions: MotionLib, n: int, disc_steps: int, dt: float, generator: torch.Generator) -> Tensor:
-    """Sample n transitions of the clips, disc_steps states that lie dt [s] apart: (n, P)."""
-    clip, start = motions.sample(n, (disc_steps - 1) * dt, generator)
-    time = start[:, None] + dt * torch.arange(disc_steps, device=start.device)  # (n, S) [s]
+def demo_transitions(motions: MotionLib, n: int, dt: float, args: Args, generator: torch.Generator) -> Tensor:
+    """Sample n transitions of the clips, S states that lie dt [s] apart: (n, P)."""
+    clip, start = motions.sample(n, (args.disc_steps - 1) * dt, generator)
+    time = start[:, None] + dt * torch.arange(args.disc_steps, device=start.device)  # (n, S) [s]
     state = motions.state(clip[:, None], time)
     body_position, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
-    return observe(state, body_position, motions.character).flatten(1)
+    return observe(state, body_position, motions.character, args.obs_frame).flatten(1)
 
 
 def task_reward(speed: Tensor, target_speed: float, task: str) -> Tensor:
@@ -289,7 +289,7 @@ class AMPEnv:
         # A pose that reaches into the ground would be thrown up. Its past is lifted with it.
         lowest = ml.lowest_points(character, body_position[:, -1], body_rotation[:, -1]).amin(-1)  # (N,) [m]
         state.root_position[..., 2] += (-lowest).clamp_min(0.0)[:, None]
-        history = observe(state, body_position, character)
+        history = observe(state, body_position, character, self.args.obs_frame)
         return Starts(clip, time[:, -1], MotionState(*[x[:, -1] for x in state]), history)
 
     def _reset(self, done: Tensor) -> None:
@@ -308,8 +308,8 @@ class AMPEnv:
         character = self.motions.character
         state, diverged = simulators.finite(*self.sim.step(self.action_offset + self.args.action_scale * action))
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        # broken physics: the last observation again
-        seen = torch.where(diverged[:, None], self.history[:, -1], observe(state, body_position, character))
+        seen = observe(state, body_position, character, self.args.obs_frame)
+        seen = torch.where(diverged[:, None], self.history[:, -1], seen)  # broken physics: the last one again
         disc_obs = torch.cat((self.history.flatten(1), seen), -1)  # (N, P)
         self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
         final_obs = self.obs()
@@ -549,7 +549,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     threads = torch.get_num_threads()  # for updates
     torch.set_num_threads(1)  # else: the physics takes the other cores
     character = ml.load_character(args.character_file, str(device), KEY_BODIES)
-    motions = MotionLib(args.motion_file, character, str(device))
+    motions = MotionLib(args.motion_file, character, str(device), straight=args.obs_frame == "world")
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
     B = T * N
@@ -580,7 +580,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     replay = ReplayBuffer(math.ceil(args.replay_size / world), env.disc_obs_size, device)
     demo_generator = torch.Generator(device).manual_seed(seed + 1)
 
-    agent.disc_norm.update(demo_transitions(motions, 4096, args.disc_steps, env.dt, demo_generator))
+    agent.disc_norm.update(demo_transitions(motions, 4096, env.dt, args, demo_generator))
     env.reset(seed)
     agent.obs_norm.update(env.obs())
     if not checkpoint:
@@ -614,7 +614,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
         replay.add(disc_obs, math.ceil(args.replay_keep / world))
 
         # 2. Sample reference transitions, once for all updates.
-        demo = demo_transitions(motions, 2 * disc_half, args.disc_steps, env.dt, demo_generator)
+        demo = demo_transitions(motions, 2 * disc_half, env.dt, args, demo_generator)
         agent.disc_norm.update(torch.cat((demo, disc_obs[torch.randint(B, (len(demo),), device=device)])))
         for _ in range(args.disc_updates):
             # 3. Sample the character's, half fresh, half from the replay buffer.

@@ -149,9 +149,9 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if args.cuda and torch.cuda.device_count() < local_world():
         raise InputError("--cuda: PyTorch finds no CUDA device, or fewer than processes; --no-cuda trains on the CPU")
     _fill_in(args)
-    for option in ("hidden", "disc_steps") if args.checkpoint and not args.evaluate else ():
-        theirs = checkpoint["args"].get(option)
-        if theirs not in (None, getattr(args, option)) and is_a(theirs, kind.__annotations__[option]):
+    for option in ("hidden", "disc_steps", "obs_frame") if args.checkpoint and not args.evaluate else ():
+        theirs = checkpoint["args"].get(option, getattr(kind, option, None))
+        if theirs not in (None, getattr(args, option, theirs)) and is_a(theirs, kind.__annotations__[option]):
             raise InputError(f"{path} needs --{option.replace('_', '-')} {str(theirs).strip('()').replace(',', '')}")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise InputError("--track: Weights & Biases is not installed; pip install wandb")

@@ -407,12 +407,33 @@ def mirror_clip(clip: Clip, character: Character) -> Clip:
     return Clip(clip.fps, clip.loop, clip.root_position * [1, -1, 1], clip.rotations[:, order] * [-1, 1, -1, 1])
 
 
+def cycle_turn(clip: Clip) -> float:
+    """Yaw gained from the first to the last frame, in [-pi, pi) [rad]."""
+    first, last = heading(torch.as_tensor(clip.rotations[[0, -1], 0])).tolist()
+    return (last - first + math.pi) % (2 * math.pi) - math.pi
+
+
+def straight_clip(path: str, clip: Clip) -> Clip:
+    """A loop that leads straight on: its turn, with the opposite sign, is spread over the frames. Raises InputError if
+    that is more than half a radian: such a loop is meant to turn."""
+    turn = cycle_turn(clip) * (clip.loop == "wrap")
+    if abs(turn) > 0.5:
+        raise InputError(f"{path}: turns {math.degrees(turn):.0f} degrees a cycle, which needs --obs-frame heading")
+    yaw = -turn * torch.linspace(0, 1, len(clip.rotations), dtype=torch.float64)  # (F,) [rad]
+    steps = torch.as_tensor(np.diff(clip.root_position, axis=0))  # (F - 1, 3) [m]
+    steps = quat_rotate(quat_from_yaw(0.5 * (yaw[1:] + yaw[:-1])), steps).numpy()
+    rotations = clip.rotations.copy()
+    rotations[:, 0] = quat_multiply(quat_from_yaw(yaw), torch.as_tensor(rotations[:, 0])).numpy()
+    start = clip.root_position[:1]
+    return clip._replace(root_position=np.concatenate((start, start + steps.cumsum(0))), rotations=rotations)
+
+
 class MotionLib:
     """All frames of a set of clips on one device. Times are seconds from a clip's start; at a loop's seam the character
     goes on from where, and in the direction in which, the cycle before has left it (height excepted)."""
 
-    def __init__(self, path: str, character: Character, device: str = "cpu") -> None:
-        """Load a clip, a folder or a dataset file (see find_clips). Raises InputError."""
+    def __init__(self, path: str, character: Character, device: str = "cpu", straight: bool = False) -> None:
+        """Load a clip, a folder or a dataset file (see find_clips); straight: see straight_clip. Raises InputError."""
         put = functools.partial(torch.as_tensor, dtype=torch.float32, device=device)
         self.files, weights, rates, mirror = find_clips(path)
         self.character = character
@@ -422,6 +443,8 @@ class MotionLib:
             self.files = self.files + [f"{file} (mirrored)" for file in self.files]
             self.clips += [mirror_clip(clip, character) for clip in self.clips]
             weights = weights * 2
+        if straight:
+            self.clips = [straight_clip(file, clip) for file, clip in zip(self.files, self.clips)]
         relative = np.array(weights) / max(weights)  # the sum of the weights themselves may be infinite
         self.weight = put(relative / relative.sum())  # (C,)
         size = [len(clip.root_position) for clip in self.clips]
@@ -437,9 +460,7 @@ class MotionLib:
             low = lowest_points(character, *forward_kinematics(character, *own)).amin(-1)  # (frames,) [m]
             if low.min() > 1.0 or low.max() < -1.0:
                 raise InputError(f"{file}: never within 1 m of the ground (z = 0); motions/convert.py --lift helps")
-        ends = torch.as_tensor(np.stack([clip.rotations[[0, -1], 0] for clip in self.clips]))  # (C, 2, 4)
-        turn = heading(ends[:, 1]) - heading(ends[:, 0])
-        self.turn = put((turn + math.pi) % (2 * math.pi) - math.pi)  # (C,) yaw gained in a cycle [rad]
+        self.turn = put([cycle_turn(clip) for clip in self.clips])  # (C,) [rad]
         self.start = self.root_position[self.first]  # (C, 3) where the root is at time 0 [m]
         self.way = (self.root_position[self.first + self.last] - self.start) * put([1.0, 1.0, 0.0])  # (C, 3) a cycle's
         turns = quat_from_yaw(self.turn.cpu().double())  # (C, 4)

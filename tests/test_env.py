@@ -60,7 +60,7 @@ def standing(character, n=1, height=0.9):
 
 def look(state, character):
     position, _ = ml.forward_kinematics(character, state.root_position, state.rotations)
-    return amp.observe(state, position, character)
+    return amp.observe(state, position, character, "heading")
 
 
 # ---- Observation -----------------------------------------------------------------------------------------------------
@@ -146,7 +146,9 @@ def test_states_of_demo_transitions_lie_one_control_step_apart(write_clip, chara
     height = np.linspace(0.9, 1.0, 11)
     path = write_clip(frames=11, loop=np.array(loop), root_position=np.stack((0 * height, 0 * height, height), -1))
     motions = ml.MotionLib(path, character)
-    transitions = script.demo_transitions(motions, 500, disc_steps, 0.05, torch.Generator().manual_seed(0))
+    transitions = script.demo_transitions(
+        motions, 500, 0.05, script.Args(disc_steps=disc_steps), torch.Generator().manual_seed(0)
+    )
     assert transitions.shape == (500, disc_steps * D)
     seen = transitions.view(500, disc_steps, D)[..., 0]  # (n, S)
     step = seen.diff(dim=1)
@@ -160,7 +162,7 @@ def test_states_of_demo_transitions_lie_one_control_step_apart(write_clip, chara
 
 
 def test_demo_transitions_are_what_the_character_looks_like(walk, character):
-    transitions = amp.demo_transitions(walk, 64, 2, 1 / 30, torch.Generator().manual_seed(2))
+    transitions = amp.demo_transitions(walk, 64, 1 / 30, amp.Args(), torch.Generator().manual_seed(2))
     frames = walk.state(torch.zeros(1267, dtype=torch.long), torch.arange(1267) / 1000)  # the clip, a millisecond apart
     distance, nearest = torch.cdist(transitions[:, :D], look(frames, character)).min(1)
     assert distance.max() < 0.3  # joint speeds change by up to 100 rad/s in a second
@@ -473,7 +475,7 @@ def past(env):
     state = env.motions.state(env.clip[:, None], env.time[:, None] - back)
     position, rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
     lift = (-ml.lowest_points(character, position, rotation)[:, -1].amin(-1)).clamp_min(0.0)
-    seen = amp.observe(state, position, character)
+    seen = amp.observe(state, position, character, "heading")
     seen[..., 0] += lift[:, None]
     return seen, lift
 

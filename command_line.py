@@ -149,7 +149,7 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if args.cuda and torch.cuda.device_count() < local_world():
         raise InputError("--cuda: PyTorch finds no CUDA device, or fewer than processes; --no-cuda trains on the CPU")
     _fill_in(args)
-    for option in ("hidden", "disc_steps", "obs_frame") if args.checkpoint and not args.evaluate else ():
+    for option in ("hidden", "disc_steps", "obs_frame") if args.checkpoint else ():
         theirs = checkpoint["args"].get(option, getattr(kind, option, None))
         if theirs not in (None, getattr(args, option, theirs)) and is_a(theirs, kind.__annotations__[option]):
             raise InputError(f"{path} needs --{option.replace('_', '-')} {str(theirs).strip('()').replace(',', '')}")

@@ -112,6 +112,34 @@ def test_observation_entries_by_hand(character):
     torch.testing.assert_close(obs[KEYS + 6 : KEYS + 9], foot)
 
 
+def test_observation_in_the_frame_of_the_world(character):
+    """Who faces +Y, leans forward by 30 degrees and moves is seen just so; what lies within the body stays as it is."""
+    state = standing(character)
+    lean = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 6, 0.0]))
+    state.rotations[0, 0] = ml.quat_multiply(ml.quat_from_yaw(torch.tensor(math.pi / 2)), lean)
+    state.root_velocity[0] = torch.tensor([0.5, 2.0, -0.25])
+    state.root_angular_velocity[0] = torch.tensor([1.0, 3.0, 7.0])
+    state.dof_velocity[0] = torch.arange(28.0)
+    position, _ = ml.forward_kinematics(character, state.root_position, state.rotations)
+    obs = amp.observe(state, position, character, "world")[0]
+    cos = math.sqrt(0.75)
+    sin = 0.5
+    torch.testing.assert_close(obs[ROTATION:LINEAR], torch.tensor([0, cos, -sin, 0, sin, cos]))
+    torch.testing.assert_close(obs[LINEAR:BALLS], torch.tensor([0.5, 2.0, -0.25, 1.0, 3.0, 7.0]))
+    torch.testing.assert_close(obs[BALLS:KEYS], look(state, character)[0, BALLS:KEYS])
+    torch.testing.assert_close(obs[KEYS + 6 : KEYS + 9], torch.tensor([0.084887, -0.831416 * sin, -0.831416 * cos]))
+
+
+@pytest.mark.parametrize("frame", ["heading", "world"])
+def test_environment_and_clips_are_seen_in_the_same_frame(walk, character, frame):
+    """A walk sways by some degrees, which only the world's frame shows: in clips, at the start, and after steps."""
+    env = make_env(walk, obs_frame=frame)
+    demo = amp.demo_transitions(walk, 64, env.dt, env.args, torch.Generator().manual_seed(0))
+    for x in (demo, env.obs(), env.step(torch.zeros(8, 28))[0]):
+        yaw = torch.atan2(x[:, ROTATION + 1], x[:, ROTATION])  # of its X axis
+        assert (yaw.abs().max() < 1e-5) == (frame == "heading")
+
+
 @given(st.floats(-math.pi, math.pi), st.floats(-5, 5), st.floats(-5, 5))
 def test_observation_does_not_depend_on_place_and_heading(all_motions, yaw, x, y):
     clip = torch.arange(20)

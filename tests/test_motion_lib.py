@@ -761,6 +761,39 @@ def test_a_turning_loop_walks_a_square(write_clip, character):
     torch.testing.assert_close(state.root_position[0, :2], torch.tensor([5.0, 8.0]), atol=1e-5, rtol=0)
 
 
+def test_a_loop_that_is_made_straight(character, root):
+    """The walk turns left by 6.9 degrees a cycle. Straight, it goes on and on along one line, in the same steps."""
+    path = str(root / "motions" / "walk.npz")
+    turning = ml.MotionLib(path, character)
+    motions = ml.MotionLib(path, character, straight=True)
+    assert math.degrees(turning.turn) == pytest.approx(6.886, abs=1e-3)
+    assert motions.turn.abs().max() < 1e-6
+    time = torch.linspace(0, 20, 601)
+    clip = torch.zeros(601, dtype=torch.long)
+    state = motions.state(clip, time)
+    way = state.root_position - state.root_position[0]
+    line = motions.way[0] / motions.way[0].norm()
+    assert torch.linalg.cross(way, line.expand(601, 3))[:, 2].abs().max() < 0.1  # off the line [m]
+    assert ml.heading(state.rotations[:, 0]).abs().max() < math.radians(15)
+    # 6.9 degrees on 1.27 s is what the yaw rate lost; seen from the root, nothing else has changed
+    before = turning.state(clip, time)
+    lost = before.root_angular_velocity[:, 2] - state.root_angular_velocity[:, 2]
+    torch.testing.assert_close(lost, (turning.turn / turning.length).expand(601), atol=2e-3, rtol=0)
+    torch.testing.assert_close(ml.forward_speed(state), ml.forward_speed(before), atol=1e-3, rtol=0)
+    torch.testing.assert_close(state.rotations[:, 1:], before.rotations[:, 1:])
+    torch.testing.assert_close(state.root_position[:, 2], before.root_position[:, 2])
+
+
+def test_what_is_not_made_straight(write_clip, character):
+    """A loop that is meant to turn is refused; what does not loop stays as it is."""
+    with pytest.raises(ml.InputError, match=r"square.npz: turns 90 degrees a cycle, which needs --obs-frame heading"):
+        ml.MotionLib(square_walk(write_clip), character, straight=True)
+    once = square_walk(write_clip, loop="clamp")
+    free = ml.MotionLib(once, character)
+    motions = ml.MotionLib(once, character, straight=True)
+    assert torch.equal(motions.rotations, free.rotations) and torch.equal(motions.root_position, free.root_position)
+
+
 def test_mean_forward_speed(write_clip, character, tmp_path):
     sideways = np.stack((np.zeros(5), np.linspace(0, 1.0, 5), np.full(5, 0.9)), -1)  # the character faces +x
     write_clip("sideways.npz", root_position=sideways)

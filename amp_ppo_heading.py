@@ -3,6 +3,7 @@
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
     python amp_ppo_heading.py  # an hour on two CPU cores
+    python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the
 larger is their style reward, which PPO maximises together with a task reward:
@@ -11,9 +12,8 @@ larger is their style reward, which PPO maximises together with a task reward:
     r_style = -log(1 - D(s, s'))
     r_total = r_task + style_weight * r_style
 
-What differs from the paper: the policy is cloned from the clip before it trains, and averaged for use; D learns under
-noise; the action noise falls; cross entropy instead of least squares; a learning rate that follows the KL divergence;
-more in docs/training.md.
+What differs from the paper (all: docs/training.md): the policy is cloned from the clip before it trains, and averaged
+for use; D learns under noise; the action noise falls; cross entropy; a learning rate that follows the KL divergence.
 
 Dimension key: T steps, N envs, B = T N, M minibatch, F features of a state, O of these and the goal's (policy),
 S states that the discriminator sees, P = S F, A actions, J bodies, K key bodies; frames, quaternions: motion_lib.py.
@@ -120,17 +120,17 @@ class Training:
     critic_learning_rate: float = 5e-4
     """the critic's learning rate"""
     clip_coef: float = 0.2
-    """PPO's clipping range of the probability ratio"""
+    """PPO's clipping range of the ratio"""
     max_grad_norm: float = 1.0
-    """norm to which the gradient of each network is scaled down"""
+    """norm to which each network's gradient is scaled down"""
     action_std_log: float = -2.5
     """logarithm of the action noise's standard deviation"""
     average_share: float = 0.1
-    """last share of the training so far, over which the evaluated policy is averaged; 0: the latest"""
+    """last share of the training, over which the evaluated policy is averaged; 0: the latest"""
     clone_updates: int = 100
     """updates before the training that teach the policy to follow the clips"""
     hidden: by_device(Tuple[int, int], (256, 128), (1024, 512)) = None
-    """widths of each network's hidden layers"""
+    """widths of all hidden layers"""
 
 
 @dataclasses.dataclass

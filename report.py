@@ -18,8 +18,9 @@ from typing import Any, Dict, List, Optional
 from torch import Tensor
 
 import motion_lib as ml
+from clips import save_clip
 from console import sentence, short
-from files import optional
+from files import optional, write_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RENDER = os.path.join(HERE, "motions", "render.py")  # draws films
@@ -36,7 +37,7 @@ def _write_figure(path: str, figure: Any) -> None:
     """Write a figure of matplotlib as PNG. Raises OSError."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    ml.write_file(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def plot_body_errors(path: str, errors: Tensor, names: List[str], dt: float, title: str = "") -> None:
@@ -120,7 +121,7 @@ def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], sou
     for n, clip in enumerate(clips):
         steps = len(clip.root_position) - 1
         about = f"{source}, fell after {steps / clip.fps:.1f} s" if steps < longest else source
-        ml.save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, about, "as the clips it imitates")
+        save_clip(os.path.join(folder, f"{n:03d}.npz"), clip, body_names, about, "as the clips it imitates")
 
 
 def write(args: Any, motions: ml.MotionLib, result: Any, checkpoint: str) -> str:
@@ -133,7 +134,7 @@ def write(args: Any, motions: ml.MotionLib, result: Any, checkpoint: str) -> str
     with optional():
         folder = new_folder(folder)
         about = {"checkpoint": checkpoint, "command": sys.argv, "figures": metrics}
-        ml.write_file(os.path.join(folder, "figures.json"), json.dumps(about, indent=1).encode())
+        write_file(os.path.join(folder, "figures.json"), json.dumps(about, indent=1).encode())
     with optional():
         turned = dict(zip(motions.character.dof_body.tolist(), motions.character.dof_names))
         joints = [re.sub("_[xyz]$", "", turned.get(j) or body) for j, body in enumerate(names)][1:]
@@ -173,7 +174,7 @@ def film_episode(out: str, clip: ml.Clip, motions: ml.MotionLib) -> None:
     """Write a roll-out, and its film OUT, .mp4 or .gif, beside it. Raises OSError."""
     rollout = os.path.splitext(out)[0] + ".npz"
     source = f"roll-out of {'/'.join(os.path.abspath(rollout)[:-4].split(os.sep)[-2:])}"
-    ml.save_clip(rollout, clip, motions.character.body_names, source, "as the clips it imitates")
+    save_clip(rollout, clip, motions.character.body_names, source, "as the clips it imitates")
     film(out, rollout, motions)
 
 

@@ -46,6 +46,7 @@ import amp_ppo_isaacgym as amp  # noqa: E402
 import motion_lib as ml  # noqa: E402
 from checkpoints import load_checkpoint  # noqa: E402
 from command_line import launch  # noqa: E402
+from files import write_file  # noqa: E402
 from guards import STOPPED  # noqa: E402
 from training_run import Run  # noqa: E402
 
@@ -257,14 +258,14 @@ def files(count: int) -> Dict[str, Any]:
         for n in range(count):
             name = random_.choice(list(kept))
             path = os.path.join(run, name)
-            ml.write_file(path, mutated(kept[name], random_))
+            write_file(path, mutated(kept[name], random_))
             whole = n % 100 == 0 and name != "clip.npz"
             outcomes["all_the_way"] += whole
             try:
                 outcomes["accepted" if opened(path, whole, bodies) else "refused"] += 1
             except Exception as error:
                 other.append(f"{name}: {type(error).__name__}: {error}"[:200])
-            ml.write_file(path, kept[name])
+            write_file(path, kept[name])
             if n % 500 == 0:
                 print(f"\r{n} files, {outcomes}, {len(other)} other", end="", file=sys.stderr)
     return dict(files=count, **outcomes, other=len(other), first_of_these=other[:3])

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 import motion_lib as lib
+from clips import save_clip
+from files import write_file
 from motion_lib import Character, Clip, InputError
 from motions import formats, retarget, safe
 from motions.bvh import Recording, continuous
@@ -182,9 +184,9 @@ def save(path: str, clip: Clip, character: Character, args: argparse.Namespace) 
     writers = {"poselib": formats.poselib_bytes, "isaaclab": formats.isaaclab_bytes, "bvh": formats.bvh_bytes}
     try:
         if args.format == "clip":
-            lib.save_clip(path, clip, character.body_names, args.source, args.license)
+            save_clip(path, clip, character.body_names, args.source, args.license)
         else:
-            lib.write_file(path, writers[args.format](clip, character))
+            write_file(path, writers[args.format](clip, character))
     except OSError as error:
         raise InputError(f"{path}: cannot write the clip: {error.strerror}") from error
 

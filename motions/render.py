@@ -49,6 +49,7 @@ from tqdm import tqdm
 
 import motion_lib as ml
 from evaluation import load_commands, reference_poses, relative_positions
+from files import write_file
 from motion_lib import Character, Clip, InputError
 from motions.checks import strides_of
 from motions.tools import one_line, one_line_parser
@@ -869,7 +870,7 @@ def main() -> None:
             pictures = film(character, poses, other, clip.fps, args.size, every, **more)
             pictures = counted(pictures, math.ceil((last - first + 1) / every))
             data = film_of(pictures, clip.fps / every, args.size, args.ending)
-        ml.write_file(args.out, data)
+        write_file(args.out, data)
         shown = f"{args.poses} poses" if still else f"{math.ceil((last - first + 1) / every)} pictures"
         size = f"{args.size[0]} x {args.size[1]}"
         part = " (a stride; --seconds shows more)" if still and not args.seconds and seconds < whole else ""

@@ -47,6 +47,7 @@ from torch import Tensor
 import motion_lib as ml
 from console import short
 from evaluation import relative_positions
+from files import write_file
 from motion_lib import Character, InputError
 from motions.render import Told, name_of, same_phase, smooth, told_at, way_of
 from motions.tools import one_line, one_line_parser
@@ -959,7 +960,7 @@ def main() -> None:
         meshes = body_meshes(character.path)
         if args.html:
             page = page_of(character, meshes, takes, rate, args.layout, args.text)
-            ml.write_file(args.html, page.encode())
+            write_file(args.html, page.encode())
             size = os.path.getsize(args.html) / 1e6
             who = f"{len(takes)} character{'s' if len(takes) > 1 else ''}"
             print(f"{args.html}: {who}, {len(takes[0].root)} frames, {size:.1f} MB")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import files
 import motion_lib as ml
 import report
 
@@ -43,7 +44,7 @@ def put(sim, env_ids, state):
 
 # The pictures of an evaluation in this process are empty files: drawing one takes longer than a tiny training.
 DRAW = report._write_figure
-report._write_figure = lambda path, figure: ml.write_file(path, b"")
+report._write_figure = lambda path, figure: files.write_file(path, b"")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import motion_lib as ml
+from clips import save_clip
 from motions import checks
 
 # half of a turn by 30 degrees: w and the length of the axis part
@@ -146,7 +147,7 @@ def test_of_several_strides_it_names_the_best_cycle(root, run_script, character,
     path = str(root / "motions/walk_forward.npz")
     walk = ml.MotionLib(path, character).state(torch.zeros(186, dtype=torch.long), torch.arange(186) / 30.0)
     clip = ml.Clip(30.0, "clamp", walk.root_position.double().numpy(), walk.rotations.double().numpy())
-    ml.save_clip(str(tmp_path / "five.npz"), clip, character.body_names, "a test", "none")
+    save_clip(str(tmp_path / "five.npz"), clip, character.body_names, "a test", "none")
     line = run_script("motions/convert.py", "five.npz", "out.npz", "--start", "0.1").out.splitlines()[-1]
     assert line.startswith("  5 strides of 1.23 s; one alone makes a cycle with a seam of 0.0 deg: --start ")
     options = line.split(": ")[1].split()

@@ -17,6 +17,7 @@ import torch
 
 import amp_ppo_heading as heading
 import amp_ppo_isaacgym as amp
+import clips
 import command_line
 import evaluation
 import files
@@ -345,7 +346,8 @@ def test_an_evaluation_prints_before_it_writes(run_script, policy, monkeypatch, 
     def full(*arguments):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(ml, "write_file", full)
+    monkeypatch.setattr(clips, "write_file", full)
+    monkeypatch.setattr(report, "write_file", full)
     monkeypatch.setattr(report, "_write_figure", lambda *arguments: 1 / 0)
     result = run_script(SCRIPT, "--evaluate", "--checkpoint", policy, *QUICK)
     assert result.code == 0 and json.loads(result.out.splitlines()[-1])["episodes"] == 1

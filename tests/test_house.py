@@ -20,7 +20,7 @@ SCRIPTS = {"amp_ppo_isaacgym.py": amp, "amp_ppo_heading.py": heading}
 FOLDER = Path(amp.__file__).resolve().parent
 SIMULATORS = sorted(str(path.relative_to(FOLDER)) for path in (FOLDER / "simulators").glob("*.py"))
 ROOMS = ("checkpoints", "command_line", "course", "evaluation", "falls", "files", "guards", "motion_lib", "processes")
-ROOMS += ("console", "curves", "gait", "options", "report", "training_run")
+ROOMS += ("clips", "console", "curves", "gait", "options", "report", "training_run")
 PRODUCT = (*SCRIPTS, *(f"{room}.py" for room in ROOMS), *SIMULATORS)
 DEPLOY = ("deploy/export.py", "deploy/player.py", "deploy/steer.py")
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
@@ -31,7 +31,8 @@ needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco nee
 BUDGETS = {
     "amp_ppo_isaacgym.py": (700, 36_000),
     "amp_ppo_heading.py": (790, 41_000),
-    "motion_lib.py": (490, None),
+    "motion_lib.py": (420, None),
+    "clips.py": (100, None),
     "files.py": (128, None),
     "guards.py": (81, None),
     "falls.py": (64, None),
@@ -122,14 +123,15 @@ def test_the_code_parses_as_python_3_8(root, name):
 ALLOWED = {
     "files": set(),
     "guards": set(),
-    "motion_lib": {"files"},
+    "clips": {"files"},
+    "motion_lib": {"clips", "files"},
     "checkpoints": {"files", "motion_lib"},
     "course": set(),
     "evaluation": {"gait", "motion_lib"},
     "gait": {"motion_lib"},
     "console": {"files", "motion_lib"},
     "curves": {"processes"},
-    "report": {"console", "files", "motion_lib"},
+    "report": {"clips", "console", "files", "motion_lib"},
     "falls": {"files", "motion_lib"},
     "options": set(),
     "processes": {"files", "motion_lib"},
@@ -171,7 +173,7 @@ def test_nothing_imports_a_script(root):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_knows_few_names_of_each_room(root, script):
     tree = ast.parse(read(root, script))
-    for room in set(ALLOWED) - {"files", "gait", "guards", "motion_lib", "options"}:
+    for room in set(ALLOWED) - {"clips", "files", "gait", "guards", "motion_lib", "options"}:
         names = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module == room:

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import motion_lib as ml
+from clips import save_clip
 from motions import bvh, formats, plant, retarget, safe
 
 CONVERT = "motions/convert.py"
@@ -784,7 +785,7 @@ def test_nothing_is_lost(tmp_path, root, run_script, load):
     wrong = ml.load_clip(str(source), load("walk") and list(np.load(source)["body_names"]))
     rotations = wrong.rotations.copy()
     rotations[:, 4] = [S, 0, 0, W]  # an elbow that turns about x
-    ml.save_clip(
+    save_clip(
         str(tmp_path / "bad.npz"), wrong._replace(rotations=rotations), list(np.load(source)["body_names"]), "", ""
     )
     result = run_script(CONVERT, tmp_path / "bad.npz", out)
@@ -966,7 +967,7 @@ def samples(root, tmp_path_factory):
     position, rotation, _, _ = formats.body_states(clip, character)
     torch.save({"rigid_body_pos": position.float(), "rigid_body_rot": rotation.float(), "fps": 30}, file)
     files["protomotions"] = file.getvalue()
-    ml.save_clip(str(folder / "d"), clip, character.body_names, "a", "b")
+    save_clip(str(folder / "d"), clip, character.body_names, "a", "b")
     files["clip"] = (folder / "d").read_bytes()
     return character, folder / "mutant", files
 

@@ -18,7 +18,10 @@ from conftest import put
 from hypothesis import given
 from hypothesis import strategies as st
 
+import clips
+import files
 import motion_lib as ml
+from clips import save_clip
 
 
 def t64(*values):
@@ -505,7 +508,7 @@ def test_save_and_load(tmp_path, character):
     rotations /= np.linalg.norm(rotations, axis=-1, keepdims=True)
     clip = ml.Clip(24.0, "wrap", rng.normal(size=(4, 3)), rotations)
     path = str(tmp_path / "clip.npz")
-    ml.save_clip(path, clip, character.body_names, "my source", "my licence")
+    save_clip(path, clip, character.body_names, "my source", "my licence")
     back = ml.load_clip(path, character.body_names)
     assert (back.fps, back.loop) == (24.0, "wrap")
     np.testing.assert_allclose(back.root_position, clip.root_position, atol=1e-6)
@@ -985,7 +988,7 @@ def test_a_flight_that_begins_on_the_ground(write_clip, character):
 def test_write_file(tmp_path):
     path = tmp_path / "a.bin"
     for data in (b"first", b"", b"longer than the first"):
-        ml.write_file(str(path), data)
+        files.write_file(str(path), data)
         assert path.read_bytes() == data and os.listdir(tmp_path) == ["a.bin"]
 
 
@@ -993,7 +996,7 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
     for mask in (0o022, 0o007):
         before = os.umask(mask)
         try:
-            ml.write_file(str(tmp_path / "mine"), b"")
+            files.write_file(str(tmp_path / "mine"), b"")
             (tmp_path / "plain").write_bytes(b"")
         finally:
             os.umask(before)
@@ -1016,7 +1019,7 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch, step,
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(type(error)):
-        ml.write_file(str(path), b"new")
+        files.write_file(str(path), b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
 
@@ -1024,7 +1027,7 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "none/a.bin", tmp_path / "folder"):
         with pytest.raises(OSError):
-            ml.write_file(str(path), b"new")
+            files.write_file(str(path), b"new")
     assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == []
 
 
@@ -1034,21 +1037,21 @@ def test_no_link_is_followed(tmp_path, monkeypatch):
     victim.write_bytes(b"precious")
     (tmp_path / "a.bin.tmp").symlink_to(victim)
     (tmp_path / "a.bin").symlink_to(victim)
-    ml.write_file(str(tmp_path / "a.bin"), b"new")
+    files.write_file(str(tmp_path / "a.bin"), b"new")
     assert (tmp_path / "a.bin").read_bytes() == b"new" and not (tmp_path / "a.bin").is_symlink()
     monkeypatch.setattr(os, "urandom", bytes)  # zeros
     guessed = tmp_path / "a.bin.0000000000000000.tmp"
     guessed.symlink_to(victim)
     with pytest.raises(FileExistsError):
-        ml.write_file(str(tmp_path / "a.bin"), b"newer")
+        files.write_file(str(tmp_path / "a.bin"), b"newer")
     assert guessed.is_symlink() and (tmp_path / "a.bin").read_bytes() == b"new"
     assert victim.read_bytes() == b"precious"
 
 
 def test_a_clip_is_written_by_write_file(tmp_path, character, monkeypatch):
     written = {}
-    monkeypatch.setattr(ml, "write_file", written.__setitem__)
-    ml.save_clip("clip.npz", ml.Clip(10.0, "clamp", np.zeros((5, 3)), IDENTITY), character.body_names, "a", "b")
+    monkeypatch.setattr(clips, "write_file", written.__setitem__)
+    save_clip("clip.npz", ml.Clip(10.0, "clamp", np.zeros((5, 3)), IDENTITY), character.body_names, "a", "b")
     assert list(written) == ["clip.npz"]
     (tmp_path / "clip.npz").write_bytes(written["clip.npz"])
     assert ml.load_clip(str(tmp_path / "clip.npz"), character.body_names).fps == 10.0

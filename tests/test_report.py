@@ -55,7 +55,7 @@ def test_nothing_that_is_there_is_touched(tmp_path, walk):
 
 def test_many_roll_outs_are_in_order(tmp_path, walk, monkeypatch):
     names = []
-    monkeypatch.setattr(ml, "save_clip", lambda path, *_: names.append(os.path.basename(path)))
+    monkeypatch.setattr(report, "save_clip", lambda path, *_: names.append(os.path.basename(path)))
     report.write_rollouts(str(tmp_path / "a"), clips_of(walk, *[2] * 1001), walk.character.body_names, "a test")
     assert names[:2] == ["000.npz", "001.npz"] and names[999:] == ["999.npz", "1000.npz"]
 
@@ -231,7 +231,7 @@ def test_pictures_are_written_as_a_whole(tmp_path, monkeypatch, capsys, draw):
         "plot_table": ([[0.5]], ["a"], ["b"], "c", "d", 1.0),
     }[draw]
     written = {}
-    monkeypatch.setattr(ml, "write_file", written.__setitem__)
+    monkeypatch.setattr(report, "write_file", written.__setitem__)
     getattr(report, draw)("a.png", *arguments)
     assert written["a.png"].startswith(b"\x89PNG") and written["a.png"].endswith(b"IEND\xaeB`\x82")
     monkeypatch.undo()

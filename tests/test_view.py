@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import motion_lib as ml
+from clips import save_clip
 
 pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements.txt")
 pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
@@ -258,7 +259,7 @@ def test_overlay_of_a_loop_starts_in_phase(character, root, tmp_path):
     rotations = clip.rotations[15:].copy()
     rotations[:, 0] = ml.quat_multiply(turn, torch.as_tensor(rotations[:, 0]))
     rollout = str(tmp_path / "rollout.npz")
-    ml.save_clip(rollout, ml.Clip(clip.fps, "clamp", spot.numpy(), rotations), character.body_names, "a test", "none")
+    save_clip(rollout, ml.Clip(clip.fps, "clamp", spot.numpy(), rotations), character.body_names, "a test", "none")
     _, takes = view.load_takes(character, [rollout, str(root / "motions/walk.npz")], "overlay")
     assert len(takes[0].root) == len(takes[1].root) == 24
     assert (takes[0].root - takes[1].root).norm(dim=-1).max() < 0.01
@@ -271,7 +272,7 @@ def test_what_walks_faster_than_its_clip_stays_in_phase(character, root, tmp_pat
     state = walk.state(torch.zeros(90, dtype=torch.long), 0.5 + 1.2 * torch.arange(90) / 30.0)
     rollout = str(tmp_path / "rollout.npz")
     clip = ml.Clip(30.0, "clamp", state.root_position.numpy(), state.rotations.numpy())
-    ml.save_clip(rollout, clip, character.body_names, "a test", "none")
+    save_clip(rollout, clip, character.body_names, "a test", "none")
     _, takes = view.load_takes(character, [rollout, str(root / "motions/walk.npz")], layout, live=live)
     assert len(takes[0].root) == (357 if live else 90)
     one, other = (ml.forward_kinematics(character, take.root, take.rotations)[0] for take in takes)

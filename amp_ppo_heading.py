@@ -2,7 +2,7 @@
 
 Paper: Peng et al. 2021, AMP: Adversarial Motion Priors for Stylized Physics-Based Character Control (arXiv 2104.02180).
 
-    python amp_ppo_heading.py  # an hour on two CPU cores
+    python amp_ppo_heading.py  # an hour on two cores
     python amp_ppo_heading.py --evaluate --checkpoint pretrained/heading.pt --eval-commands motions/figure_eight.csv
 
 A discriminator D learns to tell the clip's transitions (s, s') from the character's. The better these fool it, the

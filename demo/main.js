@@ -7,7 +7,7 @@ import { OrbitControls } from "three/examples/jsm/controls/OrbitControls.js";
 
 const LATE = 0.25; // what the machine does not manage beyond this is dropped [s]
 const TURN = Math.PI / 12, FASTER = 0.25; // by a key [rad, m/s]
-const TURN_RATE = 2.0, FASTER_RATE = 1.0; // by a key that is held; the heading turns no faster [rad/s, m/s^2]
+const FASTER_RATE = 1.0; // by a key that is held [m/s^2]
 const HOLD = 250; // after that it is held [ms]
 const PUSH = 40.0; // impulse of a push [N s]
 const PUSH_SECONDS = 0.1;
@@ -47,7 +47,7 @@ class Walker {
   constructor(mujoco, session, xml, about) {
     this.mujoco = mujoco;
     this.session = session;
-    this.about = about;
+    this.about = { turn_rate_rad_s: 2.0, ...about }; // older exports do not say at what rate it may be told to turn
     this.model = mujoco.MjModel.from_xml_string(xml);
     this.data = new mujoco.MjData(this.model);
     this.dt = this.model.opt.timestep; // [s]
@@ -80,7 +80,7 @@ class Walker {
   }
 
   async think() {
-    const most = TURN_RATE / this.about.control_hz;
+    const most = this.about.turn_rate_rad_s / this.about.control_hz;
     const way = this.goal - this.heading;
     this.heading += THREE.MathUtils.clamp(Math.atan2(Math.sin(way), Math.cos(way)), -most, most);
     const double = (values) => new ort.Tensor("float64", Float64Array.from(values), [1, values.length]);
@@ -295,7 +295,7 @@ async function main() {
     share += Math.min(passed, 1.0) * (seconds / passed - share);
     last = now;
     for (const [key, since] of held) {
-      if (performance.now() - since > HOLD) steer(key, TURN_RATE * seconds, FASTER_RATE * seconds);
+      if (performance.now() - since > HOLD) steer(key, walker.about.turn_rate_rad_s * seconds, FASTER_RATE * seconds);
     }
     await walker.advance(seconds);
     stage.draw();

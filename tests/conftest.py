@@ -164,7 +164,7 @@ def run_script(monkeypatch, tmp_path, signals):
         out, err = io.StringIO(), io.StringIO()
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
         monkeypatch.setattr(threading, "excepthook", threading.excepthook)
         code = 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -106,6 +106,20 @@ def test_a_missing_file_is_named(address, tab):  # noqa: F811
     assert "status 404" in tab.faults.pop()
 
 
+@pytest.mark.parametrize("rate", [0.5, None])
+def test_it_turns_as_fast_as_the_export_says(site, address, tab, rate):  # noqa: F811
+    """And as an older one, which does not say it, by 2 rad/s."""
+    about = json.loads((site / "policy.json").read_text())
+    assert about.pop("turn_rate_rad_s") == 2.0
+    about.update({"turn_rate_rad_s": rate} if rate else {})
+    tab.route("**/policy.json", lambda route: route.fulfill(body=json.dumps(about)))
+    tab.goto(address)
+    tab.wait_for_function("globalThis.demo?.walker?.steps > 0")
+    tab.evaluate("demo.pace = 0")
+    tab.evaluate("Object.assign(demo.walker, {goal: 3, heading: 0}).think()")
+    assert tab.evaluate("demo.walker.heading") == pytest.approx((rate or 2.0) / about["control_hz"])
+
+
 def test_it_walks_and_turns(address, tab):  # noqa: F811
     """Ten seconds straight on, then to the left while a key is held; nothing comes from any other host."""
     tab.add_init_script(LATER)

@@ -1,9 +1,12 @@
-"""deploy/export.py, deploy/player.py: the exported policy is the policy, its physics the simulator's, and it walks."""
+"""deploy/: the exported policy is the policy, its physics the simulator's, and it walks, in ours and in any program."""
 
 import ast
 import hashlib
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -15,9 +18,11 @@ pytest.importorskip("onnx", reason="pip install -r requirements-deploy.txt")
 pytest.importorskip("onnxruntime", reason="pip install -r requirements-deploy.txt")
 
 import mujoco
+import mujoco.viewer
 import onnxruntime
 
 from deploy import export
+from deploy.walker import Walker
 
 POLICIES = ("walk", "heading")
 INPUTS = {"walk": ["qpos", "qvel"], "heading": ["qpos", "qvel", "command"]}
@@ -220,12 +225,93 @@ def test_the_player_walks_where_there_is_no_screen(exported, run_script, monkeyp
     assert (code, err) == (0, "") and out.startswith("20.0 s, ")
 
 
-def test_the_player_is_small_and_needs_nothing_of_ours(root):
-    text = (root / "deploy/player.py").read_text(encoding="utf-8")
+class Window:
+    """MuJoCo's window with somebody who presses keys, one a control step; it is closed after 12 of these."""
+
+    def __init__(self, keys, press, heard):
+        self.keys = [*keys, *[None] * (12 - len(keys))]
+        self.press = press
+        self.heard = heard
+        self.cam = type("Camera", (), {"lookat": np.zeros(3)})
+
+    def is_running(self):
+        key = self.keys.pop(0) if self.keys else 0
+        self.heard(self.press, key)
+        return key != 0
+
+    def sync(self):
+        assert self.cam.lookat.any()
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("heading", ["30 degrees, 1.20", "30 degrees, 1.00", "30 degrees, 1.25", "15 degrees, 1.25"]), ("walk", [])],
+)
+def test_the_arrow_keys_steer_in_the_window(exported, run_script, monkeypatch, name, expected):
+    """Left, down (as slow as it can be told), up, right; G is MuJoCo's own. The policy is told the same."""
+    commands = []
+
+    def launch(model, data, key_callback, **options):
+        def heard(press, key):
+            if key:
+                press(key)
+            commands.append(model)
+
+        return Window([263, 264, 265, ord("G"), 262], key_callback, heard)
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(mujoco.viewer.glfw, "init", lambda: True)
+    monkeypatch.setattr(mujoco.viewer, "launch_passive", launch)
+    monkeypatch.setattr(os, "_exit", leave)
+    told = ["--heading", 15] if expected else []
+    code, out, err = run_script("deploy/player.py", exported / f"{name}.onnx", *told)
+    assert (code, err, len(commands)) == (0, "", 13) and out.splitlines()[-1].startswith("0.4 s, ")
+    assert out.splitlines()[:-1] == [f"told {words} m/s" for words in expected]
+
+
+def test_a_walker_in_a_program(exported):
+    """It turns the command no faster than the export says, the shorter way round, and begins anew."""
+    about = json.loads((exported / "heading.json").read_text())
+    walker = Walker(str(exported / "heading.onnx"))
+    assert walker.commanded and walker.speeds == about["speed_range_m_s"]
+    hz = about["control_hz"]
+    assert walker.step(3.0, 2.0) and walker.heading == pytest.approx(2.0 / hz)
+    assert walker.step(-3.0, 99.0) and walker.heading == pytest.approx(0.0)
+    assert walker.step(0.01) and walker.heading == 0.01
+    walker.heading = 3.0
+    walker.step(-3.0)
+    assert walker.heading == pytest.approx(3.0 + 2.0 / hz)  # through pi
+    walker.reset(3)
+    assert walker.heading == 0.0 and (walker.data.qpos == walker.model.key_qpos[3]).all()
+    del walker.about["turn_rate_rad_s"]  # an older export
+    assert walker.step(-1.0) and walker.heading == pytest.approx(-2.0 / hz)
+    walker.data.qpos[2:5] = 0.3, 0.7, 0.7  # it lies
+    assert not all(walker.step() for _ in range(30))
+
+
+def test_the_programs_of_the_manual(root, exported, tmp_path):
+    """As they stand in docs/deploy.md, with the file that is to be copied: both walk for 20 s."""
+    shutil.copy(root / "deploy/walker.py", tmp_path)
+    for ending in ("onnx", "json", "xml"):
+        shutil.copy(exported / f"heading.{ending}", tmp_path / f"policy.{ending}")
+    programs = re.findall("```python\n(.*?)```", (root / "docs/deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(programs) == 2
+    for program in programs:
+        out = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        x, y, z = map(float, out.stdout.strip("[] \n").split())
+        assert 15.0 < np.hypot(x, y) < 40.0 and z > 0.7
+
+
+@pytest.mark.parametrize("name", ["player", "walker"])
+def test_what_is_to_be_copied_is_small_and_needs_nothing_of_ours(root, name):
+    text = (root / f"deploy/{name}.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 60
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = {alias.name.split(".")[0] for node in imports for alias in node.names}
-    assert names - set(sys.stdlib_module_names) == {"numpy", "mujoco", "onnxruntime"}
+    names = {getattr(node, "module", alias.name).split(".")[0] for node in imports for alias in node.names}
+    others = {"player": {"numpy", "mujoco", "walker"}, "walker": {"numpy", "mujoco", "onnxruntime"}}
+    assert names - set(sys.stdlib_module_names) == others[name]
 
 
 # ---- What it is given ----

@@ -22,7 +22,7 @@ SIMULATORS = sorted(str(path.relative_to(FOLDER)) for path in (FOLDER / "simulat
 ROOMS = ("checkpoints", "command_line", "course", "evaluation", "falls", "files", "guards", "motion_lib", "processes")
 ROOMS += ("clips", "console", "curves", "gait", "options", "report", "training_run")
 PRODUCT = (*SCRIPTS, *(f"{room}.py" for room in ROOMS), *SIMULATORS)
-DEPLOY = ("deploy/export.py", "deploy/player.py", "deploy/steer.py")
+DEPLOY = ("deploy/export.py", "deploy/player.py", "deploy/steer.py", "deploy/walker.py")
 needs_mujoco = pytest.mark.skipif(sys.version_info < (3, 10), reason="mujoco needs Python 3.10")
 
 # ---- Budgets ----

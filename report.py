@@ -125,9 +125,11 @@ def write_rollouts(folder: str, clips: List[ml.Clip], body_names: List[str], sou
 
 
 def write(args: Any, motions: ml.MotionLib, result: Any, checkpoint: str) -> str:
-    """Write an evaluation.Result of a checkpoint, as far as possible, into args.out or a new folder beside it -> it."""
+    """Write an evaluation.Result of a checkpoint as far as possible, into args.out or a new folder of its run -> it."""
     metrics, clips, errors, _ = result
-    folder = args.out or f"{os.path.splitext(checkpoint)[0]}_{time.strftime('%Y%m%d-%H%M%S')}"
+    run, stem = os.path.split(os.path.splitext(checkpoint)[0])
+    home = run if os.path.exists(os.path.join(run, "args.json")) else os.path.join("runs", "evaluations")
+    folder = args.out or os.path.join(home, f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}")
     names = motions.character.body_names
     name = "/".join(os.path.abspath(checkpoint).split(os.sep)[-2:])
     clip = os.path.basename(os.path.normpath(args.motion_file))

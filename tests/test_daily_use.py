@@ -363,13 +363,14 @@ def test_the_heading_evaluation_without_pictures(run_script, root, tmp_path, mon
 
 
 def test_evaluations_of_one_checkpoint_at_once_into_a_pipe(root, tmp_path, policy):
+    """Of a policy that lies in no run's folder."""
     read = "python -c 'import json, sys; print(json.load(sys.stdin)[\"episodes\"])'"
     flags = ("--evaluate", "--checkpoint", policy, *QUICK)
     processes = [start(root, tmp_path, *flags, shell=f"set -o pipefail; SCRIPT | {read}") for _ in range(2)]
     for process in processes:
         out, err = process.communicate()
         assert process.returncode == 0 and out == "1\n" and "Traceback" not in err, err
-    written = sorted(policy.parent.glob("policy_2*"))
+    written = sorted(tmp_path.glob("runs/evaluations/policy_2*"))
     assert len(written) == 2  # a folder each
     assert [sorted(os.listdir(x)) for x in written] == [["figures.json", "pose_error.png", "rollouts"]] * 2
 
@@ -438,8 +439,8 @@ def test_a_copy_under_another_name_and_a_runs_own_copy(run_script, root, tmp_pat
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert "episodes" in json.loads(out.splitlines()[-1])
-    (run,) = (tmp_path / "elsewhere/runs").iterdir()
-    assert run.name.startswith("walk__") and (run / "best.pt").exists()
+    evaluations, run = sorted((tmp_path / "elsewhere/runs").iterdir())
+    assert evaluations.name == "evaluations" and run.name.startswith("walk__") and (run / "best.pt").exists()
 
 
 def test_code_in_an_odd_folder_is_copied_too(root, tmp_path):

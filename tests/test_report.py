@@ -74,6 +74,7 @@ def judged(walk, tmp_path, **options):
 def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, filmed):
     films = []
     monkeypatch.setattr(report, "film", lambda *arguments: films.append(arguments))
+    (tmp_path / "args.json").write_text("{}")  # it is the folder of a run
     folder = judged(walk, tmp_path, capture_video=filmed, eval_commands="course.csv")
     assert folder.parent == tmp_path and re.fullmatch(r"latest_\d{8}-\d{6}", folder.name)
     assert sorted(os.listdir(folder)) == ["figures.json", "pose_error.png", "rollouts"]
@@ -92,10 +93,14 @@ def test_all_that_an_evaluation_writes(tmp_path, monkeypatch, capsys, walk, film
     assert again != folder and sorted(os.listdir(again)) == ["figures.json", "pose_error.png", "rollouts"]
 
 
-def test_where_an_evaluation_is_to_be_written(tmp_path, walk):
+def test_where_an_evaluation_is_to_be_written(tmp_path, walk, monkeypatch):
     assert judged(walk, tmp_path, out=str(tmp_path / "mine/first")) == tmp_path / "mine/first"
     assert judged(walk, tmp_path, out=str(tmp_path / "mine/first")) == tmp_path / "mine/first-2"
     assert len(os.listdir(tmp_path / "mine/first/rollouts")) == 2 and os.listdir(tmp_path) == ["mine"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # a policy that lies in no run's folder stays alone there
+    assert re.fullmatch(r"runs/evaluations/latest_\d{8}-\d{6}", str(judged(walk, tmp_path)))
+    assert sorted(os.listdir(tmp_path)) == ["here", "mine"] and os.listdir("runs") == ["evaluations"]
 
 
 def test_an_evaluation_on_a_full_disk_is_said_and_costs_nothing_else(tmp_path, walk, monkeypatch, capsys):

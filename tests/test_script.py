@@ -79,8 +79,8 @@ def load(path):
 
 
 def the_evaluation(folder, stem):
-    """Folder that an evaluation of the checkpoint STEM.pt has written."""
-    (found,) = folder.glob(f"{stem}_2*")
+    """Folder that an evaluation of the checkpoint STEM.pt, of no run, has written."""
+    (found,) = folder.glob(f"runs/evaluations/{stem}_2*")
     return found
 
 
@@ -322,7 +322,8 @@ def test_evaluation(trained, run_script, tmp_path, checkpoint, character):
         assert (clip.fps, clip.loop) == (30.0, "clamp") and 2 <= len(clip.root_position) <= 31
         with np.load(path, allow_pickle=False) as file:
             assert "policy.pt" in str(file["source"]) and str(file["license"])
-    assert sorted(os.listdir(tmp_path)) == ["policy.pt", shown.name]  # no run
+    assert sorted(os.listdir(tmp_path)) == ["policy.pt", "runs"]
+    assert os.listdir(tmp_path / "runs") == ["evaluations"] and os.listdir(shown.parent) == [shown.name]  # no run
     assert sorted(os.listdir(shown)) == ["figures.json", "pose_error.png", "rollouts"]
     assert (shown / "pose_error.png").read_bytes()[:4] == b"\x89PNG"
     assert len(out.splitlines()) == 1 and err.count("\n") == 2 + (

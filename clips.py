@@ -3,6 +3,7 @@
 Conventions as in motion_lib.py. Dimension key: F frames, J bodies (row 0 is the root).
 """
 
+import difflib
 import io
 import json
 import math
@@ -24,6 +25,14 @@ class Clip(NamedTuple):
     rotations: np.ndarray  # (F, J, 4) xyzw, parent-relative; row 0 is the root in the world
 
 
+def _alike(path: str) -> str:
+    """What to say of a file that is not there: the clip whose name is most like it, or which clips there are."""
+    folders = [x for x in (find("motions"), os.path.dirname(path) or ".") if os.path.isdir(x)]
+    clips = {x[:-4]: os.path.join(y, x) for y in folders for x in sorted(os.listdir(y)) if x.endswith(".npz")}
+    near = difflib.get_close_matches(os.path.splitext(os.path.basename(path))[0], clips, 1)
+    return f"perhaps you meant {clips[near[0]]}" if near else f"there, and in motions/, are {', '.join(clips)}"
+
+
 def load_clip(path: str, body_names: List[str]) -> Clip:
     """Read and check one clip of the skeleton whose bodies are `body_names`. Nothing in the file is ever executed.
 
@@ -33,7 +42,7 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
         if not sound:
             raise InputError(f"{path}: {fault}")
 
-    check(os.path.isfile(path), "no such motion file")
+    check(os.path.isfile(path), f"no such motion file; {_alike(path)}")
     with reading(path, "a motion clip as in motions/README.md"), open(path, "rb") as archive:
         advice = f"python motions/convert.py {path} makes one of BVH or another format"
         check(zipfile.is_zipfile(archive), f"no motion clip, or a damaged one; {advice}")

@@ -502,6 +502,28 @@ def test_turning_a_state(walk):
 # ---- Clip files ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("motions/wlk.npz", "perhaps you meant ROOT/motions/walk.npz"),
+        ("walk.npz", "perhaps you meant ROOT/motions/walk.npz"),
+        ("own/my_dance2.npz", "perhaps you meant own/my_dance.npz"),
+        ("own/zzz.npz", "there, and in motions/, are backflip, cartwheel, "),
+        ("nowhere/mine.bvh", "there, and in motions/, are backflip, cartwheel, "),
+    ],
+)
+def test_a_missing_clip_is_told_what_is_like_it(root, character, tmp_path, monkeypatch, name, hint):
+    """In its folder, or among ours; or which clips there are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/my_dance.npz").touch()
+    with pytest.raises(ml.InputError) as fault:
+        ml.load_clip(name, character.body_names)
+    said = str(fault.value)
+    assert said.startswith(f"{name}: no such motion file; {hint.replace('ROOT', str(root))}")
+    assert said.endswith("walk_forward, my_dance") == name.startswith("own/zzz")
+
+
 def test_save_and_load(tmp_path, character):
     rng = np.random.default_rng(1)
     rotations = rng.normal(size=(4, 15, 4))

@@ -212,10 +212,9 @@ def demo_transitions(motions: MotionLib, n: int, dt: float, args: Args, generato
     return observe(state, body_position, motions.character, args.obs_frame).flatten(1)
 
 
-def task_reward(v: Tensor, goal: Tensor, weights: Tuple[float, float], task: str) -> Tensor:
+def task_reward(v: Tensor, speed: Tensor, cos: Tensor, weights: Tuple[float, float], task: str) -> Tensor:
     """Reward (...) for root velocities (2, ..., 3) [m/s], the mean of 1/4 s and that of now, X along the commanded
-    direction d*; goal (..., 3): what the policy is told, see AMPEnv.obs(). Raises ValueError for an unknown task."""
-    cos, _, speed = goal.unbind(-1)  # cos a, a being the angle from where it faces to d*; v* [m/s]
+    direction d*; target speed v* (...) [m/s]; cos a (...), a: from where it faces to d*. Raises ValueError."""
     if task == "projection":
         # r_task = exp(-0.25 (v* - d* . v)^2), 0 moving away; v: the root's, in DeepMimic the centre of mass's
         return torch.exp(-0.25 * (speed - v[1, ..., 0]) ** 2) * ((v[1, ..., 0] > 0) | (speed == 0))
@@ -377,9 +376,10 @@ class AMPEnv:
         speed = ml.forward_speed(state)
         self.velocity = torch.lerp(self.velocity, state.root_velocity, (1 / self.steps).clamp(4 * self.dt, 1)[:, None])
         v = ml.quat_rotate(ml.quat_from_yaw(-self.goals.heading), torch.stack((self.velocity, state.root_velocity)))
-        reward = task_reward(v, final_obs[:, -3:], self.args.task_weights, self.args.task_reward) * ~terminated
+        told = (self.goals.speed, torch.cos(self.goals.heading - self.yaw))  # changes in _reset, below
+        reward = task_reward(v, *told, self.args.task_weights, self.args.task_reward) * ~terminated
         scores = {"speed_m_s": speed, "task_reward": reward}
-        scores["task_return"] = task_reward(v, final_obs[:, -3:], (0.0, 0.0), "projection") * ~terminated
+        scores["task_return"] = task_reward(v, *told, (0.0, 0.0), "projection") * ~terminated
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
         self.pool_age += 1

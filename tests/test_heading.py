@@ -90,21 +90,20 @@ def test_task_rewards():
     """The paper's takes no notice of what goes across, ours of the velocity of now; to stand both ask no direction."""
     velocity = torch.tensor([[1.0, 0, 0], [3.0, 0, 5], [1.0, 2, 0], [0.0, 0, 0], [-0.5, 0, 0], [-2.0, 0, 0]])
     facing = torch.tensor([1.0, 0.5, -1.0, 0.0, 0.0, -1.0])
-    target = torch.stack((facing, torch.zeros(6), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])), -1)
+    told = (torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]), facing)
     now, mean = torch.stack((torch.full((6, 3), math.nan), velocity)), torch.stack((velocity, 0 * velocity))
-    paper = heading.task_reward(now, target, (9.0, 9.0), "projection")
+    paper = heading.task_reward(now, *told, (9.0, 9.0), "projection")
     torch.testing.assert_close(paper, torch.tensor([1.0, math.exp(-1.0), 1.0, 0.0, 0.0, math.exp(-1.0)]))
-    whole = heading.task_reward(mean, target, (0.5, 0.0), "velocity")
+    whole = heading.task_reward(mean, *told, (0.5, 0.0), "velocity")
     expected = torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 1.5, 1 / 2.125, 1 / 3])  # 1 / (1 + e^2 / 2)
     torch.testing.assert_close(whole, expected)
-    fast = heading.task_reward(
-        torch.tensor([[[3.0, 2, 0]], [[0.0, 0, 0]]]), torch.tensor([[1.0, 0, 2.0]]), (8.0, 0.0), "velocity"
-    )
+    velocity = torch.tensor([[[3.0, 2, 0]], [[0.0, 0, 0]]])
+    fast = heading.task_reward(velocity, torch.tensor([2.0]), torch.ones(1), (8.0, 0.0), "velocity")
     torch.testing.assert_close(fast, torch.tensor([1 / 11]))  # 1 / (1 + 8 (1 + 4) / 2^2): errors relative to 2 m/s
-    faces = heading.task_reward(mean, target, (0.5, 0.25), "velocity")  # a fifth for facing the way
+    faces = heading.task_reward(mean, *told, (0.5, 0.25), "velocity")  # a fifth for facing the way
     torch.testing.assert_close(faces, 0.8 * expected + 0.2 * torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0, 1.0]))
     with pytest.raises(ValueError, match="none"):
-        heading.task_reward(mean, target, (1.0, 0.0), "none")
+        heading.task_reward(mean, *told, (1.0, 0.0), "none")
 
 
 def make_goals(num_envs=400, **options):

@@ -55,7 +55,7 @@ class Evaluation:
     checkpoint: Optional[str] = None
     """checkpoint to evaluate, or, without --evaluate, to train on from; a run's folder: its best.pt, else latest.pt"""
     out: Optional[str] = None
-    """folder to be made by --evaluate; None: in that of the checkpoint's run, or of no run in runs/evaluations"""
+    """folder to be made by --evaluate; None: one in the run's folder, or in runs/evaluations for a policy of no run"""
     eval_interval: by_device(int, 100, 50) = None
     """evaluate every so many iterations, and at the end (0: only at the end)"""
     eval_episodes: int = 32

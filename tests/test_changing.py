@@ -25,7 +25,7 @@ def test_the_example_of_another_loss(root, run_script, tmp_path):
     shutil.copy(root / "amp_ppo_isaacgym.py", copy)
     command = ["patch", "--fuzz=0", "my_amp.py", "hinge.diff"]
     done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert done.returncode == 0 and "offset" not in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout
     loss = ("--disc-loss", "hinge")
     code, _, err = run_script("amp_ppo_isaacgym.py", *TINY.split(), *loss)
     assert code == 2 and "it takes one of bce, lsgan" in err

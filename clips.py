@@ -42,7 +42,8 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
         if not sound:
             raise InputError(f"{path}: {fault}")
 
-    check(os.path.isfile(path), f"no such motion file; {_alike(path)}")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such motion file; {_alike(path)}")
     with reading(path, "a motion clip as in motions/README.md"), open(path, "rb") as archive:
         advice = f"python motions/convert.py {path} makes one of BVH or another format"
         check(zipfile.is_zipfile(archive), f"no motion clip, or a damaged one; {advice}")

@@ -20,9 +20,8 @@ from torch import Tensor
 import motion_lib as ml
 from clips import save_clip
 from console import sentence, short
-from files import optional, write_file
+from files import HERE, optional, write_file
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 RENDER = os.path.join(HERE, "motions", "render.py")  # draws films
 VIEW = os.path.join(HERE, "motions", "view.py")  # makes pages
 IN_RUN = re.compile("__[^/]*/([^,]*)")  # of the name of a policy in a run: what a picture has no room for; its file

@@ -56,8 +56,8 @@ class Data:
     """clip to imitate (.npz), folder of clips, or dataset file (.json); see motions/README.md"""
     character_file: str = "motions/humanoid.xml"
     """the character (MJCF)"""
-    obs_frame: Literal["heading", "world"] = "heading"
-    """frame of what is seen; heading: the root's, as in the paper's tasks; world: as in its imitation, on course"""
+    keep_course: bool = False
+    """also seen: which way the root points in the world, as in the papers' imitation"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in a clip episodes start; random: the paper's reference state initialisation"""
     episode_steps: int = 300
@@ -174,24 +174,24 @@ KEY_BODIES = ("right_hand", "left_hand", "right_foot", "left_foot")
 FEET = ("right_foot", "left_foot")
 
 
-def observe(state: MotionState, body_position: Tensor, character: Character, frame: str) -> Tensor:
-    """What policy and discriminator see of one instant, in the world or heading frame (IsaacGymEnvs' selection).
+def observe(state: MotionState, body_position: Tensor, character: Character, course: bool) -> Tensor:
+    """What policy and discriminator see of one instant, in the root's heading frame (IsaacGymEnvs' selection).
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., F): root height 1, rotation 6, velocities 3 and 3,
-    ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each; [m, rad, s]."""
+    ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each, course 2; [m, rad, s]."""
     root = state.rotations[..., 0, :]
-    to_frame = ml.quat_from_yaw(-ml.heading(root) * (frame == "heading"))  # (..., 4)
+    to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
     keys = torch.stack([body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2)
-    linear = state.root_velocity[..., None, :]
-    angular = state.root_angular_velocity[..., None, :]
-    vectors = torch.cat((linear, angular, keys - body_position[..., :1, :]), -2)  # (..., 2 + K, 3)
-    vectors = ml.quat_rotate(to_frame[..., None, :], vectors).flatten(-2)
+    velocities = torch.stack((state.root_velocity, state.root_angular_velocity), -2)
+    vectors = torch.cat((velocities, keys - body_position[..., :1, :]), -2)  # (..., 2 + K, 3)
+    vectors = ml.quat_rotate(to_heading[..., None, :], vectors).flatten(-2)
     hinge = state.rotations.index_select(-2, character.hinges)
     angle = (ml.rotvec_from_quat(hinge) * character.dof_axis[character.hinge_dofs]).sum(-1)
     balls = ml.tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2)
     height = state.root_position[..., 2:]
-    tilt = ml.tangent_normal(ml.quat_multiply(to_frame, root))
-    return torch.cat((height, tilt, vectors[..., :6], balls, angle, state.dof_velocity, vectors[..., 6:]), -1)
+    tilt = ml.tangent_normal(ml.quat_multiply(to_heading, root))
+    way = ml.tangent_normal(to_heading)[..., : 2 * course]  # cos, -sin
+    return torch.cat((height, tilt, vectors[..., :6], balls, angle, state.dof_velocity, vectors[..., 6:], way), -1)
 
 
 def demo_transitions(motions: MotionLib, n: int, dt: float, args: Args, generator: torch.Generator) -> Tensor:
@@ -200,7 +200,7 @@ def demo_transitions(motions: MotionLib, n: int, dt: float, args: Args, generato
     time = start[:, None] + dt * torch.arange(args.disc_steps, device=start.device)  # (n, S) [s]
     state = motions.state(clip[:, None], time)
     body_position, _ = ml.forward_kinematics(motions.character, state.root_position, state.rotations)
-    return observe(state, body_position, motions.character, args.obs_frame).flatten(1)
+    return observe(state, body_position, motions.character, args.keep_course).flatten(1)
 
 
 def task_reward(speed: Tensor, target_speed: float, task: str) -> Tensor:
@@ -289,7 +289,7 @@ class AMPEnv:
         # A pose that reaches into the ground would be thrown up. Its past is lifted with it.
         lowest = ml.lowest_points(character, body_position[:, -1], body_rotation[:, -1]).amin(-1)  # (N,) [m]
         state.root_position[..., 2] += (-lowest).clamp_min(0.0)[:, None]
-        history = observe(state, body_position, character, self.args.obs_frame)
+        history = observe(state, body_position, character, self.args.keep_course)
         return Starts(clip, time[:, -1], MotionState(*[x[:, -1] for x in state]), history)
 
     def _reset(self, done: Tensor) -> None:
@@ -308,7 +308,7 @@ class AMPEnv:
         character = self.motions.character
         state, diverged = simulators.finite(*self.sim.step(self.action_offset + self.args.action_scale * action))
         body_position, body_rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
-        seen = observe(state, body_position, character, self.args.obs_frame)
+        seen = observe(state, body_position, character, self.args.keep_course)
         seen = torch.where(diverged[:, None], self.history[:, -1], seen)  # broken physics: the last one again
         disc_obs = torch.cat((self.history.flatten(1), seen), -1)  # (N, P)
         self.history = torch.cat((self.history[:, 1:], seen[:, None]), 1)
@@ -549,7 +549,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     threads = torch.get_num_threads()  # for updates
     torch.set_num_threads(1)  # else: the physics takes the other cores
     character = ml.load_character(args.character_file, str(device), KEY_BODIES)
-    motions = MotionLib(args.motion_file, character, str(device), straight=args.obs_frame == "world")
+    motions = MotionLib(args.motion_file, character, str(device), straight=args.keep_course)
     N = math.ceil(args.num_envs / world)  # from here on sizes are this process's share
     T = args.num_steps
     B = T * N

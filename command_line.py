@@ -124,9 +124,8 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
 
 
 def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple:
-    """Args of the command line, and the checkpoint that --checkpoint or --resume names, or None.
-
-    To evaluate or to resume, its options are the defaults. name: its kind; restarted: a run of torchrun. InputError."""
+    """Args of the command line, and the checkpoint (of the kind `name`) that --checkpoint or --resume names, or None; to
+    evaluate or to resume, its options are the defaults. restarted: a run of torchrun. Raises InputError."""
     args = _command_line(kind, argv, {})
     resume = None if args.evaluate else restarted if args.resume is None else args.resume
     path = args.checkpoint
@@ -149,10 +148,11 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if args.cuda and torch.cuda.device_count() < local_world():
         raise InputError("--cuda: PyTorch finds no CUDA device, or fewer than processes; --no-cuda trains on the CPU")
     _fill_in(args)
-    for option in ("hidden", "disc_steps", "obs_frame") if args.checkpoint else ():
+    for option in ("hidden", "disc_steps", "keep_course") if args.checkpoint else ():
         theirs = checkpoint["args"].get(option, getattr(kind, option, None))
         if theirs not in (None, getattr(args, option, theirs)) and is_a(theirs, kind.__annotations__[option]):
-            raise InputError(f"{path} needs --{option.replace('_', '-')} {str(theirs).strip('()').replace(',', '')}")
+            value = "" if isinstance(theirs, bool) else " " + str(theirs).strip("()").replace(",", "")
+            raise InputError(f"{path} needs --{'no-' * (theirs is False)}{option.replace('_', '-')}{value}")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise InputError("--track: Weights & Biases is not installed; pip install wandb")
     if args.capture_video and importlib.util.find_spec("imageio_ffmpeg") is None:

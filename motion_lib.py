@@ -327,7 +327,7 @@ def straight_clip(path: str, clip: Clip) -> Clip:
     that is more than half a radian: such a loop is meant to turn."""
     turn = cycle_turn(clip) * (clip.loop == "wrap")
     if abs(turn) > 0.5:
-        raise InputError(f"{path}: turns {math.degrees(turn):.0f} degrees a cycle, which needs --obs-frame heading")
+        raise InputError(f"{path}: turns {math.degrees(turn):.0f} degrees a cycle; --no-keep-course takes such a loop")
     yaw = -turn * torch.linspace(0, 1, len(clip.rotations), dtype=torch.float64)  # (F,) [rad]
     steps = torch.as_tensor(np.diff(clip.root_position, axis=0))  # (F - 1, 3) [m]
     steps = quat_rotate(quat_from_yaw(0.5 * (yaw[1:] + yaw[:-1])), steps).numpy()

@@ -57,8 +57,8 @@ class Row(NamedTuple):
             options += ["--total-timesteps", str(round(SAMPLES[self.clip] * 1e6))]
         if self.clip in FINE and "--substeps" not in self.extra:
             options += ["--substeps", "4"]
-        if "--obs-frame" not in self.extra:  # the papers' imitation sees the world's frame, too
-            options += ["--obs-frame", "world"]
+        if "--no-keep-course" not in self.extra:
+            options += ["--keep-course"]
         return [*options, *self.extra, "--seed", str(self.seed)]
 
     def command(self) -> str:

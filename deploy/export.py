@@ -73,7 +73,7 @@ class Policy(nn.Module):
         super().__init__()
         self.observe = script.observe
         self.obs = script.AMPEnv.obs
-        self.frame = env.args.obs_frame
+        self.course = env.args.keep_course
         self.norm = agent.obs_norm
         self.actor = agent.average_actor
         self.character = env.motions.character
@@ -87,7 +87,7 @@ class Policy(nn.Module):
         -> targets (n, A) [rad, exponential map], double."""
         state = self.coordinates.read(qpos.float(), qvel.float())
         body_position, _ = ml.forward_kinematics(self.character, state.root_position, state.rotations)
-        seen = self.observe(state, body_position, self.character, self.frame)  # (n, D)
+        seen = self.observe(state, body_position, self.character, self.course)  # (n, D)
         # in place of the environment: what the script's own obs() asks of it, and coordinates and command can tell
         told = SimpleNamespace(history=seen[:, None], yaw=ml.heading(state.rotations[:, 0]))
         if command is not None:
@@ -159,7 +159,7 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     module, args, content = find_script(checkpoint, script, list(options))
     device = torch.device("cpu")
     character = ml.load_character(args.character_file, "cpu", module.KEY_BODIES)
-    motions = ml.MotionLib(args.motion_file, character, "cpu", straight=args.obs_frame == "world")
+    motions = ml.MotionLib(args.motion_file, character, "cpu", straight=args.keep_course)
     sim = simulators.make("mujoco", character, STARTS, args.control_hz, args.substeps, device, 1)
     env = module.AMPEnv(args, motions, sim, STARTS, max(round(args.eval_seconds * args.control_hz), 1))
     named = list(inspect.signature(module.Agent).parameters)[1:]  # after env: options, by their names

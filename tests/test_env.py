@@ -60,7 +60,7 @@ def standing(character, n=1, height=0.9):
 
 def look(state, character):
     position, _ = ml.forward_kinematics(character, state.root_position, state.rotations)
-    return amp.observe(state, position, character, "heading")
+    return amp.observe(state, position, character, False)
 
 
 # ---- Observation -----------------------------------------------------------------------------------------------------
@@ -112,32 +112,29 @@ def test_observation_entries_by_hand(character):
     torch.testing.assert_close(obs[KEYS + 6 : KEYS + 9], foot)
 
 
-def test_observation_in_the_frame_of_the_world(character):
-    """Who faces +Y, leans forward by 30 degrees and moves is seen just so; what lies within the body stays as it is."""
+def test_the_course_is_seen_if_asked(character):
+    """Two numbers more, and nothing else: cosine and minus the sine of where it faces, here 30 degrees to the left."""
     state = standing(character)
-    lean = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 6, 0.0]))
-    state.rotations[0, 0] = ml.quat_multiply(ml.quat_from_yaw(torch.tensor(math.pi / 2)), lean)
+    lean = ml.quat_from_rotvec(torch.tensor([0.0, 0.4, 0.0]))
+    state.rotations[0, 0] = ml.quat_multiply(ml.quat_from_yaw(torch.tensor(math.pi / 6)), lean)
     state.root_velocity[0] = torch.tensor([0.5, 2.0, -0.25])
-    state.root_angular_velocity[0] = torch.tensor([1.0, 3.0, 7.0])
-    state.dof_velocity[0] = torch.arange(28.0)
     position, _ = ml.forward_kinematics(character, state.root_position, state.rotations)
-    obs = amp.observe(state, position, character, "world")[0]
-    cos = math.sqrt(0.75)
-    sin = 0.5
-    torch.testing.assert_close(obs[ROTATION:LINEAR], torch.tensor([0, cos, -sin, 0, sin, cos]))
-    torch.testing.assert_close(obs[LINEAR:BALLS], torch.tensor([0.5, 2.0, -0.25, 1.0, 3.0, 7.0]))
-    torch.testing.assert_close(obs[BALLS:KEYS], look(state, character)[0, BALLS:KEYS])
-    torch.testing.assert_close(obs[KEYS + 6 : KEYS + 9], torch.tensor([0.084887, -0.831416 * sin, -0.831416 * cos]))
+    obs = amp.observe(state, position, character, True)
+    assert obs.shape == (1, D + 2)
+    torch.testing.assert_close(obs[:, :D], look(state, character))
+    torch.testing.assert_close(obs[0, D:], torch.tensor([math.sqrt(0.75), -0.5]))
 
 
-@pytest.mark.parametrize("frame", ["heading", "world"])
-def test_environment_and_clips_are_seen_in_the_same_frame(walk, character, frame):
-    """A walk sways by some degrees, which only the world's frame shows: in clips, at the start, and after steps."""
-    env = make_env(walk, obs_frame=frame)
+def test_clips_and_environment_show_the_course(walk):
+    """A walk sways by some degrees: in clips, at the start, and after steps; the heading of what is simulated."""
+    env = make_env(walk, keep_course=True)
     demo = amp.demo_transitions(walk, 64, env.dt, env.args, torch.Generator().manual_seed(0))
-    for x in (demo, env.obs(), env.step(torch.zeros(8, 28))[0]):
-        yaw = torch.atan2(x[:, ROTATION + 1], x[:, ROTATION])  # of its X axis
-        assert (yaw.abs().max() < 1e-5) == (frame == "heading")
+    assert demo.shape == (64, 2 * (D + 2))
+    obs, _, _, _, info = env.step(torch.zeros(8, 28))
+    for x in (demo[:, : D + 2], obs):
+        yaw = torch.atan2(-x[:, D + 1], x[:, D])
+        assert 0.001 < yaw.abs().max() < 0.5 and torch.unique(yaw).numel() == len(yaw)
+    torch.testing.assert_close(yaw, ml.heading(info["state"].rotations[:, 0]), atol=1e-5, rtol=0)
 
 
 @given(st.floats(-math.pi, math.pi), st.floats(-5, 5), st.floats(-5, 5))
@@ -503,7 +500,7 @@ def past(env):
     state = env.motions.state(env.clip[:, None], env.time[:, None] - back)
     position, rotation = ml.forward_kinematics(character, state.root_position, state.rotations)
     lift = (-ml.lowest_points(character, position, rotation)[:, -1].amin(-1)).clamp_min(0.0)
-    seen = amp.observe(state, position, character, "heading")
+    seen = amp.observe(state, position, character, False)
     seen[..., 0] += lift[:, None]
     return seen, lift
 

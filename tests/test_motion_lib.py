@@ -811,7 +811,7 @@ def test_a_loop_that_is_made_straight(character, root):
 
 def test_what_is_not_made_straight(write_clip, character):
     """A loop that is meant to turn is refused; what does not loop stays as it is."""
-    with pytest.raises(ml.InputError, match=r"square.npz: turns 90 degrees a cycle, which needs --obs-frame heading"):
+    with pytest.raises(ml.InputError, match=r"square.npz: turns 90 degrees a cycle; --no-keep-course"):
         ml.MotionLib(square_walk(write_clip), character, straight=True)
     once = square_walk(write_clip, loop="clamp")
     free = ml.MotionLib(once, character)

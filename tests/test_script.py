@@ -917,8 +917,9 @@ def test_bad_checkpoints(run_script, root, tmp_path, checkpoint, payload):
         refused(run_script(SCRIPT, *flags, "policy.pt"), words)
     torch.save(content, tmp_path / "policy.pt")
     # options that contradict a good one
-    for words in (("--hidden", "32", "32"), ("--disc-steps", "3"), ("--obs-frame", "world")):
-        refused(run_script(SCRIPT, *flags, "policy.pt", *words), f"policy.pt needs {words[0]}")
+    for words in (("--hidden", "32", "32"), ("--disc-steps", "3"), ("--keep-course",)):
+        needed = words[0].replace("--keep", "--no-keep")
+        refused(run_script(SCRIPT, *flags, "policy.pt", *words), f"policy.pt needs {needed}")
     refused(run_script(HEADING, *flags, "policy.pt"), "policy.pt", "amp_ppo_isaacgym", "amp_ppo_heading")
     assert sorted(os.listdir(tmp_path)) == before
 

@@ -124,7 +124,7 @@ def _options_of(checkpoint: Dict[str, Any], kind: Any, argv: Optional[List[str]]
 
 
 def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted: Optional[str] = None) -> Tuple:
-    """Args of the command line, and the checkpoint (of the kind `name`) that --checkpoint or --resume names, or None; to
+    """Args of the command line; the checkpoint, of the kind `name`, that --checkpoint or --resume names, or None. To
     evaluate or to resume, its options are the defaults. restarted: a run of torchrun. Raises InputError."""
     args = _command_line(kind, argv, {})
     resume = None if args.evaluate else restarted if args.resume is None else args.resume

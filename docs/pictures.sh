@@ -3,8 +3,8 @@
 #
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
-# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, docs/walk.gif, docs/spinkick.gif, docs/cartwheel.gif,
-# docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs requirements-motions.txt and an
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, six films of a cycle (docs/walk.gif, run, spinkick,
+# cartwheel, jump, roll), docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs requirements-motions.txt and an
 # OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/ stay what they are. Seven minutes, by estimate, on
 # two CPU cores.
 set -e
@@ -23,19 +23,18 @@ for name in walk heading; do
         --source "roll-out of pretrained/$name.pt" --license "as the clips it imitates"
 done
 
-"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz
-strip() {  # NAME ROLL-OUT [OPTION...]: one cycle
-    roll_out=$2 name=$1
-    shift 2
-    "$python" motions/render.py "$roll_out" "$scratch/$name.png" --compare "motions/$name.npz" --size 840 410 --poses 7 --text 20 "$@"
+"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --title walk
+strip() {  # NAME ROLL-OUT TITLE: one cycle
+    "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --size 840 500 --poses 7 --text 28 --title "$3" --legend ""
 }
 for name in run spinkick cartwheel jump roll; do
     "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --out "$scratch/$name"
 done
-strip walk docs/rollouts/walk.npz
-for name in run spinkick cartwheel jump roll; do
-    strip "$name" "$scratch/$name/rollouts/000.npz" --legend ""
+strip walk docs/rollouts/walk.npz walk
+for name in run cartwheel jump roll; do
+    strip "$name" "$scratch/$name/rollouts/000.npz" "$name"
 done
+strip spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick
 "$python" - "$scratch" <<'END'
 import sys
 
@@ -51,16 +50,17 @@ for row, low in zip(rows, np.cumsum(high)):
         picture.paste(strip, (n * (strip.width + 24), low - strip.height))
 picture.save("docs/clips.png", optimize=True)
 END
-# Two strides of 1.2 s, a kick, a cartwheel: the last picture leads over to the first, and so does the floor. With each kick the heading turns by
-# 20 degrees or more, so that loop begins where the character spins fastest.
-"$python" motions/render.py docs/rollouts/walk.npz docs/walk.gif --compare motions/walk.npz --start .8 --seconds 2.367 --size 640 360
-loop() {  # NAME START SECONDS
-    "$python" motions/render.py "$scratch/$1/rollouts/001.npz" "docs/$1.gif" --compare "motions/$1.npz" --start "$2" --seconds "$3" \
-        --size 412 300 --text 14 --legend ""
+loop() {  # NAME ROLL-OUT TITLE: one cycle, shown again and again
+    "$python" motions/render.py "$2" "docs/$1.gif" --compare "motions/$1.npz" --loop --title "$3" --legend "" --size 384 240 --text 24
 }
-loop spinkick 3.667 1.267
-loop cartwheel .7 2.767
-"$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.mp4 --commands motions/figure_eight.csv --turn 90
+loop walk docs/rollouts/walk.npz walk
+loop run "$scratch/run/rollouts/003.npz" run
+loop spinkick "$scratch/spinkick/rollouts/001.npz" spin-kick
+loop cartwheel "$scratch/cartwheel/rollouts/001.npz" cartwheel
+loop jump "$scratch/jump/rollouts/002.npz" jump
+loop roll "$scratch/roll/rollouts/001.npz" roll
+"$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.mp4 --commands motions/figure_eight.csv --turn 90 \
+    --title "told to walk a figure-eight"
 "$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html
 
 "$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0

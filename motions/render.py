@@ -6,11 +6,14 @@
     python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, the roll-out behind
     python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, outlined, in the roll-out's place
     python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --turn 90
+    python motions/render.py ROLLOUT.npz OUT.gif --compare CLIP.npz --loop    # a cycle that shows no seam
 
 CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written. A
 roll-out is blue and a clip orange, right limbs dark, left ones light; the picture says so. The way through the clip
 leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a GIF about thirty frames a
-second, over a floor that leads from its last picture to its first. The poses of a strip are drawn apart, however near
+second, over a floor that leads from its last picture to its first. --loop finds the cycle of a roll-out whose end looks
+most like its start; the camera turns as the motion does meanwhile. It prints the seam, how far bodies leap from the
+last picture to the first beside their way. The poses of a strip are drawn apart, however near
 they were, with their times from the first on; it is as high as they need. --commands draws what a roll-out of the
 heading task was told (see --eval-commands): an arrow, for which the camera leaves room, the path commanded, the path
 taken, and a map of both in a corner. A clip that is compared is in the roll-out's phase (same_phase), at its place and
@@ -61,8 +64,8 @@ Size = Tuple[int, int]  # width and height of a picture [pixels]
 HERE = os.path.dirname(os.path.abspath(__file__))
 SIZES = {".png": (1200, 400), ".mp4": (960, 540), ".gif": (480, 270)}
 COLOURS = {  # of right limbs, left limbs and trunk
-    "policy": ("0.14 0.28 0.50 1", "0.58 0.76 0.94 1", "0.29 0.48 0.74 1"),
-    "clip": ("0.62 0.34 0.07 1", "0.98 0.80 0.46 1", "0.93 0.58 0.20 1"),
+    "policy": ("0.09 0.24 0.54 1", "0.52 0.77 1.00 1", "0.20 0.45 0.83 1"),
+    "clip": ("0.66 0.31 0.03 1", "1.00 0.80 0.40 1", "0.97 0.55 0.12 1"),
 }
 WHITE = 'builtin="flat" rgb1="1 1 1" rgb2="1 1 1" width="16" height="96"'
 SKY = 'builtin="flat" rgb1=".86 .92 .99" rgb2=".86 .92 .99" width="16" height="96"'
@@ -72,8 +75,10 @@ CELLS = 4  # time steps of a compared clip in a frame of the roll-out; its pace 
 # Camera angles in degrees, its gaze counter-clockwise from +X; a small fovy, from afar, leaves little perspective.
 # `floor`: half its lengths along X and Y [m], and a spacing that does not show. Pictures are drawn `fine` times as high
 # and wide, for smooth edges, and shadows on the ground `lamp` pixels high and wide.
-STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="60 3 1", fine=4.0, lamp=1024, sky=WHITE)
-FILM = dict(azimuth=115, elevation=-9, fovy=24, floor="60 60 1", fine=2.0, lamp=512, sky=SKY)
+CHECKER = 'rgb1=".97 .97 .97" rgb2=".87 .88 .90"'
+PLAIN = 'rgb1=".97 .97 .98" rgb2=".97 .97 .98"'  # what Tiles are drawn on
+STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="60 5 1", fine=4.0, lamp=1024, sky=WHITE, floors=CHECKER)
+FILM = dict(azimuth=115, elevation=-9, fovy=24, floor="60 60 1", fine=2.0, lamp=512, sky=SKY, floors=CHECKER)
 FILM_OF_PATH = dict(FILM, elevation=-14, fovy=30)  # from higher up, for what is drawn on the ground
 FILM_OF_TWO = dict(FILM, azimuth=100, elevation=-7, fovy=20)  # their gait from the side, and none nearer than the other
 FAST = dict(fine=1.0)
@@ -85,18 +90,23 @@ SHADOWS = ((SUN, 0.36, 0.02), (DOWN, 0.25, 0.10))
 GHOST, OUTLINE = 0.55, (236, 120, 20)  # its opacity, where no figure is, and colour of its outline
 INK = (0.2, 0.22, 0.26)  # colour of what is written, but names
 FEET = 0.07  # what is nearer to the camera is drawn so far below z = 0 [m]
-FRONT = 0.34  # how far below the feet a strip's floor is to be seen at most: it ends 3 m before them [m]
+FRONT = 0.55  # how far below the feet a strip's floor is to be seen at most: it ends 5 m before them [m]
 LIMBS = "right limbs dark, left light"
 GROUPS = ("floor", "figures", "ghost")  # of what is drawn, each by itself if need be
 # pose error that tells of a fall or another clip [m]: fallen walkers have .10 to .15, a walk .10 or more from clips of
 # other motions; roll-outs that go on have up to .065, and ours up to .036
 UNLIKE = 0.1
 APART = 0.45  # between the bodies of two poses in a strip; limbs and heads are larger than their bodies' origins [m]
-BESIDE = 0.75  # the same of two figures in a film, of which neither is to step into the other's shadow [m]
+BESIDE = 0.40  # the same of two figures in a film [m]
 LINE = 10.0  # from one line that tells how far a film is to the next [s]
 GIF = 30.0  # about so many pictures a second
+GIF_COLOURS = 80  # as many as tell a smooth figure from a banded one; with 256 a file is a half larger
 PATTERN = 2.0  # the floor repeats after this [m]
 MAP = 0.36  # height of the map in a film's corner, as a share of the picture's
+SEAM_SECONDS = 0.05  # of a difference in speed at a loop's seam: as visible as how far it leads in this time [s]
+SEAM_TURN = 0.05  # of a loop's turn: the floor's rows are arcs then [m/rad]
+STRETCH = 0.15  # how much shorter or longer a loop may be than what is asked for, as a share of that
+TILE, DARK, SEEN = 0.5, 0.13, 3.0  # about a tile's side [m], how much light a dark one takes, how far they are seen [m]
 AHEAD = 0.6  # of the root's ground point an arrow begins, beyond the feet [m]
 SHAFT, HEAD = 0.07, 0.33  # half an arrow's width, and its head's: also its length [m]
 PATH_STEP = 0.1  # between the points of a path [s]
@@ -112,7 +122,7 @@ SCENE = """<mujoco>
   </visual>
   <asset>
     <texture type="skybox" {sky}/>
-    <texture name="floor" type="2d" builtin="checker" rgb1=".97 .97 .97" rgb2=".87 .88 .90" width="512" height="512"/>
+    <texture name="floor" type="2d" builtin="checker" {floors} width="512" height="512"/>
     <material name="floor" texture="floor" texrepeat="{repeat} 1" texuniform="true" specular="0" shininess="0"/>
   </asset>
   <worldbody>
@@ -226,15 +236,17 @@ def poses_there(motions: ml.MotionLib, poses: Poses, fps: float) -> Poses:
     return ml.forward_kinematics(motions.character, place, rotations)
 
 
-def apart(poses: Poses, other: Poses, azimuth: float) -> Tuple[Poses, float]:
-    """The other's poses, so far to the right of the poses that none touches the other -> these, how wide both are [m].
+def apart(poses: Poses, other: Poses, azimuth: Union[float, np.ndarray]) -> Tuple[Poses, Tensor, float]:
+    """The other's poses, so far to the right of the poses that none touches the other -> these, how far (3,) or (T, 3),
+    how wide both are [m].
 
-    azimuth: of the camera that sees this [degrees]; both are equally far away from it."""
-    angle = math.radians(azimuth)
-    right = torch.tensor([math.sin(angle), -math.cos(angle), 0.0])
-    one, two = ((position - position[:, :1]) @ right for position, _ in (poses, other))  # (T, J) from the roots [m]
+    azimuth: of the camera that sees this, at each pose (T,) if it turns [degrees]; both are equally far from it."""
+    angle = torch.as_tensor(azimuth, dtype=torch.float).deg2rad()
+    right = torch.stack((angle.sin(), -angle.cos(), torch.zeros_like(angle)), -1)  # (3,) or (T, 3)
+    one, two = (((p - p[:, :1]) * right[..., None, :]).sum(-1) for p, _ in (poses, other))  # (T, J) from the roots [m]
     way = max(float((one.amax(1) - two.amin(1)).max()) + BESIDE, 0.95)
-    return (other[0] + way * right, other[1]), float(two.max() - one.min()) + way + 0.8
+    wide = float(two.max() - one.min()) + way + 0.62
+    return (other[0] + way * right[..., None, :], other[1]), way * right, wide
 
 
 class Told(NamedTuple):
@@ -243,6 +255,79 @@ class Told(NamedTuple):
     heading: Tensor  # (T,) [rad]
     speed: Tensor  # (T,) [m/s]
     path: Tensor  # (T, 2) where it would have led from the first frame on [m]
+
+
+class Loop(NamedTuple):
+    """The part of a motion whose end leads over to its start, seen by a camera that turns with it."""
+
+    first: int  # frame
+    count: int  # of frames; the next one looks like the first
+    turn: float  # of the motion meanwhile [rad]
+    seam: float  # how far bodies leap from the last picture to the first, beside their way, on average [m]
+
+
+def best_loop(position: Tensor, fps: float, seconds: float, start: float = 0.0, every: int = 1) -> Loop:
+    """Where poses (T, J, 3) [m] from `start` on come back to themselves, after about so long [s]: least visibly.
+
+    Compared are places relative to the camera, and velocities, turned about the vertical into each other's heading.
+    Half a second before and after the loop is left to the camera's smooth way. every: frames of a picture. Raises
+    InputError."""
+    position = position.double().numpy()
+    reach = round(0.5 * fps)
+    place = position.copy()
+    place[..., :2] -= smooth(position[:, 0, :2], reach)[:, None]
+    states = np.stack((place, SEAM_SECONDS * fps * np.gradient(position, axis=0)), 1)  # (T, 2, J, 3) [m]
+    found = []
+    shortest, longest = (round((1.0 + x) * seconds * fps / every) for x in (-STRETCH, STRETCH))  # [pictures]
+    for count in range(every * max(shortest, 2), every * longest + 1, every):
+        first = np.arange(max(reach, round(start * fps)), len(states) - reach - count)
+        if not len(first):
+            continue
+        before, after = states[first], states[first + count]
+        plane = [(x[:, 0, :, 0] + 1j * x[:, 0, :, 1]) for x in (before, after)]  # (n, J)
+        turn = np.angle((plane[1] * plane[0].conj()).sum(1))
+        moved = (after[..., 0] + 1j * after[..., 1]) * np.exp(-1j * turn)[:, None, None]
+        leap = np.stack((moved.real, moved.imag, after[..., 2]), -1) - before
+        seam = np.linalg.norm(leap, axis=-1).mean(-1)  # (n, 2)
+        n = int((seam.sum(1) + SEAM_TURN * abs(turn)).argmin())
+        cost = float(seam[n].sum() + SEAM_TURN * abs(turn[n]))
+        found.append((cost, Loop(int(first[n]), count, float(turn[n]), float(seam[n, 0]))))
+    if not found:
+        raise InputError(f"--loop: no {(1.0 + STRETCH) * seconds + 1.0:.1f} s from --start on to find a loop in")
+    return min(found)[1]
+
+
+class Tiles:
+    """A chequered floor for a loop: from its last picture the camera's way leads to the same tiles as at first.
+
+    The way from `begin` (2,) to `end` (2,) [m], turned by `turn` [rad], is part of a circle, however large; the tiles
+    lie along it, and fade away from the camera's focus: across the circle they do not fit together."""
+
+    def __init__(self, begin: np.ndarray, end: np.ndarray, turn: float) -> None:
+        turn = turn if abs(turn) > 1e-3 else 1e-3
+        start, stop = complex(*begin), complex(*end)
+        self.pivot = (stop - start * np.exp(1j * turn)) / (1.0 - np.exp(1j * turn))
+        self.middle = (start - self.pivot) * np.exp(0.5j * turn)
+        self.radius = abs(self.middle)
+        way = self.radius * abs(turn)
+        self.side = way / (2 * max(round(way / (2 * TILE)), 1))  # two tiles are a pattern [m]
+        self.dark = DARK if self.side > 0.2 else 0.0  # who stays in place has a plain floor
+
+    def light(self, seen: np.ndarray, focus: np.ndarray, size: Size) -> np.ndarray:
+        """How much light the ground gives back in a picture (H, W), 1 is all; seen: see ground_in."""
+        u, v = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5)
+        ground = np.linalg.inv(seen) @ np.stack((u, v, np.ones_like(u)), 0).reshape(3, -1)  # (3, H W)
+        sky = (ground[2] <= 0.0).reshape(u.shape)
+        place = ((ground[0] + 1j * ground[1]) / ground[2]).reshape(u.shape) - self.pivot
+        along = np.angle(place / self.middle) * self.radius / self.side  # in tiles, as `across`
+        across = (abs(place) - self.radius) / self.side
+        waves = 1.0
+        for tiles in (along, across):
+            pixel = np.maximum(*(abs(x) for x in np.gradient(tiles)))  # size of a pixel, in tiles
+            waves = waves * np.clip(np.sin(np.pi * tiles) / (0.5 * np.pi * pixel + 1e-9), -1, 1) * (pixel < 0.5)
+        middle = complex(*focus[:2]) - self.pivot
+        near = np.exp(-((abs(place - middle) / SEEN) ** 2)) * np.cos(0.5 * np.angle(place / middle)) ** 2
+        return np.where(sky, 1.0, 1.0 - self.dark * near * (0.5 - 0.5 * waves))
 
 
 def told_at(path: str, frame: Tensor, fps: float, turn: Union[float, Tensor] = 0.0) -> Told:
@@ -382,11 +467,17 @@ class Stage:
         self.fovy = look["fovy"]
 
     def draw(
-        self, position: Tensor, rotation: Tensor, focus: np.ndarray, marks: Sequence[Tuple[np.ndarray, Tuple]] = ()
+        self,
+        position: Tensor,
+        rotation: Tensor,
+        focus: np.ndarray,
+        marks: Sequence[Tuple[np.ndarray, Tuple]] = (),
+        tiles: Optional[Tiles] = None,
     ) -> np.ndarray:
         """Picture (H, W, 3) uint8 of poses (N, J, 3), (N, J, 4), with the point `focus` (3,) [m] in its middle.
 
-        marks: lines on the ground, each points (n, 2) [m] and a colour; a single line of two points is an arrow."""
+        marks: lines on the ground, each points (n, 2) [m] and a colour; a single line of two points is an arrow.
+        tiles: on the floor, which is PLAIN then."""
         from PIL import ImageChops
 
         self.data.mocap_pos[0] = self.pattern * np.round(focus / self.pattern * [1, 1, 0])  # goes along, by patterns
@@ -398,16 +489,18 @@ class Stage:
         picture = self.shot(("floor", "figures"), marks)
         figures = self.shot(("figures",))
         picture = self.image.fromarray(self.with_ghost(picture, figures) if self.ghost else picture)
-        shade = ImageChops.lighter(self.shade(focus), self.where(figures).resize(self.size, self.image.BOX))
+        shade = ImageChops.lighter(self.shade(focus, tiles), self.where(figures).resize(self.size, self.image.BOX))
         picture = picture.resize(self.size, self.image.BOX)
         return np.asarray(ImageChops.multiply(picture, self.image.merge("RGB", [shade] * 3)))
 
-    def shade(self, focus: np.ndarray) -> Any:
+    def shade(self, focus: np.ndarray, tiles: Optional[Tiles] = None) -> Any:
         """How much light the ground has in a picture, as an image of PIL; 255 is all of it."""
         from PIL import ImageChops, ImageFilter
 
         shade = self.image.new("L", self.size, 255)
         seen = ground_in(self.camera.azimuth, self.camera.elevation, self.camera.distance, focus, self.size, self.tall)
+        if tiles:
+            shade = self.image.fromarray((255.0 * tiles.light(seen, focus, self.size)).round().astype(np.uint8))
         for light, dark, blur in SHADOWS:
             camera = self.mujoco.MjvCamera()
             camera.azimuth = math.degrees(math.atan2(light[1], light[0]))
@@ -504,36 +597,44 @@ def font_of(height: int, text: Optional[int] = None) -> Any:
     return ImageFont.load_default(text or max(height // 26, 11))
 
 
-def write_on(image: Any, lines: Sequence[Tuple[str, str]], font: Any) -> None:
-    """Write lines (text, who as in COLOURS, or "told", "done", "") into the upper left corner of a picture of PIL.
+def ink_of(who: str) -> Tuple[int, ...]:
+    """Colour of what is written about `who`, as in COLOURS, or "told", "done", "" (anything else)."""
+    shade = {"told": TOLD, "done": DONE, "": INK}.get(who) or [float(x) for x in COLOURS[who][2].split()]
+    return tuple(int(200 * x) for x in shade[:3])
+
+
+def write_on(image: Any, lines: Sequence[Any], font: Any) -> None:
+    """Write lines, each (text, who: see ink_of) or several of these, into the upper left corner of a picture of PIL.
 
     All digits are as wide as the widest: a line in which they change stays where it is."""
     from PIL import ImageDraw
 
     pen = ImageDraw.Draw(image)
     digit = max(map(font.getlength, "0123456789"))
-    for n, (text, who) in enumerate(lines):
-        shade = {"told": TOLD, "done": DONE, "": INK}.get(who)
-        shade = shade or [float(x) for x in COLOURS[who][2].split()]
-        colour = tuple(int(200 * x) for x in shade[:3])
+    for n, line in enumerate(lines):
         x, y = font.size, (0.7 + 1.35 * n) * font.size
-        for part in re.findall(r"\d|\D+", text):
-            width = font.getlength(part)
-            room = digit if part.isdigit() else width
-            pen.text((x + 0.5 * (room - width), y), part, colour, font)
-            x += room
+        for text, who in line if isinstance(line, list) else [line]:
+            for part in re.findall(r"\d|\D+", text):
+                width = font.getlength(part)
+                room = digit if part.isdigit() else width
+                pen.text((x + 0.5 * (room - width), y), part, ink_of(who), font)
+                x += room
+
+
+def write_under(image: Any, text: str, who: str, place: float, font: Any) -> None:
+    """Write at the lower edge of a picture of PIL, about this place [pixels]."""
+    from PIL import ImageDraw
+
+    ImageDraw.Draw(image).text((place, image.height - 0.4 * font.size), text, ink_of(who), font, "ms")
 
 
 def write_times(image: Any, places: Sequence[float], times: Sequence[float], font: Any) -> None:
     """Write times [s] along the lower edge of a picture of PIL, about these places [pixels], as many as have room."""
-    from PIL import ImageDraw
-
     texts = [f"{time:.2f} s" for time in times]
     gap = min(np.diff(places), default=math.inf)
     every = math.ceil(1.15 * max(map(font.getlength, texts)) / gap)
-    colour = tuple(int(200 * x) for x in INK)
     for text, place in list(zip(texts, places))[:: max(every, 1)]:
-        ImageDraw.Draw(image).text((place, image.height - 0.35 * font.size), text, colour, font, "ms")
+        write_under(image, text, "", place, font)
 
 
 def strip(
@@ -545,12 +646,13 @@ def strip(
     times: Sequence[float],
     legend: str = LIMBS,
     text: Optional[int] = None,
+    title: str = "",
 ) -> Tuple[bytes, Size]:
     """Poses in a row, seen from the right, as PNG; the other's, if there are any, in a row above -> and its size.
 
     It is lower than `size` if nobody is as high as that. names: what is written on them, of the poses and of the
     other's (see name_of); times: of the poses (T,), written under them [s]; legend: written beside the first name;
-    text: see font_of."""
+    text: see font_of; title: written before that name."""
     rows = [(kind_of(names), poses)] if not other else [("clip", other), ("policy", poses)]
     position, row = in_a_row(torch.cat([p for _, (p, _) in rows], 1))  # (T, 1 or 2 J, 3), so in one scale
     width, height = size[0], size[1] // len(rows)
@@ -567,7 +669,8 @@ def strip(
         with stage.renderer, stage.lamp:
             image = stage.image.fromarray(stage.draw(place, rotation, focus))
         name = names[1 if other and who == "clip" else 0]
-        write_on(image, [(name if pictures else f"{name}   {legend}", who)], font)
+        heading = [(f"{title}   ", "")] if title and not pictures else []
+        write_on(image, [heading + [(name if pictures else f"{name}   {legend}", who)]], font)
         pictures.append(np.asarray(image))
     write_times(image, 0.5 * width + scale * place[:, 0, 0].numpy(), times, font)
     pictures[-1] = np.asarray(image)
@@ -654,6 +757,8 @@ def film(
     fast: bool = False,
     legend: Optional[str] = None,
     text: Optional[int] = None,
+    loop: Optional[Loop] = None,
+    title: str = "",
 ) -> Pictures:
     """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly.
 
@@ -661,20 +766,28 @@ def film(
     ghost.
     told: what is drawn on the ground; turn: how far the camera turns meanwhile [degrees]; again: the film is shown in a
     loop, so the floor is to lead from its end to its start; names: what is written on it, of the poses and the other's;
-    fast: see FAST; legend: what is written instead of limbs, time and speed; text: see font_of."""
+    fast: see FAST; legend: what is written instead of limbs, time and speed; text: see font_of; loop: the part of the
+    poses that is filmed (all); title: what the motion is called, written first."""
     look = FILM_OF_PATH if told else FILM
     wide = 0.0
+    look = FILM_OF_TWO if other and not ghost else look
+    shown = range(0, len(poses[0]), every)
+    azimuths = look["azimuth"] + turn * np.linspace(0.0, 1.0, len(poses[0]))
+    if loop:
+        shown = range(loop.first, loop.first + loop.count, every)
+        look = dict(look, floors=PLAIN)
+        azimuths = look["azimuth"] + math.degrees(loop.turn) * (
+            (np.arange(len(poses[0])) - loop.first) / loop.count - 0.5
+        )
     if other and not ghost:
-        look = FILM_OF_TWO
-        other, wide = apart(poses, other, look["azimuth"] + 0.5 * turn)
+        other, beside, wide = apart(poses, other, azimuths if loop else look["azimuth"] + 0.5 * turn)
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
-    top = top_of(position)
+    top = top_of(position[shown.start : shown.stop])
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
     focus = np.full((len(position), 3), 0.45 * top)
     focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
-    azimuths = look["azimuth"] + turn * np.linspace(0.0, 1.0, len(position))
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
     tall = max(top + 0.5, wide * size[1] / size[0])
     way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
@@ -683,24 +796,33 @@ def film(
         more = room_below(arrows, azimuths, look, focus[0, 2], size, tall)
         focus[:, 2] -= 0.5 * more
         tall += more
-    pattern = seamless(focus[::every, 0]) if again else PATTERN
+    tiles = Tiles(focus[loop.first, :2], focus[loop.first + loop.count, :2], loop.turn) if loop else None
+    pattern = seamless(focus[::every, 0]) if again and not loop else PATTERN
     stage = Stage(character, who, {**look, **(FAST if fast else {})}, tall, max(tall, wide), size, pattern)
     step = max(round(PATH_STEP * fps), 1)
-    named = [names[0], names[1] + ", outlined" * ghost] if other else names[:1]
-    lines = [*zip(named, ("policy", "clip") if other else who), (LIMBS if legend is None else legend, "")]
+    named = [
+        *zip((names[0], names[1] + ", outlined" * ghost) if other else names[:1], ("policy", "clip") if other else who)
+    ]
+    under = named if title and other and not ghost else []  # of the figures, if these names are short
+    lines = [(title, "")] * bool(title) + [x for x in named if x not in under]
+    lines += [(LIMBS if legend is None else legend, "")]
     lines += [("green: where it was told to go", "told"), ("blue line: the way it went", "done")] if told else []
     with stage.renderer, stage.lamp:
-        for t in range(0, len(position), every):
+        for t in shown:
             stage.camera.azimuth = azimuths[t]
             marks = marks_of(told, way, t, step) if told else ()
-            image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks))
+            image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks, tiles))
             asked = f", told {told.speed[t]:.2f}" if told else ""
-            now = f"{t / fps:.1f} s   {speed[t]:.2f} m/s{asked}" if legend is None else ""
+            now = f"{(t - shown.start) / fps:.1f} s   {speed[t]:.2f} m/s{asked}" if legend is None else ""
             if told:
                 inset = from_above(told, way, t, step, size[1])
                 margin = size[1] // 26
                 image.paste(inset, (size[0] - inset.width - margin, margin))
-            write_on(image, [*lines, (now, "")], font_of(size[1], text))
+            font = font_of(size[1], text)
+            write_on(image, [*lines, (now, "")], font)
+            for side, (name, whose) in zip((-0.5, 0.5), under):
+                place = 0.5 * size[0] + side * float(beside.norm(dim=-1).max()) * size[1] / tall
+                write_under(image, name, whose, place, font)
             yield np.asarray(image)
 
 
@@ -727,7 +849,7 @@ def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
     """Pictures as a film: ".mp4" (H.264) or ".gif", which plays again and again. Raises InputError."""
     source = ["-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps)]
     if ending == ".gif":
-        target = ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none"]
+        target = ["-vf", f"split[a][b];[a]palettegen=max_colors={GIF_COLOURS}[p];[b][p]paletteuse=dither=none"]
     else:
         target = ["-pix_fmt", "yuv420p", "-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"]
     with tempfile.TemporaryDirectory() as folder:
@@ -769,6 +891,18 @@ def parse() -> argparse.Namespace:
         type=float,
         help="from first to last pose [s]; a loop goes on (default: all; in a strip a stride, or the compared clip)",
     )
+    add(
+        "--loop",
+        action="store_true",
+        help="films: a part from --start on whose end leads over to its start, where that is least seen; as long "
+        "as the compared clip or a stride, or about --seconds",
+    )
+    add(
+        "--title",
+        metavar="TEXT",
+        default="",
+        help="what the motion is called; figures are then `policy` and `the clip`",
+    )
     add("--poses", type=int, help=f"how many a strip has (default {POSES}); a film has every frame")
     sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif 480 270"
     add("--size", type=int, nargs=2, metavar=("W", "H"), help=f"of the picture [pixels] (default: {sizes})")
@@ -799,6 +933,8 @@ def parse() -> argparse.Namespace:
         raise InputError("--ghost and --compare: one of them, the clip in the roll-out's place or beside it")
     if args.ending == ".png" and (args.ghost or args.commands or args.turn or args.fast):
         raise InputError("--ghost, --commands, --turn and --fast are for films, .mp4 or .gif")
+    if args.loop and (args.ending == ".png" or args.commands or args.turn):
+        raise InputError("--loop is for films, .mp4 or .gif, without --commands and --turn")
     if not abs(args.turn) <= 3600:
         raise InputError("--turn: expected degrees from -3600 to 3600")
     if args.ending == ".mp4" and any(side % 2 for side in args.size):
@@ -827,6 +963,21 @@ def strip_seconds(character: Character, clip: Clip, otherwise: float) -> float:
     return stride or otherwise
 
 
+def loop_in(
+    args: argparse.Namespace, clip: Clip, motions: Optional[ml.MotionLib], every: int
+) -> Tuple[Clip, Loop, int, int]:
+    """The clip, gone on if it wraps; its best loop, and the first and last frame that the camera needs for that."""
+    character = ml.load_character(args.character_file)
+    one = motions.clips[0] if motions else clip
+    whole = float(motions.length[0]) if motions else (len(clip.root_position) - 1) / clip.fps
+    seconds = args.seconds or strip_seconds(character, one, whole)
+    clip = gone_on(clip, args.clip, character, args.start + 2.0 * seconds + 2.0)
+    last = len(clip.root_position) - 1
+    loop = best_loop(poses_of(clip, character, 0, last, last + 1)[0], clip.fps, seconds, args.start, every)
+    reach = round(0.5 * clip.fps)
+    return clip, loop, loop.first - reach, loop.first + loop.count + reach
+
+
 def main() -> None:
     with one_line("requirements.txt"):
         args = parse()
@@ -843,19 +994,26 @@ def main() -> None:
             seconds = strip_seconds(character, motions.clips[0] if motions else clip, whole)
         if args.start is None:
             args.start = cycle_begins(motions, clip, character, seconds) if still and motions else 0.0
-        window(clip, args.start, seconds)  # --start lies in the clip itself
-        clip = gone_on(clip, args.clip, character, args.start + seconds)
-        first, last = window(clip, args.start, seconds)
+        every = max(round(clip.fps / GIF), 1) if args.ending == ".gif" else 1
+        window(clip, args.start, math.inf if args.loop else seconds)  # --start lies in the clip itself
+        loop = None
+        if args.loop:
+            clip, loop, first, last = loop_in(args, clip, motions, every)
+        else:
+            clip = gone_on(clip, args.clip, character, args.start + seconds)
+            first, last = window(clip, args.start, seconds)
         poses = poses_of(clip, character, first, last, last - first + 1)
         names = [name_of(path) for path in (args.clip, *(motions.files if motions else ()))]
+        names = ["policy" if name.startswith("policy") else "the clip" for name in names] if args.title else names
         other = poses_there(motions, poses, clip.fps) if motions else None
         if still:
             legend = LIMBS if args.legend is None else args.legend
             shown = np.linspace(0, last - first, args.poses).round().astype(int)
             poses, other = [x and (x[0][shown], x[1][shown]) for x in (poses, other)]
-            data, args.size = strip(character, poses, other, args.size, names, shown / clip.fps, legend, args.text)
+            data, args.size = strip(
+                character, poses, other, args.size, names, shown / clip.fps, legend, args.text, args.title
+            )
         else:
-            every = max(round(clip.fps / GIF), 1) if args.ending == ".gif" else 1
             told = told_by(args.commands, clip, first, last) if args.commands else None
             more = dict(
                 ghost=bool(args.ghost),
@@ -866,8 +1024,13 @@ def main() -> None:
                 fast=args.fast,
                 legend=args.legend,
                 text=args.text,
+                loop=loop and loop._replace(first=loop.first - first),
+                title=args.title,
             )
             pictures = film(character, poses, other, clip.fps, args.size, every, **more)
+            if loop:
+                first, last = loop.first, loop.first + loop.count - 1
+                args.start = first / clip.fps
             pictures = counted(pictures, math.ceil((last - first + 1) / every))
             data = film_of(pictures, clip.fps / every, args.size, args.ending)
         write_file(args.out, data)
@@ -875,7 +1038,9 @@ def main() -> None:
         size = f"{args.size[0]} x {args.size[1]}"
         part = " (a stride; --seconds shows more)" if still and not args.seconds and seconds < whole else ""
         begin = f" from {args.start:.2f} s on" if args.start else ""
-        print(f"{args.out}: {(last - first) / clip.fps:.2f} s{begin}{part}, {shown}, {size}, {len(data) / 1e6:.2f} MB")
+        seam = f", seam {loop.seam:.3f} m" if loop else ""
+        taken = f"{(last - first) / clip.fps:.2f} s{begin}{part}, {shown}, {size}{seam}"
+        print(f"{args.out}: {taken}, {len(data) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

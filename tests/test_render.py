@@ -32,7 +32,8 @@ def start(folder, *arguments, **environment):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert not list((folder / "temporary").iterdir())
     done.stderr = re.sub(r"\d+ of \d+ pictures, about \d+ s left\n", "", done.stderr)  # if this machine is slow
-    said = rf"{arguments[1]}: \d+\.\d\d s( from \d+\.\d\d s on)?, \d+ (poses|pictures), \d+ x \d+, \d+\.\d\d MB\n"
+    part = r"\d+\.\d\d s( from \d+\.\d\d s on)?, \d+ (poses|pictures), \d+ x \d+(, seam .\.\d\d\d m)?"
+    said = rf"{arguments[1]}: {part}, \d+\.\d\d MB\n"
     assert re.fullmatch("" if done.returncode else said, done.stdout)
     (folder / "temporary").rmdir()
     return done.returncode, done.stderr.splitlines()
@@ -260,10 +261,11 @@ def test_a_strip_that_compares_begins_with_the_clip(root, walk, character):
 @pytest.mark.parametrize("azimuth", [90.0, 120.0])
 def test_two_in_a_film_are_equally_far_away_and_do_not_meet(walk, character, azimuth):
     poses = render.poses_of(ml.load_clip(walk.files[0], character.body_names), character, 0, 38, 39)
-    (position, rotation), wide = render.apart(poses, poses, azimuth)
+    (position, rotation), way, wide = render.apart(poses, poses, azimuth)
     forward = torch.tensor([math.cos(math.radians(azimuth)), math.sin(math.radians(azimuth)), 0.0])
     right = torch.tensor([forward[1], -forward[0], 0.0])
     assert rotation is poses[1] and torch.allclose(position @ forward, poses[0] @ forward, atol=1e-5)
+    assert torch.allclose(way, (position - poses[0])[0, 0], atol=1e-6)
     gap = (position @ right).amin(1) - (poses[0] @ right).amax(1)
     assert float(gap.min()) == pytest.approx(render.BESIDE, abs=1e-4)
     assert wide > float(((position @ right).amax(1) - (poses[0] @ right).amin(1)).max()) + 0.6
@@ -544,6 +546,78 @@ def test_gif(draw, root, tmp_path):
     assert np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3)).min() > 0.5  # in a thirtieth of a second
 
 
+def spinning(cycles=5, period=24, turn=0.6, step=0.5, noise=2):
+    """Bodies (T, 4, 3) at 20 frames a second that go along an arc, and bob; cycle `noise` alone begins as it ends."""
+    time = np.arange(cycles * period + 1) / period
+    heading = turn * time
+    root = np.cumsum(step / period * np.stack((np.cos(heading), np.sin(heading)), -1), 0)
+    swing = 0.3 * np.stack((np.sin(2 * np.pi * time), np.cos(2 * np.pi * time)), -1)  # forward, and up
+    jitter = 0.05 * np.random.default_rng(1).normal(size=time.shape)
+    begin, end = noise * period, (noise + 1) * period
+    jitter[begin - 3 : begin + 4] = jitter[end - 3 : end + 4] = 0.0
+    bodies = np.stack([n * swing[:, 0] + jitter for n in range(4)], 1)
+    places = root[:, None] + bodies[..., None] * np.stack((np.cos(heading), np.sin(heading)), -1)[:, None]
+    height = np.broadcast_to(1.0 + swing[:, 1:], bodies.shape)
+    return torch.as_tensor(np.concatenate((places, height[..., None]), -1))
+
+
+def test_a_loop_is_a_cycle_that_ends_as_it_began():
+    """Wherever the motion goes meanwhile, and however it turns; nothing that lies before --start."""
+    position = spinning()
+    found = render.best_loop(position, 20.0, 1.25)
+    assert (
+        abs(found.first - 48) <= 3
+        and found.count == 24
+        and found.turn == pytest.approx(0.6, abs=0.02)
+        and found.seam < 0.01
+    )
+    other = render.best_loop(position, 20.0, 1.25, start=2.5)
+    assert other.first >= 50 and other.seam > found.seam
+    assert render.best_loop(position, 20.0, 1.25, every=2).count % 2 == 0
+    with pytest.raises(ml.InputError, match="--loop: no 2.4 s"):
+        render.best_loop(position[:40], 20.0, 1.25)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.7, -0.7])
+def test_a_loop_ends_on_the_tiles_it_began_on(turn):
+    """The same picture of the floor from where the camera is at first and at last, and others between."""
+    ends = np.array([[3.0, 1.0], [4.0, 1.5]])
+    tiles = render.Tiles(*ends, turn)
+    size = (80, 60)
+
+    def floor(at, azimuth):
+        focus = np.array([*at, 0.8])
+        return tiles.light(render.ground_in(azimuth, -30.0, 6.0, focus, size, 2.5), focus, size)
+
+    first, last = floor(ends[0], 100.0), floor(ends[1], 100.0 + math.degrees(turn))
+    between = floor(0.6 * ends[0] + 0.4 * ends[1], 100.0 + 0.4 * math.degrees(turn))
+    assert np.abs(first - last).max() < 0.02 and np.abs(first - between).max() > 0.1
+    assert 1.0 - render.DARK - 1e-6 <= first.min() < 0.9 and first.max() > 0.98
+    sky = tiles.light(render.ground_in(100.0, -5.0, 6.0, np.array([3.0, 1.0, 0.8]), size, 2.5), np.zeros(3), size)
+    assert (sky[:15] == 1.0).all() and (sky[30:] < 1.0).any()
+
+
+def test_a_film_that_loops(draw, root):
+    """From its last picture to its first it changes no more than from one to the next; names stand under figures."""
+    walk = root / "docs/rollouts/walk.npz"
+    pictures, _ = draw(
+        walk,
+        "a.gif",
+        *SMALL,
+        "--fast",
+        "--loop",
+        "--title",
+        "walk",
+        "--legend",
+        "",
+        "--compare",
+        root / "motions/walk.npz",
+    )
+    assert 33 <= len(pictures) <= 39
+    steps = np.abs(pictures - np.roll(pictures, 1, 0)).mean((1, 2, 3))
+    assert steps[0] < 1.3 * steps[1:].max()
+
+
 def test_a_jump_stays_in_the_picture(draw, root):
     pictures, _ = draw(root / "motions/backflip.npz", "film.mp4", *SMALL, "--fast")
     for mask in limbs(pictures):
@@ -572,6 +646,8 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("film.mp4", ("--compare", "a.npz", "--ghost", "a.npz"), "--ghost and --compare: one of them"),
         ("strip.png", ("--turn", 90), "are for films"),
         ("strip.png", ("--fast",), "are for films"),
+        ("strip.png", ("--loop",), "--loop is for films"),
+        ("film.mp4", ("--loop", "--turn", 9), "without --commands and --turn"),
         ("film.mp4", ("--poses", 7), "--poses is for strips"),
         ("strip.png", ("--compar", "a.npz"), "--compar: there is no such option"),
         ("film.mp4", ("--turn", "nan"), "--turn: expected degrees"),

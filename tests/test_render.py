@@ -574,7 +574,7 @@ def test_a_loop_is_a_cycle_that_ends_as_it_began():
     other = render.best_loop(position, 20.0, 1.25, start=2.5)
     assert other.first >= 50 and other.seam > found.seam
     assert render.best_loop(position, 20.0, 1.25, every=2).count % 2 == 0
-    with pytest.raises(ml.InputError, match="--loop: no 2.4 s"):
+    with pytest.raises(ml.InputError, match=r"--loop: no 2\.4 s"):
         render.best_loop(position[:40], 20.0, 1.25)
 
 

@@ -79,8 +79,8 @@ def load(path):
 
 
 def the_evaluation(folder, stem):
-    """Folder that an evaluation of the checkpoint STEM.pt, of no run, has written."""
-    (found,) = folder.glob(f"runs/evaluations/{stem}_2*")
+    """Folder in `folder` that an evaluation of the checkpoint STEM.pt has written."""
+    (found,) = folder.glob(f"{stem}_2*")
     return found
 
 
@@ -314,7 +314,7 @@ def test_evaluation(trained, run_script, tmp_path, checkpoint, character):
     assert METRICS <= set(metrics) and metrics["episodes"] == 3
     assert all(np.isfinite(value) for value in metrics.values() if isinstance(value, (int, float)))
     assert 0 < metrics["mean_episode_s"] <= 1 and 0 <= metrics["fall_rate"] <= 1  # a second, as the training was told
-    shown = the_evaluation(tmp_path, "policy")
+    shown = the_evaluation(tmp_path / "runs" / "evaluations", "policy")
     clips = sorted((shown / "rollouts").iterdir())
     assert len(clips) == 3
     for path in clips:

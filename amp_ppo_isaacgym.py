@@ -178,7 +178,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character, cou
     """What policy and discriminator see of one instant, in the root's heading frame (IsaacGymEnvs' selection).
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., F): root height 1, rotation 6, velocities 3 and 3,
-    ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each, course 2; [m, rad, s]."""
+    ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each, course 6; [m, rad, s]."""
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
     keys = torch.stack([body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2)
@@ -190,7 +190,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character, cou
     balls = ml.tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2)
     height = state.root_position[..., 2:]
     tilt = ml.tangent_normal(ml.quat_multiply(to_heading, root))
-    way = ml.tangent_normal(to_heading)[..., : 2 * course]  # cos, -sin
+    way = ml.tangent_normal(root)[..., : 6 * course]  # in the world
     return torch.cat((height, tilt, vectors[..., :6], balls, angle, state.dof_velocity, vectors[..., 6:], way), -1)
 
 

@@ -113,26 +113,28 @@ def test_observation_entries_by_hand(character):
 
 
 def test_the_course_is_seen_if_asked(character):
-    """Two numbers more, and nothing else: cosine and minus the sine of where it faces, here 30 degrees to the left."""
+    """Six numbers more, and nothing else: the root's X and Z axes in the world, here turned left by 90 degrees."""
     state = standing(character)
-    lean = ml.quat_from_rotvec(torch.tensor([0.0, 0.4, 0.0]))
-    state.rotations[0, 0] = ml.quat_multiply(ml.quat_from_yaw(torch.tensor(math.pi / 6)), lean)
+    lean = ml.quat_from_rotvec(torch.tensor([0.0, math.pi / 6, 0.0]))
+    state.rotations[0, 0] = ml.quat_multiply(ml.quat_from_yaw(torch.tensor(math.pi / 2)), lean)
     state.root_velocity[0] = torch.tensor([0.5, 2.0, -0.25])
     position, _ = ml.forward_kinematics(character, state.root_position, state.rotations)
     obs = amp.observe(state, position, character, True)
-    assert obs.shape == (1, D + 2)
+    assert obs.shape == (1, D + 6)
     torch.testing.assert_close(obs[:, :D], look(state, character))
-    torch.testing.assert_close(obs[0, D:], torch.tensor([math.sqrt(0.75), -0.5]))
+    cos = math.sqrt(0.75)
+    torch.testing.assert_close(obs[0, D:], torch.tensor([0.0, cos, -0.5, 0.0, 0.5, cos]))
 
 
 def test_clips_and_environment_show_the_course(walk):
     """A walk sways by some degrees: in clips, at the start, and after steps; the heading of what is simulated."""
     env = make_env(walk, keep_course=True)
     demo = amp.demo_transitions(walk, 64, env.dt, env.args, torch.Generator().manual_seed(0))
-    assert demo.shape == (64, 2 * (D + 2))
+    assert demo.shape == (64, 2 * (D + 6))
+    start = env.obs()
     obs, _, _, _, info = env.step(torch.zeros(8, 28))
-    for x in (demo[:, : D + 2], obs):
-        yaw = torch.atan2(-x[:, D + 1], x[:, D])
+    for x in (demo[:, : D + 6], start, obs):
+        yaw = torch.atan2(x[:, D + 1], x[:, D])
         assert 0.001 < yaw.abs().max() < 0.5 and torch.unique(yaw).numel() == len(yaw)
     torch.testing.assert_close(yaw, ml.heading(info["state"].rotations[:, 0]), atol=1e-5, rtol=0)
 

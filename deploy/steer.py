@@ -5,7 +5,7 @@
     python deploy/steer.py my.pt --script my_amp.py         # of a copy of a script (it is executed)
 
 Beside it stands the moment of the clips that its pose is nearest to. Physics runs in real time, whatever the page
-draws.
+draws. Key T saves what it walked as a roll-out, steered-1.npz, for motions/view.py and motions/render.py.
 Any other option goes to the script, --motion-file CLIP for instance. Bad input ends with one line that says what is
 wrong, and exit code 2.
 
@@ -14,12 +14,13 @@ Dimension key: J bodies (row 0 is the root), C clips, R poses of these; frames, 
 
 import argparse
 import collections
+import itertools
 import math
 import os
 import sys
 import threading
 import time
-from typing import Any, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -33,7 +34,7 @@ import motion_lib as ml
 from console import short
 from deploy import export
 from evaluation import reference_poses, relative_positions
-from files import find
+from files import InputError, find
 from motions import view
 from motions.tools import one_line, one_line_parser
 
@@ -50,16 +51,24 @@ MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
 CALM = 0.3  # time constant of a camera that goes around [s]
 TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.1
+RECENT = 10  # of these lines, the last ones, which keep up with the figure
+THERE = 0.5  # who is so near to where was clicked is there [m]
+RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
-KEYS = [("P", "push"), ("M", "slow motion"), ("R", "reset"), ("space", "pause")]
+KEYS = [("P", "push"), ("M", "slow motion"), ("R", "reset"), ("T", "save the walk")]
+KEYS += [("space", "pause"), ("G", "hide orange")]
 TOLD_KEYS = [("J L", "15° left, right"), ("I K", "faster, slower")]
-BUTTONS = {"←": "turn left", "↑": "faster", "↓": "slower", "→": "turn right", "push": "push"}
-MORE = [("V", view.VIEWS), ("G", "hides orange")]
-MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go that way")
-LEGEND = "Blue: the policy, and the way it went. Orange: the nearest moment of its clips. Red: touches the ground; "
-LEGEND += "the red arrow is a push."
-TOLD_LEGEND = " Green: a second of what it is told."
+STEER = {"J": "left", "L": "right", "I": "faster", "K": "slower"}  # buttons, by the keys that do the same
+DO = {"P": "push", "R": "reset", "T": "save"}
+VIEWS = ("V", view.VIEWS)
+MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go there, and on")
+LEGEND = [
+    (view.colour_of(0, ""), "the policy; the line: the way that it went"),
+    (view.colour_of(1, ""), "the nearest moment of its clips"),
+    (view.RED, "touches the ground; the arrow: a push"),
+]
+TOLD_LEGEND = (view.GREEN, "what it is told, for a second; the ring: where you clicked")
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -83,6 +92,8 @@ class Walker:
         self.model = loaded.env.sim.model
         self.data = mujoco.MjData(self.model)
         self.substeps = loaded.args.substeps
+        self.name = "/".join(os.path.abspath(loaded.args.checkpoint).split(os.sep)[-2:])
+        self.rate = 1.0 / (self.substeps * self.model.opt.timestep)  # of the control steps [1/s]
         self.starts = export.starts(loaded.env)  # qpos (n, nq), qvel (n, nv)
         self.row = -1  # of these, the one that it has begun with
         self.goal = 0.0  # where it is to go [rad, world]
@@ -98,7 +109,8 @@ class Walker:
         self.data.qvel[:] = self.starts[1][self.row]
         self.steps = 0  # of the physics since then
         self.heading = 0.0  # as the starts face; step() turns it to the goal, as all at once it may stumble
-        count = round(MEAN_SECONDS / (self.substeps * self.model.opt.timestep))
+        self.walked = collections.deque(maxlen=round(RECORDED * self.rate))  # qpos (nq,) at the control steps
+        count = round(MEAN_SECONDS * self.rate)
         # at the last control steps: its velocity ahead and to the left of where it is told to go [m/s]
         self.recent = collections.deque(maxlen=count)
         self.owed = 0.0  # time that has passed, but not yet in the physics [s]
@@ -114,10 +126,11 @@ class Walker:
     def step(self) -> None:
         """One physics step; at the start of each control step the policy sets new targets."""
         if self.steps % self.substeps == 0:
-            most = export.TURN_RATE * self.substeps * self.model.opt.timestep
+            most = export.TURN_RATE / self.rate
             way = math.radians(wrap(math.degrees(self.goal - self.heading)))
             self.heading += min(max(way, -most), most)
             cos, sin = math.cos(self.heading), math.sin(self.heading)
+            self.walked.append(self.data.qpos.copy())
             x, y = self.data.qvel[:2]
             self.recent.append((cos * x + sin * y, cos * y - sin * x))
             seen = [torch.from_numpy(x)[None] for x in (self.data.qpos, self.data.qvel)]
@@ -166,6 +179,19 @@ class Walker:
         if self.end:
             self.down += seconds
 
+    def save(self) -> str:
+        """Write what it walked since it began as a roll-out, steered-1.npz or the next number -> the file's path.
+
+        Raises OSError."""
+        qpos = torch.from_numpy(np.stack(self.walked)).float()  # (T, nq)
+        state = self.policy.coordinates.read(qpos, torch.zeros(len(qpos), self.model.nv))
+        clip = ml.Clip(self.rate, "clamp", state.root_position.numpy(), state.rotations.numpy())
+        names = (f"steered-{number}.npz" for number in itertools.count(1))
+        path = next(name for name in names if not os.path.exists(name))
+        about = f"roll-out of {self.name}, steered" + f", {self.end}" * bool(self.end)
+        ml.save_clip(path, clip, self.character.body_names, about, "as the clips it imitates")
+        return path
+
 
 class Nearest:
     """Which clip a pose is nearest to, and where in it, by distances over half a second, which do not flicker."""
@@ -211,8 +237,11 @@ class Controls:
         self.jobs: List[Any] = []  # for the thread of the physics
         self.blow = (0, 0.0, -math.inf)  # the last push: body, direction [rad, world], when [s]
         self.readout = gui.add_markdown("")
-        buttons = gui.add_button_group("Steer" if told else "Push", [x for x in BUTTONS if told or x == "push"])
-        buttons.on_click(lambda event: self.press(event.target.value))
+        self.target: Optional[np.ndarray] = None  # where it is to go, on the ground (2,) [m, world]
+        self.patience = 0.0  # how long it may try to [s]
+        for keys in (STEER, DO) if told else (DO,):
+            group = gui.add_button_group("Steer" if keys is STEER else "Do", [f"{x} {y}" for x, y in keys.items()])
+            group.on_click(lambda event: self.jobs_of[event.target.value[0]]())
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, min(max(1.5, speeds[0]), speeds[1]), visible=told)
         self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)
@@ -221,10 +250,11 @@ class Controls:
         self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
         self.pause = gui.add_button("Pause")
         self.playing = True
-        gui.add_button("Reset").on_click(lambda _: self.jobs.append(walker.reset))
+        self.saved = gui.add_markdown("", visible=False)
         self.pause.on_click(lambda _: self.play_or_pause())
         gui.add_html(help_of(told))
-        self.keys(server, told)
+        self.heading.on_update(lambda event: self.by_hand(event.client))
+        self.jobs_of = self.keys(server, told)
         self.mouse(server, told)
         server.on_client_connect(lambda _: self.welcome(server))
 
@@ -235,19 +265,13 @@ class Controls:
                 self.play_or_pause()
             self.ghost.value = True
 
-    def press(self, button: str) -> None:
-        """Do what a button says."""
-        jobs = {"turn left": lambda: self.turn(TURN), "turn right": lambda: self.turn(-TURN)}
-        jobs.update({"faster": lambda: self.faster(FASTER), "slower": lambda: self.faster(-FASTER)})
-        jobs["push"] = self.push_somewhere
-        jobs[BUTTONS[button]]()
-
-    def keys(self, server: Any, told: bool) -> None:
-        """Bind the keys; W, A, S, D, Q, E and the arrows are the camera's."""
+    def keys(self, server: Any, told: bool) -> Dict[str, Callable]:
+        """Bind the keys -> what each does; W, A, S, D, Q, E and the arrows are the camera's."""
         commands = {"space": ("Pause", self.play_or_pause), "R": ("Reset", lambda: self.jobs.append(self.walker.reset))}
         commands["P"] = ("Push from a random side", self.push_somewhere)
         commands["M"] = ("Slow motion", self.slow_or_not)
         commands["G"] = ("With or without the nearest clip", self.with_or_without)
+        commands["T"] = ("Save the walk", lambda: self.jobs.append(self.save))
         commands["V"] = (view.VIEWS.capitalize(), self.eye.next)
         if told:
             commands["J"] = ("Turn left", lambda: self.turn(TURN))
@@ -256,6 +280,7 @@ class Controls:
             commands["K"] = ("Slower", lambda: self.faster(-FASTER))
         for key, (label, job) in commands.items():
             server.gui.add_command(label, hotkey=key).on_trigger(lambda _, job=job: job())
+        return {key: job for key, (_, job) in commands.items()}
 
     def mouse(self, server: Any, told: bool) -> None:
         """Bind the mouse: a click on the ground tells where to go; with shift, on the character, it pushes."""
@@ -282,21 +307,59 @@ class Controls:
         """Slow motion, or real time."""
         self.pace.value = SLOW if self.pace.value == 1.0 else 1.0
 
+    def save(self) -> None:
+        """Save what it walked, and say where, or why not, here and in the terminal."""
+        try:
+            if len(self.walker.walked) < 2:
+                raise OSError(0, "it has not walked yet")
+            path = self.walker.save()
+            said, more = (
+                f"{path}, {(len(self.walker.walked) - 1) / self.walker.rate:.1f} s",
+                f"; python motions/view.py {path}",
+            )
+        except OSError as error:
+            said, more = f"{error.filename or 'steered.npz'}: {error.strerror or error}; nothing is saved", ""
+        print(said + more, flush=True)
+        self.saved.content = view.unbroken(said)
+        self.saved.visible = True
+
     def turn(self, degrees: float) -> None:
         """Turn the heading to the left by so much."""
+        self.target = None
         self.heading.value = wrap(self.heading.value + degrees)
 
     def faster(self, step: float) -> None:
         """Raise the speed by a step [m/s], within the slider's range."""
         self.speed.value = min(max(self.speed.value + step, self.speed.min), self.speed.max)
 
+    def by_hand(self, client: Any) -> None:
+        """Forget where it was to go if somebody has moved the slider of the heading."""
+        if client is not None:
+            self.target = None
+
     def go_to(self, origin: Tuple[float, ...], direction: Tuple[float, ...]) -> None:
         """Head for where a ray from `origin` (3,) in `direction` (3,), in the page's world [m], meets the ground."""
         if direction[2] < 0:
             # the page moves the world, not the camera
             shifted = self.eye.in_world(np.array(origin) - self.scene.world.position)
-            way = shifted - self.eye.in_world(direction) * shifted[2] / direction[2] - self.walker.data.qpos[:3]
-            self.heading.value = wrap(math.degrees(math.atan2(way[1], way[0])))
+            target = (shifted - self.eye.in_world(direction) * shifted[2] / direction[2])[:2]
+            way = np.linalg.norm(target - self.walker.data.qpos[:2])
+            self.patience = 4.0 + 1.5 * way / max(self.speed.value, 0.5)  # it may turn around what is near for ever
+            self.target = target
+            self.seek(0.0)
+
+    def seek(self, seconds: float) -> None:
+        """Turn the heading to where was clicked, until it is there or has had its time; then it goes on. `seconds` have
+        passed in the physics."""
+        target = self.target
+        if target is None:
+            return
+        way = target - self.walker.data.qpos[:2]
+        self.patience -= seconds
+        if np.linalg.norm(way) < THERE or self.patience < 0.0:
+            self.target = None
+        else:
+            self.heading.value = round(math.degrees(math.atan2(way[1], way[0])))
 
     def push(self, body: int, direction: Tuple[float, ...]) -> None:
         """Push a body along a direction (3,) of the page, on the ground."""
@@ -316,20 +379,20 @@ def help_of(told: bool) -> str:
     keys = [*(TOLD_KEYS if told else []), *KEYS]
     cells = [f'<td style="white-space:nowrap"><b>{key}</b></td><td>{meaning}</td>' for key, meaning in keys]
     rows = [one + other for one, other in zip(cells[::2], cells[1::2])]
-    for more in (MORE, [*([TOLD_MOUSE] if told else []), MOUSE]):
+    for more in ([VIEWS], [TOLD_MOUSE] if told else [], [MOUSE]):
         said = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in more)
-        rows.append(f'<td colspan="4" style="white-space:nowrap">{said}</td>')
+        rows.append(f'<td colspan="4" style="white-space:nowrap">{said}</td>' * bool(more))
     table = "".join(f"<tr>{row}</tr>" for row in rows)
-    legend = LEGEND + TOLD_LEGEND * told
+    legend = "".join(view.DOT.format(f"rgb{colour}", text) for colour, text in [*LEGEND, *[TOLD_LEGEND] * told])
     look = "padding:0 1em 0.5em; font-size:12px; line-height:1.35"
     table = f'<table style="border-spacing:5px 1px; margin:0 -5px 4px">{table}</table>'
     return f'<div style="{look}">{table}{legend}</div>'
 
 
-def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Any, Any, Tensor, view.Eye]:
-    """The viewer's scene with the character, its trail and the nearest clip; an arrow that shows where it is to go, and
-    one of a push; the way from the character to the nearest clip (3,) [m], which does not swing around in turns; what
-    key V does."""
+def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Tuple, Tensor, view.Eye]:
+    """The viewer's scene with the character, its trail and the nearest clip; an arrow that shows where it is to go, one
+    of a push, and a mark where was clicked; the way from the character to the nearest clip (3,) [m], which does not
+    swing around in turns; what key V does."""
     state = walker.state()
     root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
     rotations = state.rotations.expand(TRAIL + 1, -1, -1)
@@ -343,7 +406,7 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
     view.aim(server, everyone, "beside")
     eye = view.Eye(server, scene, everyone, "beside")
-    slots = [None, (-1.0, 1.0), (0.0, -1.0), None]  # to the left in the picture, from the side and the front too
+    slots = [None, view.BEHIND, (0.0, -1.0), None]  # to the left in the picture, from the side and the front too
     eye.views = [one._replace(slot=slot, focus=(0.0, 0.0)) for one, slot in zip(eye.views, slots)]
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
     arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
@@ -351,7 +414,14 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     line = [[[-0.9, 0.0, 0.0], [-0.15, 0.0, 0.0]]]  # up to the body's side
     look = dict(shaft_radius=0.03, head_radius=0.07, head_length=0.2, visible=False)
     blow = server.scene.add_arrows("/world/push", np.array(line, np.float32), view.RED, **look)
-    return scene, arrow, blow, aside, eye
+    corners = np.linspace(0.0, math.tau, 49)
+    mark = view.add_path(
+        server.scene, "/world/mark", 0.3 * np.stack((np.cos(corners), np.sin(corners)), 1), 0.012, view.GREEN
+    )
+    mark.visible = False
+    line = [[[0.0, 0.0, 0.9], [0.0, 0.0, 0.05]]]  # down to its middle, to be seen from the side too
+    server.scene.add_arrows("/world/mark/down", np.array(line, np.float32), view.GREEN, head_length=0.2)
+    return scene, (arrow, blow, mark), aside, eye
 
 
 def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.Take], Tensor, str]:
@@ -372,10 +442,48 @@ def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.
     return takes, lowest, f"{name}, {short(distance, 3)} m"
 
 
-def lengthen(trail: np.ndarray, root: np.ndarray, anew: bool) -> np.ndarray:
-    """Let the way that it went, points (TRAIL + 1, 3) [m], end under the root (1, 3) [m], or begin there anew."""
-    spot = root * [1, 1, 0] + [0, 0, 0.01]
-    return np.tile(spot, (TRAIL + 1, 1)) if anew else np.concatenate((trail[1:], spot))
+class Trail:
+    """The way that it went, on the ground.
+
+    The page draws new points of a line a while after a pose: a trail would end behind the figure. So its last RECENT
+    parts are lines of their own, each a metre long and scaled, which are moved as the figure is."""
+
+    def __init__(self, server: Any, line: Any) -> None:
+        """line: viser's handle of the rest."""
+        self.line = line
+        self.points = np.zeros((TRAIL + 1, 3))  # [m]
+        self.grown = -1  # when it has
+        ends = np.array([[0.0, 0.0], [1.0, 0.0]])
+        names = [f"/world/trail {n}" for n in range(RECENT)]
+        self.recent = [view.add_path(server.scene, name, ends, 0.01, view.colour_of(0, "")) for name in names]
+
+    def show(self, root: np.ndarray, moment: int) -> None:
+        """Let it end under the root (1, 3) [m] at a moment, or begin there anew if time has gone back."""
+        spot = root * [1, 1, 0]
+        changed = self.recent[-1:]
+        if moment != self.grown:
+            anew = not moment > self.grown >= 0
+            self.points = np.tile(spot, (TRAIL + 1, 1)) if anew else np.concatenate((self.points[1:], spot))
+            lines = np.stack((self.points[:-1], self.points[1:]), 1)
+            self.line.points = (lines + [0, 0, 0.01]).astype(np.float32)
+            changed, self.grown = self.recent, moment
+        ends = np.concatenate((self.points[-len(changed) :], spot))
+        for node, begin, way in zip(changed, ends, np.diff(ends, axis=0)):
+            node.position = begin
+            node.wxyz = view.yaw(math.atan2(way[1], way[0]))
+            node.scale = (max(float(np.linalg.norm(way)), 1e-3), 1.0, 1.0)
+
+
+def show_told(arrow: Any, mark: Any, walker: Walker, target: Optional[np.ndarray]) -> None:
+    """Have the arrow point where it is told to go, as long as a second of that way; the mark is at the target (2,) [m],
+    if there is one."""
+    arrow.position = walker.state().root_position[0].numpy() * [1, 1, 0]
+    arrow.wxyz = view.yaw(walker.heading)
+    arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
+    if target is not None:
+        mark.position = (*target, 0.0)
+    if mark.visible != (target is not None):
+        mark.visible = target is not None
 
 
 def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float, float]) -> None:
@@ -406,12 +514,11 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy", folded=False)
-    scene, arrow, blow, aside, eye = build(server, walker, meshes)
+    scene, (arrow, blow, mark), aside, eye = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds, eye)
     nearest = Nearest(walker.env.motions, PICTURES)
+    trail = Trail(server, scene.paths[0])
     course = 0.0  # of a camera that goes around [rad]
-    trail = np.zeros((TRAIL + 1, 3), np.float32)
-    grown = -1  # when the trail has
     said: Tuple[Any, ...] = ()  # what the page's words are of
     share = 1.0  # of the time that is to pass, that passes in the physics; over a second
     last = time.perf_counter()
@@ -424,6 +531,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         if controls.playing:
             passed = walker.advance((now - last) * controls.pace.value)
             share += min(now - last, 1.0) * (passed / ((now - last) * controls.pace.value) - share)
+        controls.seek(passed)
         course += (1.0 - math.exp((last - now) / CALM)) * math.remainder(walker.pace()[1] - course, math.tau)
         moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
         takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float())
@@ -435,18 +543,15 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         with server.atomic():
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[0].numpy(), course)
-            view.show(scene, walker.character, takes, 0, turn=eye.turn)
+            view.show(scene, walker.character, takes, 0, turn=eye.turn, aside=eye.aside())
             scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost.value
-            arrow.position = view.centre_of(takes[:1], 0)
-            arrow.wxyz = view.yaw(walker.heading)
-            arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
+            trail.show(takes[0].root.numpy(), moment)
+            show_told(arrow, mark, walker, controls.target)
             show_push(blow, walker, controls.blow)
-            if moment != grown:
-                trail = lengthen(trail, takes[0].root.numpy(), anew=not moment > grown >= 0)
-                scene.paths[0].points = np.stack((trail[:-1], trail[1:]), 1).astype(np.float32)
             if said != (moment, controls.playing, walker.speed, walker.end):
+                said = (moment, controls.playing, walker.speed, walker.end)
                 controls.readout.content = readout(walker, share, near, controls.playing, controls.pace.value)
-            grown, said = moment, (moment, controls.playing, walker.speed, walker.end)
+                scene.labels[1].text = "clip " + near.split(",")[0]
 
 
 # ---- 3. The command --------------------------------------------------------------------------------------------------
@@ -473,6 +578,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with one_line("requirements.txt"):
         args, options = parse()
+        if args.checkpoint.endswith(".npz"):
+            raise InputError(f"{args.checkpoint}: a clip, not a policy; python motions/view.py {args.checkpoint}")
         loaded = export.load(find(args.checkpoint), args.script, tuple(options))
         walker = Walker(loaded)
         meshes = view.body_meshes(walker.character.path)

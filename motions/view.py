@@ -64,9 +64,11 @@ ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
 # Where the camera is at first, in the axes of the first character: ahead, left, up, as shares of its distance.
 VIEW_OF_ONE, VIEW_OF_SIDE, VIEW_OF_GRID = (0.4, -0.9, 0.15), (0.85, -0.5, 0.15), (0.9, 0.0, 0.4)
 VIEW_OF_COURSE = (0.3, -0.8, 0.5)
+VIEW_ASIDE, BEHIND = (0.0, -0.99, 0.141), (-1.0, 0.6)  # from the side; where the others are then, ahead and left
 VIEWS = "side, front, above, first view"  # what key V goes through
 AIM = 0.85  # height at which the camera looks [m]
-FIELD = 40.0  # of view, from top to bottom [degrees]
+FIELD = 16.0  # of view, from top to bottom [degrees]: a long lens, for which far figures are as large as near ones
+LENS = math.tan(math.radians(20.0)) / math.tan(math.radians(0.5 * FIELD))  # so much further away than with 40 degrees
 NAME_WIDTH = 70  # half of a name over a head, with a margin [pixels]
 GROUND = (0.0, 0.0, -0.001)  # where the grid is, below what lies on it [m]; its pattern repeats after 1 m
 RED = (214, 69, 65)
@@ -155,6 +157,7 @@ class Take(NamedTuple):
     root: Tensor  # (T, 3) world [m]
     rotations: Tensor  # (T, J, 4) xyzw, parent-relative; row 0 is the root in the world
     touching: Tensor  # (T, J) bool: the body touches the ground
+    poses: Optional[Tensor] = None  # (T, J-1, 3) bodies as the pose error has them: evaluation.relative_positions [m]
     speed: float = 0.0  # of the whole file, on average [m/s]
     ends: bool = False  # it does not loop
     held: str = ""  # how it is kept at the first one's side, if it is: it has no path of its own then
@@ -300,12 +303,13 @@ def load_takes(
             root, rotations = in_grid(root, rotations, i, len(paths))
         elif takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
-        touching = ml.lowest_points(character, *ml.forward_kinematics(character, root, rotations)) <= TOUCH
+        position, rotation = ml.forward_kinematics(character, root, rotations)
+        touching = ml.lowest_points(character, position, rotation) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
         held = "in step with the blue one, kept beside it" if layout == "beside" and takes else ""
-        about = dict(speed=mean_speed(motion), ends=not motion.loop[0], held=held)
-        take = Take(names[i] + more, root, rotations, touching, **about)
+        poses = relative_positions(position, rotation[:, 0])
+        take = Take(names[i] + more, root, rotations, touching, poses, mean_speed(motion), not motion.loop[0], held)
         leaves = layout == "side" and takes and parts(root, takes[0].root)
         takes.append(hold(take, takes[0], rate) if leaves else take)
     takes[0] = takes[0]._replace(course=course_of(takes[0].root, takes[0].rotations, rate))
@@ -384,8 +388,7 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     world = scene.add_frame("/world", show_axes=False)
     centre = scene.add_frame("/world/centre", show_axes=False)
     look = dict(cell_color=(214, 217, 222), section_color=(178, 184, 192), plane_color=(243, 244, 246))
-    look.update(plane_opacity=1.0)
-    look.update(fade_distance=30, shadow_opacity=0.35, position=GROUND)
+    look.update(plane_opacity=1.0, fade_distance=30 * LENS, shadow_opacity=0.35, position=GROUND)
     ground = scene.add_grid("/world/ground", 400, 400, **look)
     bodies, skins, labels, paths, belts, folders = [], [], [], [], [], []
     red = body_meshes(character.path, SKIN)
@@ -428,7 +431,7 @@ def numbered(takes: List[Take], layout: str) -> bool:
 
 def aim(server: Any, takes: List[Take], layout: str) -> None:
     """Put the camera of a viser server in front of the characters, as they start."""
-    server.initial_camera.fov = math.radians(FIELD)
+    server.initial_camera.fov, server.initial_camera.near = math.radians(FIELD), 0.1
     server.initial_camera.position, server.initial_camera.look_at = camera_of(takes, views_of(takes, layout)[0])
 
 
@@ -460,28 +463,27 @@ class View(NamedTuple):
     gaze: Tuple[float, float, float]  # of the camera from where it looks, a unit vector: ahead, left, up
     distance: float  # of the camera [m]
     turns: bool = False  # the camera goes around with the course
-    slot: Optional[Tuple[float, float]] = (
-        None  # where the others are, ahead and left of the first; None: where they are
-    )
+    slot: Optional[Tuple[float, float]] = None  # of the others, ahead and left of the first; None: where they are
     focus: Tuple[float, float] = (0.0, 0.0)  # where it looks, ahead and left of the first, or of all, if no slot [m]
+    names: Tuple[float, float] = (0.0, 0.0)  # how far ahead and left of the heads names stand [m]
 
 
 def views_of(takes: List[Take], layout: str) -> List[View]:
     """What the camera shows, at first and by key V: see VIEWS.
 
     From the side and the front it goes along a circle with the course; the others are then to the left of the first
-    one, as far away as they were, and from the side as far behind it, too, so that none hides another. In a grid nobody
-    goes anywhere."""
+    one, as far away as they were; from the side they are as far behind it, and a little to the left, so that none hides
+    another, nor its path. In a grid nobody goes anywhere."""
     first = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
     first = np.array(VIEW_OF_COURSE if takes[0].told else first)
-    far, grid = distance_of(takes), layout == "grid"
-    near = distance_of([takes[0]._replace(told=None), *takes[1:]])
+    grid, course = layout == "grid", 3.0 * LENS * (takes[0].told is not None)
+    near = LENS * (3.1 + 1.6 * breadth_of(takes))  # so that all are seen as they start
     mean = 0.0 if grid else float(np.linalg.norm(offsets_of(takes), axis=1).mean())
     return [
-        View(tuple((first / np.linalg.norm(first)).tolist()), far),
-        View((0.0, -1.0, 0.0), near, not grid, None if grid else (-1.0, 1.0), (-mean, 0.0)),
+        View(tuple((first / np.linalg.norm(first)).tolist()), near + course),
+        View(VIEW_ASIDE, near, not grid, None if grid else BEHIND, (-mean, BEHIND[1] * mean)),
         View((1.0, 0.0, 0.0), near, not grid, None if grid else (0.0, 1.0), (0.0, mean)),
-        View((0.0, -0.02, 1.0), 1.3 * far),
+        View((0.0, -0.02, 1.0), LENS * (2.0 + 2.75 * breadth_of(takes)) + course, names=(0.0, 0.45)),
     ]
 
 
@@ -495,19 +497,21 @@ def shifts_of(takes: List[Take], view: View, course: float) -> np.ndarray:
     offsets = offsets_of(takes)
     shifts = np.zeros((len(takes), 3))
     if view.slot:
-        ahead, left = view.slot
-        cos, sin = math.cos(course), math.sin(course)
-        slot = np.array([ahead * cos - left * sin, ahead * sin + left * cos])
+        slot = axes_of(course)[:2, :2] @ view.slot
         shifts[:, :2] = np.linalg.norm(offsets, axis=1, keepdims=True) * slot - offsets
     return shifts
+
+
+def axes_of(turn: float) -> np.ndarray:
+    """Ahead, left and up, the columns (3, 3), of who is turned to the left by so much [rad]."""
+    return np.array([[math.cos(turn), -math.sin(turn), 0.0], [math.sin(turn), math.cos(turn), 0.0], [0.0, 0.0, 1.0]])
 
 
 def camera_of(takes: List[Take], view: View) -> Tuple[np.ndarray, np.ndarray]:
     """Where the camera stands and where it looks (3,), (3,) [m], as the characters start; who turns goes along +X."""
     turn = 0.0 if view.turns else float(ml.heading(takes[0].rotations[0, 0]))
-    axes = np.array([[math.cos(turn), -math.sin(turn), 0.0], [math.sin(turn), math.cos(turn), 0.0], [0.0, 0.0, 1.0]])
-    middle = centre_of(takes if view.slot is None else takes[:1], 0) + axes @ [*view.focus, AIM]
-    return middle + view.distance * axes @ view.gaze, middle
+    middle = centre_of(takes if view.slot is None else takes[:1], 0) + axes_of(turn) @ [*view.focus, AIM]
+    return middle + view.distance * axes_of(turn) @ view.gaze, middle
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -516,12 +520,6 @@ def centre_of(takes: List[Take], frame: int) -> np.ndarray:
     It is the middle of the characters at the start, moved by what the first has moved."""
     middle = torch.stack([take.root[0] for take in takes]).mean(0)
     return (middle + takes[0].root[frame] - takes[0].root[0]).numpy() * [1, 1, 0]
-
-
-def distance_of(takes: List[Take]) -> float:
-    """How far away the camera is [m]: so that all are seen as they start, and more of a course."""
-    start = torch.stack([take.root[0, :2] for take in takes])
-    return 3.5 + 1.6 * float((start - start.mean(0)).norm(dim=-1).max()) + 3.0 * (takes[0].told is not None)
 
 
 def breadth_of(takes: List[Take]) -> float:
@@ -558,11 +556,12 @@ def show(
     contacts: bool = True,
     shifts: Optional[np.ndarray] = None,
     turn: float = 0.0,
+    aside: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> None:
     """Put every character into the pose of a frame, and its name over it; what touches the ground is red.
 
     The grid, which fades away from its middle, goes along by whole patterns. shifts: see shifts_of; turn: of the world,
-    to the left [rad]."""
+    to the left [rad]; aside: from the heads to the names [m]."""
     centre = centre_of(takes, frame)
     scene.centre.position = centre
     if takes[0].course is not None:
@@ -594,13 +593,18 @@ def show(
         if scene.arrow.scale != (length, 1.0, 1.0):  # a second of the way
             scene.arrow.scale = (length, 1.0, 1.0)
     if scene.labels:
-        x, y = (np.array([math.cos(turn), math.sin(turn), 0.0]), np.array([-math.sin(turn), math.cos(turn), 0.0]))
         for label, place, shift in zip(scene.labels, names_at(character, takes, frame), shifts):
-            place = place + shift
-            label.position = place[0] * x + place[1] * y + [0.0, 0.0, place[2]] + scene.world.position
+            label.position = axes_of(turn) @ (place + shift) + scene.world.position + aside
 
 
 # ---- 3. One file -----------------------------------------------------------------------------------------------------
+
+# Lines of a legend: a colour, and what has it
+DOT = '<div style="padding-left:16px; text-indent:-16px"><i style="background:{}; display:inline-block; width:12px; '
+LINE = DOT + 'height:3px; vertical-align:4px"></i> {}</div>'
+DOT += 'height:12px; border-radius:6px"></i> {}</div>'
+RIGHT, LEFT = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
+LIMBS = DOT.format(f"linear-gradient(90deg, {RIGHT} 50%, {LEFT} 50%)", "right limbs dark, left limbs light")
 
 
 def title_of(takes: List[Take]) -> str:
@@ -617,44 +621,40 @@ def legend_of(takes: List[Take], text: str = "", layout: str = "") -> str:
     """HTML lines that say which colour is which file, how fast that is, which side of the body, and what lines are.
 
     text: of the page, which may have figures of all episodes of an evaluation."""
-    shape = "display:inline-block; width:12px; height:12px; border-radius:6px"
-    dot = f'<div style="padding-left:16px; text-indent:-16px"><i style="background:{{}}; {shape}"></i> {{}}</div>'
-    line = dot.replace("height:12px; border-radius:6px", "height:3px; vertical-align:4px")
     numbers = numbered(takes, layout)
     named = takes if numbers or len(takes) <= FEW else []  # of more the names over the heads tell
     rows = []
     for i, take in enumerate(named):
         about = f"{i + 1}: " * numbers + f"{take.name}, {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
-        rows.append(dot.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(about))))
-    right, left = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
-    rows.append(dot.format(f"linear-gradient(90deg, {right} 50%, {left} 50%)", "right limbs dark, left limbs light"))
-    rows.append(dot.format(f"rgb{RED}", "touches the ground"))
+        rows.append(DOT.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(about))))
+    rows += [LIMBS, DOT.format(f"rgb{RED}", "touches the ground")]
     if layout != "grid":
-        rows.append(line.format(f"rgb{colour_of(0, '')}", "the root's path"))
+        rows.append(LINE.format(f"rgb{colour_of(0, '')}", "the root's path"))
     if takes[0].told:
-        rows.append(line.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
+        rows.append(LINE.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
     everyone = ", of all episodes in the line of figures" * ("episode" in text)
     means = f"Speeds are means: of the whole file beside a name, of a second after “now”{everyone}."
+    means += " Poses: mean distance of the bodies at this moment, seen from the roots." * (len(takes) == 2)
     if layout != "grid":
         rows.append(f'<div style="color:#666; font-size:12px; line-height:1.3">{means}</div>')
     return "".join(rows)
 
 
 def words_of(takes: List[Take], rate: float, layout: str = "side") -> List[str]:
-    """What the page says of each frame: how fast the first character goes, and was told to go. Of a grid nothing."""
+    """What the page says of each frame: how fast the first character goes, and was told to go; how far two poses are
+    apart, as the pose error has it. Of a grid nothing."""
     if layout == "grid":
         return [""] * len(takes[0].root)
     speeds = speeds_of(takes[0].root, rate)
     told = [""] * len(speeds)
     if takes[0].told:
         told = [f", told {short(speed)} m/s" for speed in takes[0].told.speed.tolist()]
+    apart = [""] * len(speeds)
+    if len(takes) == 2:
+        gaps = (takes[0].poses - takes[1].poses).norm(dim=-1).mean(-1)  # (T,) [m]
+        apart = [f"; poses {short(gap, 3)} m apart" for gap in gaps.tolist()]
     who = "blue now" if len(takes) > 1 else "now"
-    return [unbroken(f"{who} {short(speed)} m/s{more}") for speed, more in zip(speeds.tolist(), told)]
-
-
-def rest_of(takes: List[Take]) -> float:
-    """How long the last frame stays [s]."""
-    return REST if any(take.ends for take in takes) else 0.0
+    return [unbroken(f"{who} {short(x)} m/s{more}{gap}") for x, more, gap in zip(speeds.tolist(), told, apart)]
 
 
 def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float, layout: str, text: str = "") -> str:
@@ -668,18 +668,14 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
         for frame in range(len(takes[0].root)):
             show(scene, character, takes, frame)
             recording.insert_sleep(1.0 / rate)
-        recording.insert_sleep(rest_of(takes))
+        recording.insert_sleep(REST * any(take.ends for take in takes))
         page = recording.as_html()
     finally:
         with contextlib.redirect_stdout(io.StringIO()):
             server.stop()
     page = page.replace("<title>Viser<", f"<title>{html.escape(title_of(takes))}<", 1)
-    return loading(page).replace("</head>", head_of(takes, rate, text, layout) + "</head>", 1)
-
-
-def loading(page: str) -> str:
-    """A page that says that it loads, until it shows the scene."""
-    return page.replace("<body>", "<body>" + LOADING, 1)
+    page = page.replace("<body>", "<body>" + LOADING, 1)
+    return page.replace("</head>", head_of(takes, rate, text, layout) + "</head>", 1)
 
 
 def head_of(takes: List[Take], rate: float, text: str = "", layout: str = "side") -> str:
@@ -718,7 +714,7 @@ class Build(type(pathlib.Path())):
     """The folder that viser's page is in, and what it holds: as it is, but that the page says that it loads."""
 
     def read_bytes(self) -> bytes:
-        return loading(self.read_text(encoding="utf-8")).encode()
+        return self.read_text(encoding="utf-8").replace("<body>", "<body>" + LOADING, 1).encode()
 
 
 def start_server(host: str, port: Optional[int]) -> Any:
@@ -797,17 +793,17 @@ class Eye:
     def carry(self, root: np.ndarray, course: float) -> None:
         """Move the world so that the first character, root (3,) [m], is where it began; course [rad]."""
         self.turn = -course if self.view().turns else 0.0
-        cos, sin = math.cos(self.turn), math.sin(self.turn)
         self.scene.world.wxyz = yaw(self.turn)
-        moved = np.array([root[0] * cos - root[1] * sin, root[0] * sin + root[1] * cos, 0.0])
-        self.scene.world.position = centre_of(self.takes[:1], 0) - moved
+        self.scene.world.position = centre_of(self.takes[:1], 0) - axes_of(self.turn) @ (root * [1, 1, 0])
         self.stale = False
+
+    def aside(self) -> np.ndarray:
+        """From the heads to the names (3,) [m], in the picture, not in the world."""
+        return axes_of(float(ml.heading(self.takes[0].rotations[0, 0]))) @ [*self.view().names, 0.0]
 
     def in_world(self, vector: np.ndarray) -> np.ndarray:
         """A direction (3,) of the picture, in the axes of the world that lies turned under it."""
-        x, y, z = vector
-        cos, sin = math.cos(self.turn), math.sin(self.turn)
-        return np.array([x * cos + y * sin, y * cos - x * sin, z])
+        return axes_of(-self.turn) @ vector
 
 
 class Controls:
@@ -820,7 +816,7 @@ class Controls:
         self.eye = Eye(server, scene, takes, layout)
         self.takes = takes
         self.rate = rate
-        self.length = (len(takes[0].root) - 1) / rate + rest_of(takes)
+        self.length = (len(takes[0].root) - 1) / rate + REST * any(take.ends for take in takes)
         self.words = words_of(takes, rate, layout)
         self.time = 0.0
         self.playing = True
@@ -905,7 +901,7 @@ def serve(
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[frame].numpy(), course)
             shifts = shifts_of(takes, eye.view(), course)
-            show(scene, character, takes, frame, controls.contacts.value, shifts, eye.turn)
+            show(scene, character, takes, frame, controls.contacts.value, shifts, eye.turn, eye.aside())
             controls.say()
 
 
@@ -927,6 +923,8 @@ def parse() -> argparse.Namespace:
     add("--no-browser", action="store_true", help="only print the page's address")
     add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     args = parser.parse_args()
+    for policy in [x for x in args.files if x.endswith(".pt") or os.path.exists(os.path.join(x, "latest.pt"))]:
+        raise InputError(f"{policy}: a policy, not a clip; python deploy/steer.py {policy}")
     args.layout = args.layout or ("" if args.files else "beside")
     args.files = args.files or SHOWN
     return args

@@ -21,6 +21,7 @@ pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
 
 from test_view import browser, tab, wait_for  # noqa: F401  (two are fixtures)
 
+import motion_lib as ml
 from deploy import export, steer
 from evaluation import reference_poses
 from motions import view
@@ -132,8 +133,90 @@ def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
 
 def test_what_the_page_says_of_keys():
     told, alone = steer.help_of(True), steer.help_of(False)
-    assert all(f"<b>{key}</b>" in told for key in ("J L", "I K", "P", "M", "R", "space", "V", "G", "click"))
-    assert "<b>P</b>" in alone and not any(text in alone for text in ("J L", "go that way", "Green"))
+    assert all(f"<b>{key}</b>" in told for key in ("J L", "I K", "P", "M", "R", "T", "space", "V", "G", "click"))
+    assert "<b>P</b>" in alone and not any(text in alone for text in ("J L", "go there", "what it is told"))
+
+
+@pytest.fixture
+def controls(walker):
+    """What keys and mouse do, without a page."""
+    bare = steer.Controls.__new__(steer.Controls)
+    bare.walker, bare.target = walker, None
+    bare.heading, bare.speed = SimpleNamespace(value=0.0), SimpleNamespace(value=1.5)
+    bare.eye = SimpleNamespace(in_world=np.array)
+    bare.scene = SimpleNamespace(world=SimpleNamespace(position=np.zeros(3)))
+    return bare
+
+
+@pytest.mark.parametrize("target", [(4.0, 3.0), (-2.0, -3.0)])
+def test_it_walks_to_where_was_clicked_and_goes_on(walker, controls, target):
+    controls.go_to((*target, 5.0), (0.0, 0.0, -1.0))
+    assert np.allclose(controls.target, target)
+    nearest = math.inf
+    for _ in range(12 * 120):
+        walker.goal = math.radians(controls.heading.value)
+        walker.step()
+        nearest = min(nearest, np.linalg.norm(walker.data.qpos[:2] - target))
+        controls.seek(walker.model.opt.timestep)
+        if controls.target is None:
+            break
+    assert nearest < steer.THERE and controls.target is None and not walker.ended(torch.full((1, 15), 0.1))
+    before = controls.heading.value
+    controls.seek(1.0)
+    assert controls.heading.value == before
+
+
+def test_it_does_not_try_for_ever(walker, controls):
+    controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))  # 3 m, 2 s
+    for seconds, there in ((6.9, True), (0.2, False)):
+        controls.seek(seconds)
+        assert (controls.target is not None) == there
+    controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, 1.0))  # at the sky
+    assert controls.target is None
+    controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
+    controls.by_hand(None)
+    assert controls.target is not None
+    controls.by_hand(7)
+    assert controls.target is None
+
+
+def test_what_it_walked_is_saved_as_a_roll_out(walker, controls, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(60 * walker.substeps):
+        walker.step()
+    spot, controls.saved = walker.data.qpos[:3].copy(), SimpleNamespace()
+    walker.step()
+    controls.save()
+    assert capsys.readouterr().out == "steered-1.npz, 2.0 s; python motions/view.py steered-1.npz\n"
+    assert controls.saved.content.startswith("steered-1.npz") and controls.saved.visible
+    assert walker.save() == "steered-2.npz"
+    clip = ml.load_clip("steered-1.npz", walker.character.body_names)
+    assert clip.fps == pytest.approx(30.0) and len(clip.root_position) == 61
+    assert np.allclose(clip.root_position[-1], spot, atol=1e-5)
+    _, (take,) = view.load_takes(walker.character, ["steered-1.npz"], "side")
+    assert take.name == "policy pretrained/heading.pt, steered"
+    walker.reset()
+    assert not walker.walked
+    controls.save()
+    assert "nothing" in capsys.readouterr().out and not (tmp_path / "steered-3.npz").exists()
+    walker.step()
+    walker.walked.append(walker.walked[0])
+    monkeypatch.setattr(ml, "save_clip", lambda path, *_: (_ for _ in ()).throw(OSError(28, "disk full", path)))
+    controls.save()
+    assert capsys.readouterr().out == "steered-3.npz: disk full; nothing is saved\n"
+
+
+def test_the_trail_ends_under_the_figure(monkeypatch):
+    lines = []
+    scene = SimpleNamespace(add_line_segments=lambda *_, **__: lines.append(SimpleNamespace()) or lines[-1])
+    trail = steer.Trail(SimpleNamespace(scene=scene), SimpleNamespace())
+    trail.show(np.array([[1.0, 0.0, 0.9]]), 0)
+    for moment in range(1, 30):
+        trail.show(np.array([[1.0, 0.1 * moment, 0.9]]), moment)
+    trail.show(np.array([[1.0, 2.95, 0.9]]), 29)  # between two points
+    ends = [line.position + line.scale[0] * np.array([0.0, 1.0, 0.0]) for line in lines]
+    assert np.allclose(lines[-1].position, [1.0, 2.9, 0.0]) and np.allclose(ends[-1], [1.0, 2.95, 0.0])
+    assert np.allclose(ends[-3], lines[-2].position) and np.allclose(lines[-1].wxyz, view.yaw(math.pi / 2))
 
 
 def test_a_push_is_an_impulse(walker):
@@ -216,17 +299,18 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         time.sleep(1.5)
         passed = (walker.steps - before) * walker.model.opt.timestep
         assert 0.5 < passed / (time.perf_counter() - begin) < 1.1  # a busy machine may drop some
-        for button, wish in (("→", -15.0), ("←", 0.0), ("→", -15.0)):
-            controls.press(button)
+        for key, wish in (("L", -15.0), ("J", 0.0), ("L", -15.0)):
+            controls.jobs_of[key]()
             assert controls.heading.value == wish
-        for button, wish in (("↑", 0.25), ("↓", 0.0)):
-            controls.press(button)
+        for key, wish in (("I", 0.25), ("K", 0.0)):
+            controls.jobs_of[key]()
             assert controls.speed.value - 1.5 == pytest.approx(wish)
         controls.faster(100.0)
         assert soon(lambda: math.isclose(walker.heading, math.radians(-15.0)) and walker.speed == controls.speed.max)
         here = walker.data.qpos[:2] + controls.scene.world.position[:2]
         controls.go_to((here[0], here[1] + 10.0, 10.0), (0.0, 0.0, -1.0))  # where the page shows 10 m to its left
         assert soon(lambda: abs(walker.goal - math.pi / 2) < 0.2)
+        assert np.allclose(controls.target, here - controls.scene.world.position[:2] + [0.0, 10.0])
         # from the side the world lies turned under the page, and the nearest clip is a metre behind and to the left
         controls.eye.next()
         assert soon(lambda: controls.eye.turn < -0.5)
@@ -234,9 +318,11 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         time.sleep(0.1)
         controls.go_to((10.0, 0.0, 10.0), (0.0, 0.0, -1.0))  # straight on
         assert soon(lambda: abs(walker.goal + controls.eye.turn) < 0.2)
+        controls.turn(0.0)  # by hand: no longer to where was clicked
+        assert controls.target is None
         way = np.array([math.cos(controls.eye.turn), -math.sin(controls.eye.turn)])
         apart = (controls.scene.bodies[1][0].position - controls.scene.bodies[0][0].position)[:2]
-        assert np.allclose(apart, steer.ASIDE * (np.array([-way[1], way[0]]) - way), atol=0.05)
+        assert np.allclose(apart, steer.ASIDE * (0.6 * np.array([-way[1], way[0]]) - way), atol=0.05)
         controls.play_or_pause()
         controls.play_or_pause()
         time.sleep(0.3)
@@ -251,7 +337,9 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         controls.jobs.append(lambda: walker.data.qpos.__setitem__(2, 3.0))
         assert soon(lambda: not any(skin.visible for skin in red.values()))
         one, other = (nodes[0].position for nodes in controls.scene.bodies)
-        assert np.linalg.norm((other - one)[:2]) == pytest.approx(math.sqrt(2.0) * steer.ASIDE, abs=0.1)  # they move
+        assert np.linalg.norm((other - one)[:2]) == pytest.approx(
+            math.hypot(1.0, 0.6) * steer.ASIDE, abs=0.1
+        )  # they move
         controls.with_or_without()
         assert soon(lambda: not controls.scene.bodies[1][0].visible and not controls.scene.labels[1].visible)
         controls.jobs.append(walker.reset)
@@ -339,14 +427,14 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         tab.get_by_role("button", name="Play").wait_for()
         tab.get_by_text("paused", exact=False).wait_for()
         before = controls.heading.value
-        tab.get_by_role("button", name="←").click()
+        tab.get_by_role("button", name="J left").click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
         # on a narrow screen, where no keys are, the panel is open
         tab.set_viewport_size({"width": 390, "height": 700})
         tab.reload()
         tab.wait_for_function("window.lookFrom && document.querySelector('.mantine-Paper-root')")
         tab.wait_for_timeout(2000)
-        assert tab.get_by_role("button", name="←").is_visible() and tab.get_by_text("nearest:").is_visible()
+        assert tab.get_by_role("button", name="J left").is_visible() and tab.get_by_text("nearest:").is_visible()
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)
 
@@ -358,6 +446,7 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
     "arguments, fault",
     [
         (["nothing.pt"], "nothing.pt: no such file"),
+        (["a.npz"], "a.npz: a clip, not a policy; python motions/view.py a.npz"),
         (["PRETRAINED/walk.pt", "--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),
         (["--port", "70000", "--no-browser"], "--host 127.0.0.1 --port 70000: "),  # of pretrained/heading.pt
         (["PRETRAINED/walk.pt", "--script", "none.py"], "none.py: no such script"),

@@ -27,6 +27,7 @@ pytest.importorskip("mujoco", reason="MuJoCo needs Python 3.10")
 import msgspec
 import zstandard
 
+from evaluation import reference_poses
 from motions import view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -139,6 +140,21 @@ def test_what_it_was_told(character, write_clip, tmp_path):
     words = view.words_of([take], 10.0)
     assert [text.split("told ")[1] for text in words] == ["2.00\u00a0m/s"] * 2 + ["1.00\u00a0m/s"] * 3
     assert "told to go" in view.legend_of([take]) and "told to go" not in view.legend_of([take._replace(told=None)])
+
+
+def test_how_far_two_poses_are_apart(character, root, walk):
+    """As the pose error has it: nothing if place and heading differ, and what evaluation.py says of two moments."""
+    clip = str(root / "motions/walk.npz")
+    rate, takes = view.load_takes(character, [clip, clip], "side", seconds=2.0)
+    assert {text.split("; ")[1] for text in view.words_of(takes, rate)} == {"poses .000\u00a0m apart"}
+    later = takes[1]._replace(poses=takes[1].poses.roll(-1, 0))
+    moments = torch.tensor([10, 11]) / rate
+    one, other = reference_poses(walk, torch.zeros(2, dtype=torch.long), moments)
+    gap = float((one - other).norm(dim=-1).mean())
+    said = view.words_of([takes[0], later], rate)[10].split("; poses ")[1].split("\u00a0")[0]
+    assert gap > 0.01 and float(said) == pytest.approx(gap, abs=6e-4)
+    assert "seen from the roots" in view.legend_of(takes) and "seen from the roots" not in view.legend_of(takes[:1])
+    assert "apart" not in view.words_of(takes[:1], rate)[0]
 
 
 def test_which_way_it_goes():
@@ -357,12 +373,12 @@ def client():
 
 
 def test_a_page_knows_how_broad_the_characters_are(eye):
-    """.75 m and .25 m for an arm to each side; half the picture's height is 20 degrees, at the camera's distance."""
+    """.75 m and .25 m for an arm to each side; half the field's height, at the camera's distance."""
     browser = client()
     eye.look(browser)
     distance, share = json.loads(browser.scripts[0].replace("lookFrom(", "[").replace(")", "]"))
     assert distance == pytest.approx(np.linalg.norm(browser.camera.position - browser.camera.look_at))
-    assert share * distance * math.tan(math.radians(20)) == pytest.approx(1.0)
+    assert share * distance * math.tan(math.radians(0.5 * view.FIELD)) == pytest.approx(1.0)
 
 
 def test_who_comes_starts_with_the_first_view(eye):
@@ -379,9 +395,10 @@ def test_who_comes_starts_with_the_first_view(eye):
 
 
 def test_v_goes_through_the_views(eye):
-    """Exactly from the right, from the front, from above, as at first; all look at .85 m, between both.
+    """From the right and a little above, from the front, from above, as at first; all look at .85 m, between both.
 
-    The other one stands 1.5 m to the left, from the side 1.5 m further back, too, so that none hides the other."""
+    The other one stands 1.5 m to the left; from the side 1.5 m behind and .9 m to the left, so that none hides the
+    other; from so far away it is less than a tenth smaller. Seen from above, names are .45 m up in the picture."""
     ways, spots = [], []
     for _ in range(5):
         browser = client()
@@ -390,12 +407,16 @@ def test_v_goes_through_the_views(eye):
         ways.append((way / np.linalg.norm(way)).tolist())
         spots.append(browser.camera.look_at - eye.takes[0].root[0].numpy() * [1, 1, 0])
         shift = view.shifts_of(eye.takes, eye.view(), math.pi / 2)[1]  # it goes along +Y now
-        other = {1: [-1.5, -1.5], 2: [-1.5, 0.0]}.get(eye.now, [0.0, 1.5])
+        other = {1: [-0.9, -1.5], 2: [-1.5, 0.0]}.get(eye.now, [0.0, 1.5])
         assert np.allclose(shift[:2], np.array(other) - [0.0, 1.5], atol=1e-6)
         eye.next()
-    assert ways[1] == [0.0, -1.0, 0.0] and ways[2] == [1.0, 0.0, 0.0] and ways[0] == ways[4]
+    assert ways[1] == pytest.approx([0.0, -0.99, 0.141], abs=1e-3)
+    assert ways[2] == [1.0, 0.0, 0.0] and ways[0] == ways[4]
     assert ways[3] == pytest.approx([0.0, 0.0, 1.0], abs=0.03)
-    middle = [[0.0, 0.75, 0.85], [-0.75, 0.0, 0.85], [0.0, 0.75, 0.85], [0.0, 0.75, 0.85], [0.0, 0.75, 0.85]]
+    assert all(0.9 / one.distance < 0.1 for one in eye.views)
+    eye.choose(3)
+    assert eye.aside() == pytest.approx([0.0, 0.45, 0.0])
+    middle = [[0.0, 0.75, 0.85], [-0.75, 0.45, 0.85], [0.0, 0.75, 0.85], [0.0, 0.75, 0.85], [0.0, 0.75, 0.85]]
     assert np.allclose(spots, middle, atol=1e-6)
 
 
@@ -591,6 +612,8 @@ def test_the_server_answers_and_stops(character, root):
         (["nothing.npz"], "nothing.npz: no such motion file"),
         (["humanoid.xml"], "humanoid.xml: no motion clip, or a damaged one; python motions/convert.py "),
         (["walk.npz", "nothing"], "nothing: no such motion file"),
+        (["walk.npz", "a.pt"], "a.pt: a policy, not a clip; python deploy/steer.py a.pt"),
+        (["run"], "run: a policy, not a clip; python deploy/steer.py run"),
         (["walk.npz", "--html", "no/such/folder/out.html"], "--html no/such/folder/out.html: there is no folder "),
         (["walk.npz", "--html", "."], "--html .: it is a folder"),
         (["walk.npz", "--seconds", "nan"], "--seconds nan: expected 0 to 600"),
@@ -606,6 +629,8 @@ def test_the_server_answers_and_stops(character, root):
 def test_bad_input_is_one_line(run_script, root, tmp_path, arguments, fault):
     for name in ("humanoid.xml", "walk.npz"):
         shutil.copy(root / "motions" / name, tmp_path / name)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/latest.pt").touch()
     before = sorted(path.name for path in tmp_path.iterdir())
     code, out, err = run_script("motions/view.py", *arguments)
     assert code == 2 and out == "" and err.startswith(f"error: {fault}") and err.count("\n") == 1
@@ -819,15 +844,17 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
         course = takes[0].course[frame]
         way = np.array([math.cos(course), math.sin(course)]) @ axes
         side = np.array([-math.sin(course), math.cos(course)]) @ axes
-        return np.allclose([np.dot([x, z], way), np.dot([x, z], side), y], [ahead, left, 0.0], atol=2e-3)
+        up = 0.141 if left else 0.0
+        seen = [np.dot([x, z], way), np.dot([x, z], side), y]
+        return np.allclose(seen, [ahead, left * math.sqrt(1.0 - up * up), up], atol=2e-3)
 
     begin = tab.evaluate(code)
     tab.keyboard.press("v")
     assert until(tab, lambda: seen_from(61, left=-1.0))  # at right angles to its course
     assert until(tab, lambda: np.allclose(place_of(tab, pelvis)[1], takes[0].root[61, 2], atol=1e-3))
     apart = place_of(tab, clip) - place_of(tab, pelvis)
-    assert np.dot(apart, tab.evaluate(code)) == pytest.approx(-1.5, abs=0.1)  # further away ...
-    assert np.hypot(*apart[[0, 2]]) == pytest.approx(1.5 * math.sqrt(2.0), abs=0.1)  # ... and as far behind
+    assert np.dot(apart, tab.evaluate(code)) == pytest.approx(-0.9, abs=0.1)  # a little further away ...
+    assert np.hypot(*apart[[0, 2]]) == pytest.approx(1.5 * math.hypot(1.0, 0.6), abs=0.1)  # ... and behind
     scrub(tab, "9.01")  # 20 degrees further to the left: the camera has gone around
     assert abs(takes[0].course[270] - takes[0].course[61]) > 0.3 and until(tab, lambda: seen_from(270, left=-1.0))
     tab.locator("input[type=text]").first.blur()

@@ -59,8 +59,7 @@ FORGET = 0.5  # time constant of the distance to each clip [s]
 KEYS = [("P", "push"), ("M", "slow motion"), ("R", "reset"), ("T", "save the walk")]
 KEYS += [("space", "pause"), ("G", "hide orange")]
 TOLD_KEYS = [("J L", "15° left, right"), ("I K", "faster, slower")]
-STEER = {"J": "left", "L": "right", "I": "faster", "K": "slower"}  # buttons, by the keys that do the same
-DO = {"P": "push", "R": "reset", "T": "save"}
+BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "M slow", "R reset", "T save", "V view"]  # as keys do
 VIEWS = ("V", view.VIEWS)
 MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go there, and on")
 LEGEND = [
@@ -68,7 +67,7 @@ LEGEND = [
     (view.colour_of(1, ""), "the nearest moment of its clips"),
     (view.RED, "touches the ground; the arrow: a push"),
 ]
-TOLD_LEGEND = (view.GREEN, "what it is told, for a second; the ring: where you clicked")
+TOLD_LEGEND = (view.GREEN, "what it is told; the ring: where you clicked")
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -239,9 +238,8 @@ class Controls:
         self.readout = gui.add_markdown("")
         self.target: Optional[np.ndarray] = None  # where it is to go, on the ground (2,) [m, world]
         self.patience = 0.0  # how long it may try to [s]
-        for keys in (STEER, DO) if told else (DO,):
-            group = gui.add_button_group("Steer" if keys is STEER else "Do", [f"{x} {y}" for x, y in keys.items()])
-            group.on_click(lambda event: self.jobs_of[event.target.value[0]]())
+        buttons = gui.add_button_group("Keys", [x for x in BUTTONS if told or x[0] not in "JILK"])
+        buttons.on_click(lambda event: self.jobs_of[event.target.value[0]]())
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, min(max(1.5, speeds[0]), speeds[1]), visible=told)
         self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 import motion_lib as ml
+from clips import save_clip
 from console import short
 from deploy import export
 from evaluation import reference_poses, relative_positions
@@ -56,9 +57,7 @@ THERE = 0.5  # who is so near to where was clicked is there [m]
 RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
-KEYS = [("P", "push"), ("M", "slow motion"), ("R", "reset"), ("T", "save the walk")]
-KEYS += [("space", "pause"), ("G", "hide orange")]
-TOLD_KEYS = [("J L", "15° left, right"), ("I K", "faster, slower")]
+KEYS = [("space", "pause"), ("G", "hide orange")]  # that are on no button
 BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "M slow", "R reset", "T save", "V view"]  # as keys do
 VIEWS = ("V", view.VIEWS)
 MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go there, and on")
@@ -188,7 +187,7 @@ class Walker:
         names = (f"steered-{number}.npz" for number in itertools.count(1))
         path = next(name for name in names if not os.path.exists(name))
         about = f"roll-out of {self.name}, steered" + f", {self.end}" * bool(self.end)
-        ml.save_clip(path, clip, self.character.body_names, about, "as the clips it imitates")
+        save_clip(path, clip, self.character.body_names, about, "as the clips it imitates")
         return path
 
 
@@ -374,17 +373,12 @@ class Controls:
 
 def help_of(told: bool) -> str:
     """HTML of what keys, mouse and colours mean; told: the policy takes commands."""
-    keys = [*(TOLD_KEYS if told else []), *KEYS]
-    cells = [f'<td style="white-space:nowrap"><b>{key}</b></td><td>{meaning}</td>' for key, meaning in keys]
-    rows = [one + other for one, other in zip(cells[::2], cells[1::2])]
-    for more in ([VIEWS], [TOLD_MOUSE] if told else [], [MOUSE]):
-        said = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in more)
-        rows.append(f'<td colspan="4" style="white-space:nowrap">{said}</td>' * bool(more))
-    table = "".join(f"<tr>{row}</tr>" for row in rows)
+    rows = [" &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in KEYS)]
+    rows += [f"<b>{key}</b> {meaning}" for key, meaning in [VIEWS, *[TOLD_MOUSE] * told, MOUSE]]
+    lines = "".join(f'<div style="white-space:nowrap">{row}</div>' for row in rows)
     legend = "".join(view.DOT.format(f"rgb{colour}", text) for colour, text in [*LEGEND, *[TOLD_LEGEND] * told])
     look = "padding:0 1em 0.5em; font-size:12px; line-height:1.35"
-    table = f'<table style="border-spacing:5px 1px; margin:0 -5px 4px">{table}</table>'
-    return f'<div style="{look}">{table}{legend}</div>'
+    return f'<div style="{look}">{lines}<div style="height:4px"></div>{legend}</div>'
 
 
 def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Tuple, Tensor, view.Eye]:

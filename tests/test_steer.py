@@ -133,8 +133,8 @@ def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
 
 def test_what_the_page_says_of_keys():
     told, alone = steer.help_of(True), steer.help_of(False)
-    assert all(f"<b>{key}</b>" in told for key in ("J L", "I K", "P", "M", "R", "T", "space", "V", "G", "click"))
-    assert "<b>P</b>" in alone and not any(text in alone for text in ("J L", "go there", "what it is told"))
+    assert all(f"<b>{key}</b>" in told for key in ("space", "V", "G", "click", "Shift, click"))
+    assert "limb: push" in alone and not any(text in alone for text in ("go there", "what it is told"))
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_what_it_walked_is_saved_as_a_roll_out(walker, controls, monkeypatch, tm
     assert "nothing" in capsys.readouterr().out and not (tmp_path / "steered-3.npz").exists()
     walker.step()
     walker.walked.append(walker.walked[0])
-    monkeypatch.setattr(ml, "save_clip", lambda path, *_: (_ for _ in ()).throw(OSError(28, "disk full", path)))
+    monkeypatch.setattr(steer, "save_clip", lambda path, *_: (_ for _ in ()).throw(OSError(28, "disk full", path)))
     controls.save()
     assert capsys.readouterr().out == "steered-3.npz: disk full; nothing is saved\n"
 
@@ -302,6 +302,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         for key, wish in (("L", -15.0), ("J", 0.0), ("L", -15.0)):
             controls.jobs_of[key]()
             assert controls.heading.value == wish
+        assert {button[0] for button in steer.BUTTONS} <= set(controls.jobs_of)
         for key, wish in (("I", 0.25), ("K", 0.0)):
             controls.jobs_of[key]()
             assert controls.speed.value - 1.5 == pytest.approx(wish)

@@ -15,7 +15,7 @@ larger is their style reward, which PPO maximises together with a task reward:
 What differs from the paper (all: docs/training.md): the policy is cloned from the clip before it trains, and averaged
 for use; D learns under noise; the action noise falls; cross entropy; a learning rate that follows the KL divergence.
 
-Dimension key: T steps, N envs, B = T N, M minibatch, F features of a state, O of these and the goal's (policy),
+Dimension key: T steps, N envs, B = T N, M minibatch, F features of a state, O of the policy's input,
 S states that the discriminator sees, P = S F, A actions, J bodies, K key bodies; frames, quaternions: motion_lib.py.
 """
 
@@ -57,7 +57,7 @@ class Data:
     character_file: str = "motions/humanoid.xml"
     """the character (MJCF)"""
     keep_course: bool = False
-    """also seen: which way the root points in the world, as in the papers' imitation"""
+    """keep the clip's course: the root's rotation in the world is seen, loops are made straight"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
     """where in a clip episodes start; random: the paper's reference state initialisation"""
     episode_steps: int = 300
@@ -178,7 +178,7 @@ def observe(state: MotionState, body_position: Tensor, character: Character, cou
     """What policy and discriminator see of one instant, in the root's heading frame (IsaacGymEnvs' selection).
 
     state: batch (...); body_position (..., J, 3) world [m] -> (..., F): root height 1, rotation 6, velocities 3 and 3,
-    ball joints 6 each, hinges 1 each, dof velocities, key bodies from the root 3 each, course 6; [m, rad, s]."""
+    balls 6 each, hinges 1 each, dof velocities, keys from the root 3 each, if course world rotation 6; [m, rad, s]."""
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
     keys = torch.stack([body_position[..., character.body_names.index(name), :] for name in KEY_BODIES], -2)
@@ -190,8 +190,8 @@ def observe(state: MotionState, body_position: Tensor, character: Character, cou
     balls = ml.tangent_normal(state.rotations.index_select(-2, character.balls)).flatten(-2)
     height = state.root_position[..., 2:]
     tilt = ml.tangent_normal(ml.quat_multiply(to_heading, root))
-    way = ml.tangent_normal(root)[..., : 6 * course]  # in the world
-    return torch.cat((height, tilt, vectors[..., :6], balls, angle, state.dof_velocity, vectors[..., 6:], way), -1)
+    world = ml.tangent_normal(root)[..., : 6 * course]  # none without course
+    return torch.cat((height, tilt, vectors[..., :6], balls, angle, state.dof_velocity, vectors[..., 6:], world), -1)
 
 
 def demo_transitions(motions: MotionLib, n: int, dt: float, args: Args, generator: torch.Generator) -> Tensor:

@@ -148,11 +148,11 @@ def parse_args(kind: Any, name: str, argv: Optional[List[str]] = None, restarted
     if args.cuda and torch.cuda.device_count() < local_world():
         raise InputError("--cuda: PyTorch finds no CUDA device, or fewer than processes; --no-cuda trains on the CPU")
     _fill_in(args)
-    for option in ("hidden", "disc_steps", "keep_course") if args.checkpoint else ():
+    for option in ("hidden", "disc_steps", "keep_course") if checkpoint else ():
         theirs = checkpoint["args"].get(option, getattr(kind, option, None))
         if theirs not in (None, getattr(args, option, theirs)) and is_a(theirs, kind.__annotations__[option]):
             value = "" if isinstance(theirs, bool) else " " + str(theirs).strip("()").replace(",", "")
-            raise InputError(f"{path} needs --{'no-' * (theirs is False)}{option.replace('_', '-')}{value}")
+            raise InputError(f"{named} needs --{'no-' * (theirs is False)}{option.replace('_', '-')}{value}")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise InputError("--track: Weights & Biases is not installed; pip install wandb")
     if args.capture_video and importlib.util.find_spec("imageio_ffmpeg") is None:

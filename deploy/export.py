@@ -73,7 +73,7 @@ class Policy(nn.Module):
         super().__init__()
         self.observe = script.observe
         self.obs = script.AMPEnv.obs
-        self.course = env.args.keep_course
+        self.course = (keeps_course(env),) * hasattr(env.args, "keep_course")  # observe() of a copy may not take it
         self.norm = agent.obs_norm
         self.actor = agent.average_actor
         self.character = env.motions.character
@@ -87,7 +87,7 @@ class Policy(nn.Module):
         -> targets (n, A) [rad, exponential map], double."""
         state = self.coordinates.read(qpos.float(), qvel.float())
         body_position, _ = ml.forward_kinematics(self.character, state.root_position, state.rotations)
-        seen = self.observe(state, body_position, self.character, self.course)  # (n, D)
+        seen = self.observe(state, body_position, self.character, *self.course)  # (n, D)
         # in place of the environment: what the script's own obs() asks of it, and coordinates and command can tell
         told = SimpleNamespace(history=seen[:, None], yaw=ml.heading(state.rotations[:, 0]))
         if command is not None:
@@ -159,7 +159,7 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     module, args, content = find_script(checkpoint, script, list(options))
     device = torch.device("cpu")
     character = ml.load_character(args.character_file, "cpu", module.KEY_BODIES)
-    motions = ml.MotionLib(args.motion_file, character, "cpu", straight=args.keep_course)
+    motions = ml.MotionLib(args.motion_file, character, "cpu", straight=getattr(args, "keep_course", False))
     sim = simulators.make("mujoco", character, STARTS, args.control_hz, args.substeps, device, 1)
     env = module.AMPEnv(args, motions, sim, STARTS, max(round(args.eval_seconds * args.control_hz), 1))
     named = list(inspect.signature(module.Agent).parameters)[1:]  # after env: options, by their names
@@ -190,11 +190,18 @@ def random_states(policy: Policy, n: int, seed: int = 0) -> Dict[str, np.ndarray
     return states
 
 
+def keeps_course(env: Any) -> bool:
+    """Whether the policy sees the world's heading (--keep-course); a copy of a script may lack the option."""
+    return getattr(env.args, "keep_course", False)
+
+
 def starts(env: Any, seed: int = 1) -> Tuple[np.ndarray, np.ndarray]:
-    """The script's own first states, moved to x = y = 0 and turned to face +X -> qpos (n, nq), qvel (n, nv)."""
+    """The script's own first states, moved to x = y = 0 -> qpos (n, nq), qvel (n, nv). All face +X, unless the policy
+    sees which way it faces."""
     _, info = env.reset(seed)
     state = info["state"]
-    state = ml.turn_state(state, ml.quat_from_yaw(-ml.heading(state.rotations[:, 0])))
+    if not keeps_course(env):
+        state = ml.turn_state(state, ml.quat_from_yaw(-ml.heading(state.rotations[:, 0])))
     state.root_position[:, :2] = 0.0
     qpos, qvel = env.sim.shared.write(state)
     return qpos.double().numpy(), qvel.double().numpy()

@@ -35,7 +35,7 @@ class Walker:
         self.reset()
 
     def reset(self, start: int = 0) -> None:
-        """Begin anew, in one of the eight states to start from, all of which face +X."""
+        """Begin anew, in one of the eight states to start from; most policies face +X there."""
         mujoco.mj_resetDataKeyframe(self.model, self.data, start)
         self.heading = 0.0  # that it is told [rad]
 

@@ -21,6 +21,7 @@ import mujoco
 import mujoco.viewer
 import onnxruntime
 
+import motion_lib as ml
 from deploy import export
 from deploy.walker import Walker
 
@@ -83,6 +84,19 @@ def test_it_gives_the_targets_that_the_environment_sets(loaded, exported, name, 
         with torch.no_grad():
             obs = env.step(actor(norm(obs)))[0]
         assert np.abs(targets - seen[-1].numpy()).max() < 1e-4
+
+
+def test_the_starts_of_a_policy_that_keeps_its_course(loaded, monkeypatch):
+    """They face as the clip does; those of a policy that does not see where it faces all face +X."""
+    env = loaded["walk"].env
+
+    def yaws():
+        q = export.starts(env)[0][:, [4, 5, 6, 3]]  # MuJoCo's wxyz
+        return ml.heading(torch.from_numpy(q))
+
+    assert yaws().abs().max() < 1e-5
+    monkeypatch.setattr(env.args, "keep_course", True)
+    assert 0.01 < yaws().abs().max() < 0.5
 
 
 @pytest.mark.parametrize("name", POLICIES)

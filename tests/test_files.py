@@ -217,7 +217,7 @@ WRITERS = (
     "imsave",
 )
 # savefig, savez and torch.save write into memory; the lock is opened without following links
-INTO_MEMORY = {("report.py", "savefig"), ("motion_lib.py", "savez"), ("formats.py", "savez")}
+INTO_MEMORY = {("report.py", "savefig"), ("clips.py", "savez"), ("formats.py", "savez")}
 
 
 def test_all_files_are_written_by_one_function(root):

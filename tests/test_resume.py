@@ -425,6 +425,9 @@ def test_a_training_goes_on_from_a_policy(root, tmp_path, monkeypatch, run_scrip
     assert load(mine / "latest.pt")["progress"]["iteration"] == 2
     assert run_script(SCRIPT, "--resume", mine, "--total-timesteps", BATCH * 3).code == 0
     refused(run_script(SCRIPT, *tiny(root, SCRIPT), "--checkpoint", policy), "walk.pt needs --hidden 256 128\n")
+    flags = tiny(root, SCRIPT, hidden=(256, 128))
+    refused(run_script(SCRIPT, *flags, "--checkpoint", policy, "--keep-course"), "walk.pt needs --no-keep-course\n")
+    refused(run_script(SCRIPT, "--resume", mine, "--keep-course"), f"{mine} needs --no-keep-course\n")
     flags = tiny(root, SCRIPT, hidden=(256, 128), disc_steps=3)
     refused(run_script(SCRIPT, *flags, "--checkpoint", policy), "walk.pt needs --disc-steps 2\n")
 

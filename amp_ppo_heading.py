@@ -170,7 +170,7 @@ def check_args(args: Args) -> None:
     ranges["target_kl"] = (1e-9, 10**15)
     check_numbers(args, ranges, from_zero=("seed", "eval_interval", "clone_updates"))
     if args.speed_range[0] > args.speed_range[1] or args.keep_course:
-        raise InputError("no --keep-course here; --speed-range: the smaller number comes first")
+        raise InputError("no --keep-course here; --speed-range: smaller number first")
     world = processes().world
     batch = math.ceil(args.num_envs / world) * args.num_steps
     if args.num_minibatches > batch or args.total_timesteps < batch * world:

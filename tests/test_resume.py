@@ -241,9 +241,10 @@ def test_a_discount_that_is_typed_takes_effect(run, run_script, tmp_path):
 @pytest.mark.parametrize(
     "changes, word",
     [
-        (("--hidden", 32, 16), "actor.0.weight"),
+        (("--hidden", 32, 16), "needs --hidden 16 16\n"),
         (("--num-envs", 16), "env"),
-        (("--disc-steps", 3), "disc"),
+        (("--disc-steps", 3), "needs --disc-steps 2\n"),
+        (("--keep-course",), "needs --no-keep-course\n"),
         (("--evaluate", "--checkpoint", "x.pt"), "without --resume"),
         (("--checkpoint", "x.pt"), "without --resume"),
     ],

@@ -123,7 +123,7 @@ def skrl_training(amp: Any, args: Any, disc_batch: int) -> Iterator[Tuple[Any, A
         amp_observation_space=env.disc_obs_size,
         motion_dataset=RandomMemory(memory_size=args.replay_size, device="cpu"),
         reply_buffer=RandomMemory(memory_size=args.replay_size, device="cpu"),
-        collect_reference_motions=lambda n: amp.demo_transitions(motions, n, args.disc_steps, env.dt, generator),
+        collect_reference_motions=lambda n: amp.demo_transitions(motions, n, env.dt, args, generator),
     )
     agent.init()
     agent.enable_training_mode(True)

@@ -1,4 +1,4 @@
-"""Every clip with several seeds, without a task: one row of a table a clip, beside what is published.
+"""Every clip with several seeds, without a task, on course: one row of a table a clip, beside what is published.
 
     python benchmark/table.py [--clips walk run ...] [--seeds 1 2 3] [--at-a-time 2] [--folder runs/table]
                               [--out FILE.jsonl] [option of amp_ppo_isaacgym.py ...]

@@ -73,7 +73,7 @@ class Policy(nn.Module):
         super().__init__()
         self.observe = script.observe
         self.obs = script.AMPEnv.obs
-        self.course = (keeps_course(env),) * hasattr(env.args, "keep_course")  # observe() of a copy may not take it
+        self.course = [keeps_course(env.args)] if hasattr(env.args, "keep_course") else []  # a copy may lack the option
         self.norm = agent.obs_norm
         self.actor = agent.average_actor
         self.character = env.motions.character
@@ -159,7 +159,7 @@ def load(checkpoint: str, script: Optional[str] = None, options: Tuple[str, ...]
     module, args, content = find_script(checkpoint, script, list(options))
     device = torch.device("cpu")
     character = ml.load_character(args.character_file, "cpu", module.KEY_BODIES)
-    motions = ml.MotionLib(args.motion_file, character, "cpu", straight=getattr(args, "keep_course", False))
+    motions = ml.MotionLib(args.motion_file, character, "cpu", straight=keeps_course(args))
     sim = simulators.make("mujoco", character, STARTS, args.control_hz, args.substeps, device, 1)
     env = module.AMPEnv(args, motions, sim, STARTS, max(round(args.eval_seconds * args.control_hz), 1))
     named = list(inspect.signature(module.Agent).parameters)[1:]  # after env: options, by their names
@@ -190,9 +190,9 @@ def random_states(policy: Policy, n: int, seed: int = 0) -> Dict[str, np.ndarray
     return states
 
 
-def keeps_course(env: Any) -> bool:
-    """Whether the policy sees the world's heading (--keep-course); a copy of a script may lack the option."""
-    return getattr(env.args, "keep_course", False)
+def keeps_course(args: Any) -> bool:
+    """Whether the policy sees which way it faces (--keep-course); a copy of a script may lack the option."""
+    return getattr(args, "keep_course", False)
 
 
 def starts(env: Any, seed: int = 1) -> Tuple[np.ndarray, np.ndarray]:
@@ -200,7 +200,7 @@ def starts(env: Any, seed: int = 1) -> Tuple[np.ndarray, np.ndarray]:
     sees which way it faces."""
     _, info = env.reset(seed)
     state = info["state"]
-    if not keeps_course(env):
+    if not keeps_course(env.args):
         state = ml.turn_state(state, ml.quat_from_yaw(-ml.heading(state.rotations[:, 0])))
     state.root_position[:, :2] = 0.0
     qpos, qvel = env.sim.shared.write(state)

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import amp_ppo_isaacgym as amp
+
 pytest.importorskip("mujoco")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import heading
@@ -228,6 +230,28 @@ def test_without_skrl(main, monkeypatch, capsys):
     said = capsys.readouterr()
     assert stopped.value.code == 2 and said.out == ""
     assert said.err == "error: skrl is missing: pip install skrl==2.1.1\n"
+
+
+def test_skrl_is_given_the_transitions_of_the_clips(root, monkeypatch, tmp_path):
+    """Stand-ins in skrl's place; the agent's ends as soon as it has asked for five."""
+
+    class Given(Exception):
+        pass
+
+    def agent(collect_reference_motions, **others):
+        raise Given(collect_reference_motions(5))
+
+    anything = SimpleNamespace(AMP=agent, **dict.fromkeys(("RandomMemory", "Box"), lambda *_, **__: None))
+    anything.DeterministicMixin = anything.GaussianMixin = None
+    for name in ("gymnasium.spaces", "skrl.agents.torch.amp", "skrl.memories.torch", "skrl.models.torch"):
+        monkeypatch.setitem(sys.modules, name, anything)
+    monkeypatch.setattr(skrl_amp, "model", lambda *_, **__: None)
+    monkeypatch.setattr(skrl_amp, "settings", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    args = amp.Args(cuda=False, sim="mujoco", num_envs=4, eval_episodes=2, hidden=(8, 8), target_speed=1.0)
+    with pytest.raises(Given) as given:
+        next(skrl_amp.skrl_training(amp, args, 8))
+    assert given.value.args[0].shape == (5, 210)
 
 
 def test_the_table_beside_skrl(capsys):

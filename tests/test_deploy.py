@@ -95,7 +95,7 @@ def test_the_starts_of_a_policy_that_keeps_its_course(loaded, monkeypatch):
         return ml.heading(torch.from_numpy(q))
 
     assert yaws().abs().max() < 1e-5
-    monkeypatch.setattr(export, "keeps_course", lambda env: True)
+    monkeypatch.setattr(export, "keeps_course", lambda args: True)
     assert 0.01 < yaws().abs().max() < 0.5
 
 
@@ -351,6 +351,27 @@ def test_runs_and_variants(exported, root, run_script, tmp_path):
         text = (tmp_path / f"mine.{ending}").read_bytes()
         assert text.count(marks[0]) == 1
         assert text.replace(*marks) == (exported / f"heading.{ending}").read_bytes()
+
+
+def test_a_copy_without_a_course_is_exported(root, run_script, tmp_path):
+    """It knows neither the option nor observe()'s argument."""
+    text = (root / "amp_ppo_isaacgym.py").read_text(encoding="utf-8")
+    option = text[text.index("    keep_course: bool") : text.index("    reset_mode: Literal")]
+    for part, instead in (
+        (option, ""),
+        (", course: bool)", ")"),
+        (" * course]", " * 0]"),
+        (", args.keep_course)", ")"),
+    ):
+        assert part in text
+        text = text.replace(part, instead)
+    text = text.replace(", self.args.keep_course)", ")").replace(", straight=args.keep_course)", ")")
+    assert "keep_course" not in text
+    (tmp_path / "my_copy.py").write_text(text, encoding="utf-8")
+    content = torch.load(root / "pretrained/walk.pt", weights_only=True)
+    torch.save(content, tmp_path / "walk.pt")
+    code, out, err = run_script("deploy/export.py", "walk.pt", "a.onnx", "--script", "my_copy.py")
+    assert (code, err) == (0, "") and (tmp_path / "a.onnx").exists(), out
 
 
 def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):

@@ -29,7 +29,7 @@ def run_name(args: Any, script: str, last: str) -> str:
     """Name of a run's folder, walk__seed-2__20261126-013402: the clip, what was typed, another script, `last`."""
     clip = os.path.splitext(os.path.basename(os.path.normpath(args.motion_file)))[0]
     words = re.sub(rf"--({NAMED})(=[^\0]*|\0[^-\0][^\0]*)?(\0|$)", "", "\0".join(sys.argv[1:]))
-    options = re.sub(r"[^A-Za-z0-9.]+", "-", words)[:40].strip("-")
+    options = re.match(r".{0,40}(?![^-])|.{40}", re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-"))[0]  # whole words
     own = os.path.splitext(os.path.basename(script))[0].replace("amp_ppo_", "")
     parts = (args.exp_name, clip, options, own * (own != "isaacgym"), last)  # the base script's go without it
     return plain("__".join(part for part in parts if part)).replace(os.sep, "_")

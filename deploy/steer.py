@@ -447,7 +447,7 @@ class Trail:
         self.grown = -1  # when it has
         ends = np.array([[0.0, 0.0], [1.0, 0.0]])
         names = [f"/world/trail {n}" for n in range(RECENT)]
-        self.recent = [view.add_path(server.scene, name, ends, 0.01, view.colour_of(0, "")) for name in names]
+        self.recent = [view.add_path(server.scene, name, ends, 0.02, view.colour_of(0, "")) for name in names]
 
     def show(self, root: np.ndarray, moment: int) -> None:
         """Let it end under the root (1, 3) [m] at a moment, or begin there anew if time has gone back."""
@@ -457,7 +457,7 @@ class Trail:
             anew = not moment > self.grown >= 0
             self.points = np.tile(spot, (TRAIL + 1, 1)) if anew else np.concatenate((self.points[1:], spot))
             lines = np.stack((self.points[:-1], self.points[1:]), 1)
-            self.line.points = (lines + [0, 0, 0.01]).astype(np.float32)
+            self.line.points = (lines + [0, 0, 0.02]).astype(np.float32)
             changed, self.grown = self.recent, moment
         ends = np.concatenate((self.points[-len(changed) :], spot))
         for node, begin, way in zip(changed, ends, np.diff(ends, axis=0)):

@@ -47,6 +47,11 @@ def test_numbers_in_sentences():
         (["--style-weight", "0.5", "--seed", "3"], {}, "walk__style-weight-0.5-seed-3__T"),
         (["--cuda", "--gamma", "0.9", "--exp-name", "a"], dict(exp_name="a"), "a__walk__gamma-0.9__T"),
         (["--motion-file", "x/y z/"], dict(motion_file="x/y z/"), "y z__T"),
+        (
+            ["--task", "none", "--substeps", "4", "--keep-course", "--total-timesteps", "9"],
+            {},
+            "walk__task-none-substeps-4-keep-course-total__T",
+        ),
         (["--fall-bodies", "none"] * 9, dict(exp_name="a/../b"), None),
     ],
 )

@@ -128,7 +128,7 @@ class Run:
         told = {"args": vars(args), "processes": self.world, "versions": versions, "command": sys.argv}
         self.options = json.dumps(told, indent=1)
         write_file(os.path.join(folder, f"args{f'_resumed_{now}' if args.resume else ''}.json"), self.options.encode())
-        mine = ("simulators/*.py", "motions/*.py", "motions/*.html", *(f"{x}.py" for x in list(sys.modules)))  # it runs
+        mine = ("simulators/*.py", "motions/*.py", "motions/view_*", *(f"{x}.py" for x in list(sys.modules)))  # it runs
         sources = [path for x in mine for path in glob.glob(os.path.join(glob.escape(HERE), x))]
         data = [find(path) for path in (args.motion_file, self.motions.character.path, *self.motions.files)]
         for source in () if args.resume else (*sources, *data):

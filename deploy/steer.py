@@ -398,8 +398,9 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
     view.aim(server, everyone, "beside")
     eye = view.Eye(server, scene, everyone, "beside")
-    slots = [None, view.BEHIND, (0.0, -1.0), None]  # to the left in the picture, from the side and the front too
-    eye.views = [one._replace(slot=slot, focus=(0.0, 0.0)) for one, slot in zip(eye.views, slots)]
+    spots = [None, (-ASIDE, view.BEHIND * ASIDE), (0.0, -ASIDE), None]  # left in the picture, from side and front too
+    lines = [spot and [(0.0, 0.0), spot] for spot in spots]
+    eye.views = [one._replace(places=line, focus=(0.0, 0.0)) for one, line in zip(eye.views, lines)]
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
     arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
     arrow.visible = walker.policy.commanded
@@ -577,7 +578,8 @@ def main() -> None:
         meshes = view.body_meshes(walker.character.path)
         server = view.start_server(args.host, args.port)
     speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))
-    view.visit(server, args, lambda: serve(server, walker, meshes, speeds, threading.Event()))
+    job = lambda: serve(server, walker, meshes, speeds, threading.Event())  # noqa: E731
+    view.visit(server, args, f"{args.checkpoint}, steered by you", job)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python docs/page_pictures.py              # playwright and Chromium needed; name
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,7 +49,7 @@ def take(browser: Any, name: str) -> None:
     command = [sys.executable, *PAGES[name], "--port", "0", "--no-browser"]
     page = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True)
     try:
-        address = next(line.split()[0] for line in page.stdout if line.startswith("http"))
+        address = next(found[0] for found in map(re.compile(r"http\S+").search, page.stdout) if found)
         tab = browser.new_page(viewport={"width": 1100, "height": 640})
         tab.set_default_timeout(120_000)  # [ms]
         tab.goto(f"{address}?fixedDpr=1")  # viser would lower the resolution

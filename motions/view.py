@@ -64,7 +64,9 @@ ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
 # Where the camera is at first, in the axes of the first character: ahead, left, up, as shares of its distance.
 VIEW_OF_ONE, VIEW_OF_SIDE, VIEW_OF_GRID = (0.4, -0.9, 0.15), (0.85, -0.5, 0.15), (0.9, 0.0, 0.4)
 VIEW_OF_COURSE = (0.3, -0.8, 0.5)
-VIEW_ASIDE, BEHIND = (0.0, -0.99, 0.141), (-1.0, 0.6)  # from the side; where the others are then, ahead and left
+VIEW_ASIDE = (0.0, -0.99, 0.141)  # from the side
+BEHIND = 0.6  # so far to the left of who walks before them are they then, as a share of SPACING
+GAP = 0.5  # in a line, from the outermost joints of one to those of the next; bodies end .27 m beyond at most [m]
 VIEWS = "side, front, above, first view"  # what key V goes through
 AIM = 0.85  # height at which the camera looks [m]
 FIELD = 16.0  # of view, from top to bottom [degrees]: a long lens, for which far figures are as large as near ones
@@ -76,6 +78,7 @@ GREEN = (0, 110, 25)  # of what it is told
 SKIN = 0.003  # how far the red of what touches the ground lies over a body [m]
 PORTS = range(8080, 8100)  # of a page, if nobody names one
 OVERHEAD = 0.29  # from the head's joint to its name [m]; the head ends at .27
+OVER = 0.2  # from the highest joint to it, at least [m]
 SLIM = -0.004  # how much slimmer a body inside another one is: it shows where the pose differs by more [m]
 COLOURS = {  # of the characters, in turn
     "blue": (74, 122, 178),
@@ -92,51 +95,7 @@ REST = 1.0  # how long an end stays before it starts again [s]
 PANEL = 340  # width of the page's panel, with a margin [pixels]; in windows of up to NARROW it stands at the bottom
 NARROW = 576
 HEAD = "keys and legend"  # of the panel
-# Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
-# where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
-# head folds it. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
-# into the middle of that. Only once: the server may come again.
-ROOM = """if (!window.lookFrom) {
-  const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
-  const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";
-  const look = ".mantine-Notifications-root, .mantine-Slider-mark {display: none !important}"
-    + ".mantine-Slider-markLabel {margin-top: 4px} .mantine-Slider-root {margin-bottom: 4px}"
-    + sheet + " {max-height: 42vh !important; overflow-y: auto !important; max-width: 100vw}"
-    + head + "::after {content: '▴'; margin-left: 0.6em}" + head + ":has(button)::after {content: '▾'}";
-  document.head.insertAdjacentHTML("beforeend", `<style>${look}</style>`);
-  let tries = 0;
-  const wait = setInterval(() => {
-    const fold = document.querySelector(head);
-    if (fold || ++tries > 50) clearInterval(wait);
-    if (fold && FOLDED) fold.click();
-  }, 100);
-  const free = () => innerWidth > NARROW ? innerWidth - PANEL : innerWidth;
-  let breadth = 0, far = 1;
-  const fit = base => {
-    const {cameraControl, camera} = window.__viserMutable, before = far;
-    const room = Math.max(free() / 2 - NAME_WIDTH, free() / 10);  // to each side [pixels]
-    far = Math.max(breadth * innerHeight / 2 / room, 1);
-    cameraControl.dollyTo((base || cameraControl.distance / before) * far, false);
-    const up = innerWidth > NARROW ? 0 : innerHeight / 10;  // over the open panel
-    camera.setViewOffset(innerWidth, innerHeight, (innerWidth - free()) / 2, up, innerWidth, innerHeight);
-  };
-  window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
-  addEventListener("resize", () => fit());
-}"""
-# Over the page until the scene is there; else viser's own panel would show. It lets clicks through, and goes after a
-# while in any case, to show what viser says of a browser without WebGL. The scene is not to fade in, frame by frame.
-LOADING = """
-<style>canvas { opacity: 1 !important }</style>
-<div id="loading" style="position: fixed; inset: 0; z-index: 9999; background: white; pointer-events: none;
-  display: grid; place-items: center; font: 16px sans-serif; color: #666">loading ...</div>
-<script>{
-  const began = Date.now(), wait = setInterval(() => {
-    const there = window.__viserMutable?.nodeRefFromName?.["/world/centre"];
-    if (!there && Date.now() - began < (document.querySelector("canvas") ? 120000 : 20000)) return;
-    clearInterval(wait);
-    setTimeout(() => document.getElementById("loading").remove(), 300);
-  }, 50);
-}</script>"""
+ROOM, LOADING = (pathlib.Path(HERE, name).read_text("utf-8") for name in ("view_room.js", "view_cover.html"))
 LAYOUTS = {
     "side": "side by side, each file as it begins; who leaves the first one is kept beside it, on a treadmill",
     "overlay": "all start at the place and with the heading of the first file, and are in its phase at all times",
@@ -164,6 +123,7 @@ class Take(NamedTuple):
     belt: Optional[Tensor] = None  # of a treadmill under it (T, 5): see hold
     told: Optional[Told] = None  # what it was told, and where that would have led
     course: Optional[np.ndarray] = None  # (T,) the direction in which it goes, if it matters [rad]
+    room: Sequence[Sequence[float]] = ((0.0, 0.0), (0.0, 0.0))  # see room_of
 
 
 def in_phase(motion: ml.MotionLib, first: "Take", rate: float) -> Tensor:
@@ -241,6 +201,18 @@ def course_of(root: Tensor, rotations: Tensor, rate: float) -> np.ndarray:
     return smooth(course[going[row.clip(0)]][:, None], reach // 2)[:, 0]
 
 
+def room_of(character: Character, take: Take, first: Take) -> List[List[float]]:
+    """What a character needs of the ground: how far its joints ever are behind and ahead, right and left (2, 2) [m].
+
+    Seen from where it would be if it went with the first one, in the axes of that one's course."""
+    position, _ = ml.forward_kinematics(character, take.root, take.rotations)
+    spot = first.root[:, :2] + (take.root - first.root)[0, :2]
+    course = torch.as_tensor(first.course).float()[:, None]  # (T, 1)
+    x, y = (position[..., :2] - spot[:, None]).unbind(-1)  # (T, J) each
+    ahead, left = course.cos() * x + course.sin() * y, course.cos() * y - course.sin() * x
+    return [[float(part.min()), float(part.max())] for part in (ahead, left)]
+
+
 def mean_speed(motion: ml.MotionLib) -> float:
     """How fast a clip goes on average [m/s]: forward, or, who goes sideways, as a cartwheel does, from start to end."""
     way = motion.clips[0].root_position[-1] - motion.clips[0].root_position[0]
@@ -313,6 +285,7 @@ def load_takes(
         leaves = layout == "side" and takes and parts(root, takes[0].root)
         takes.append(hold(take, takes[0], rate) if leaves else take)
     takes[0] = takes[0]._replace(course=course_of(takes[0].root, takes[0].rotations, rate))
+    takes = [take._replace(room=room_of(character, take, takes[0])) for take in takes]
     if commands:
         root = takes[0].root
         told = told_at(commands, torch.arange(len(root)), rate)
@@ -462,29 +435,48 @@ class View(NamedTuple):
 
     gaze: Tuple[float, float, float]  # of the camera from where it looks, a unit vector: ahead, left, up
     distance: float  # of the camera [m]
+    breadth: float  # how far to the side of the middle characters are, with an arm's length [m]
     turns: bool = False  # the camera goes around with the course
-    slot: Optional[Tuple[float, float]] = None  # of the others, ahead and left of the first; None: where they are
-    focus: Tuple[float, float] = (0.0, 0.0)  # where it looks, ahead and left of the first, or of all, if no slot [m]
+    places: Optional[List[Tuple[float, float]]] = None  # ahead and left of the first [m]; None: where they are
+    focus: Tuple[float, float] = (0.0, 0.0)  # where it looks, ahead and left of the first, or of all, if no places [m]
     names: Tuple[float, float] = (0.0, 0.0)  # how far ahead and left of the heads names stand [m]
 
 
 def views_of(takes: List[Take], layout: str) -> List[View]:
     """What the camera shows, at first and by key V: see VIEWS.
 
-    From the side and the front it goes along a circle with the course; the others are then to the left of the first
-    one, as far away as they were; from the side they are as far behind it, and a little to the left, so that none hides
-    another, nor its path. In a grid nobody goes anywhere."""
+    From the side and the front it goes along a circle with the course. From the side the others are behind the first
+    one, and a little to the left, from the front they are to its left, so that at no time one hides another. In a grid
+    nobody goes anywhere, and who is over another one stays there."""
     first = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
     first = np.array(VIEW_OF_COURSE if takes[0].told else first)
-    grid, course = layout == "grid", 3.0 * LENS * (takes[0].told is not None)
-    near = LENS * (3.1 + 1.6 * breadth_of(takes))  # so that all are seen as they start
-    mean = 0.0 if grid else float(np.linalg.norm(offsets_of(takes), axis=1).mean())
-    return [
-        View(tuple((first / np.linalg.norm(first)).tolist()), near + course),
-        View(VIEW_ASIDE, near, not grid, None if grid else BEHIND, (-mean, BEHIND[1] * mean)),
-        View((1.0, 0.0, 0.0), near, not grid, None if grid else (0.0, 1.0), (0.0, mean)),
-        View((0.0, -0.02, 1.0), LENS * (2.0 + 2.75 * breadth_of(takes)) + course, names=(0.0, 0.45)),
-    ]
+    course, breadth = 3.0 * LENS * (takes[0].told is not None), breadth_of(takes)
+    views = [View(tuple((first / np.linalg.norm(first)).tolist()), near(breadth) + course, breadth)]
+    lines = [[(-x, BEHIND * SPACING * i) for i, x in enumerate(line_of(takes, 0, -1.0))]]
+    lines.append([(0.0, y) for y in line_of(takes, 1, 1.0)])
+    for gaze, line in zip((VIEW_ASIDE, (1.0, 0.0, 0.0)), lines):
+        if layout in ("side", "beside"):
+            focus = tuple(np.mean((line[0], line[-1]), axis=0).tolist())
+            broad = 0.25 + float(np.abs(focus).max())
+            views.append(View(gaze, near(broad), broad, True, line, focus))
+        else:
+            views.append(View(gaze, near(breadth), breadth, layout != "grid"))
+    return [*views, View((0.0, -0.02, 1.0), LENS * (2.0 + 2.75 * breadth) + course, breadth, names=(0.0, 0.45))]
+
+
+def near(breadth: float) -> float:
+    """How far away the camera is, so that all are seen as they start [m]."""
+    return LENS * (3.1 + 1.6 * breadth)
+
+
+def line_of(takes: List[Take], axis: int, sign: float) -> List[float]:
+    """How far from the first one characters stand in a line along an axis of the course (ahead, left), so that none
+    ever reaches the next one (C,) [m]."""
+    rooms = [sorted(sign * x for x in take.room[axis]) for take in takes]
+    places = [0.0]
+    for before, after in zip(rooms, rooms[1:]):
+        places.append(places[-1] + max(SPACING, before[1] - after[0] + GAP))
+    return places
 
 
 def offsets_of(takes: List[Take]) -> np.ndarray:
@@ -494,11 +486,9 @@ def offsets_of(takes: List[Take]) -> np.ndarray:
 
 def shifts_of(takes: List[Take], view: View, course: float) -> np.ndarray:
     """By how much the characters are moved in a view (C, 3) [m], when the first one's course is this [rad]."""
-    offsets = offsets_of(takes)
     shifts = np.zeros((len(takes), 3))
-    if view.slot:
-        slot = axes_of(course)[:2, :2] @ view.slot
-        shifts[:, :2] = np.linalg.norm(offsets, axis=1, keepdims=True) * slot - offsets
+    if view.places:
+        shifts[:, :2] = np.array(view.places) @ axes_of(course)[:2, :2].T - offsets_of(takes)
     return shifts
 
 
@@ -510,7 +500,7 @@ def axes_of(turn: float) -> np.ndarray:
 def camera_of(takes: List[Take], view: View) -> Tuple[np.ndarray, np.ndarray]:
     """Where the camera stands and where it looks (3,), (3,) [m], as the characters start; who turns goes along +X."""
     turn = 0.0 if view.turns else float(ml.heading(takes[0].rotations[0, 0]))
-    middle = centre_of(takes if view.slot is None else takes[:1], 0) + axes_of(turn) @ [*view.focus, AIM]
+    middle = centre_of(takes[:1] if view.places else takes, 0) + axes_of(turn) @ [*view.focus, AIM]
     return middle + view.distance * axes_of(turn) @ view.gaze, middle
 
 
@@ -530,14 +520,14 @@ def breadth_of(takes: List[Take]) -> float:
 
 
 def names_at(character: Character, takes: List[Take], frame: int) -> List[np.ndarray]:
-    """Where the name of each character stands at a frame: over its head, and over another name if there is one.
-
-    -> (3,) each [m]"""
+    """Where the name of each character stands at a frame: over its root, above head and joints, so that who stands
+    on the hands is not hidden; and over another name if there is one. -> (3,) each [m]"""
     head = character.body_names.index("head") if "head" in character.body_names else 0
     places: List[np.ndarray] = []
     for take in takes:
         position, rotation = ml.forward_kinematics(character, take.root[frame], take.rotations[frame])
-        place = (position[head] + ml.quat_rotate(rotation[head], torch.tensor([0.0, 0.0, OVERHEAD]))).numpy()
+        over = position[head] + ml.quat_rotate(rotation[head], torch.tensor([0.0, 0.0, OVERHEAD]))
+        place = np.array([*position[0, :2].tolist(), max(float(over[2]), float(position[:, 2].max()) + OVER)])
         below = [other for other in places if np.linalg.norm((other - place)[:2]) < 0.5]
         places.append(place + [0.0, 0.0, 0.12 * len(below)])
     return places
@@ -607,9 +597,9 @@ RIGHT, LEFT = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
 LIMBS = DOT.format(f"linear-gradient(90deg, {RIGHT} 50%, {LEFT} 50%)", "right limbs dark, left limbs light")
 
 
-def title_of(takes: List[Take]) -> str:
+def title_of(takes: List[Take], link: str = " and ") -> str:
     """Title of the page's tab."""
-    return " and ".join(take.name for take in takes) if len(takes) <= FEW else f"{len(takes)} motions"
+    return link.join(take.name for take in takes) if len(takes) <= FEW else f"{len(takes)} motions"
 
 
 def unbroken(text: str) -> str:
@@ -681,8 +671,7 @@ def page_of(character: Character, meshes: Meshes, takes: List[Take], rate: float
 def head_of(takes: List[Take], rate: float, text: str = "", layout: str = "side") -> str:
     """view_head.html with rate and sizes as numbers, and legend, title and other words as texts of its script: JSON, in
     which nothing ends it."""
-    breadth, tangent = breadth_of(takes), math.tan(math.radians(0.5 * FIELD))
-    numbers = {"FRAMES_A_SECOND": rate, "NAME_WIDTH": NAME_WIDTH, "NEEDED": breadth / tangent, "BREADTH": breadth}
+    numbers = {"FRAMES_A_SECOND": rate, "NAME_WIDTH": NAME_WIDTH, "TANGENT": math.tan(math.radians(0.5 * FIELD))}
     numbers.update(VIEWS=[view._asdict() for view in views_of(takes, layout)], OFFSETS=offsets_of(takes).tolist())
     numbers.update(START=float(ml.heading(takes[0].rotations[0, 0])), AIM=AIM, MANY=len(takes) > 2)
     texts = {"LEGEND": legend_of(takes, text, layout), "TITLE": title_of(takes), "SEEN": VIEWS}
@@ -787,7 +776,7 @@ class Eye:
         """Put the camera of a browser where the view has it, in a narrow window further away, so that all are seen."""
         view = self.view()
         client.camera.position, client.camera.look_at = camera_of(self.takes, view)
-        share = breadth_of(self.takes) / (math.tan(math.radians(0.5 * FIELD)) * view.distance)  # of half the height
+        share = view.breadth / (math.tan(math.radians(0.5 * FIELD)) * view.distance)  # of half the height
         run_script(client, f"lookFrom({view.distance}, {share})")
 
     def carry(self, root: np.ndarray, course: float) -> None:
@@ -930,11 +919,11 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def visit(server: Any, args: argparse.Namespace, job: Callable) -> None:
-    """Say where the page is, open it unless args.no_browser, and do the job that moves it until Ctrl-C."""
+def visit(server: Any, args: argparse.Namespace, title: str, job: Callable) -> None:
+    """Say what the page shows and where, open it unless args.no_browser, and do the job that moves it until Ctrl-C."""
     try:
         address = f"http://{args.host}:{server.get_port()}"
-        print(f"{address} shows it in a browser; Ctrl-C ends it", flush=True)
+        print(f"{title}: {address} (Ctrl-C ends it)", flush=True)
         if not args.no_browser:
             webbrowser.open(address)
         job()
@@ -965,7 +954,8 @@ def main() -> None:
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)
-    visit(server, args, lambda: serve(server, scene, character, takes, rate, threading.Event(), args.text, args.layout))
+    rest = (takes, rate, threading.Event(), args.text, args.layout)
+    visit(server, args, title_of(takes, " beside "), lambda: serve(server, scene, character, *rest))
 
 
 if __name__ == "__main__":

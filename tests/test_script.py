@@ -145,7 +145,7 @@ def test_what_a_training_writes(trained, root):
         *sources,
         *(f"simulators/{path.name}" for path in root.glob("simulators/*.py")),
         *(f"motions/{path.name}" for path in root.glob("motions/*.py")),
-        "motions/view_head.html",
+        *(f"motions/{path.name}" for path in root.glob("motions/view_*")),
     ):
         assert (run / "code" / source).read_bytes() == (root / source).read_bytes()
     assert re.fullmatch(r"walk__num-envs-32-[a-z0-9.-]+__[0-9-]+", run.name)

@@ -347,13 +347,19 @@ def test_colours():
 
 
 def test_names_stand_over_heads_and_not_in_each_other(character):
-    """The head of the upright character is .46 m over its root, .2362 + .2239; its name .29 m over that."""
+    """The head of the upright character is .46 m over its root, .2362 + .2239; its name .29 m over that.
+
+    On its head, the feet are .831416 m over the root, .421546 + .409870; the name .2 m over them."""
     upright = torch.tensor(UP).expand(1, len(character.body_names), 4)
     take = view.Take("a", torch.tensor([[1.0, 2.0, 0.9]]), upright, None)
     aside = take._replace(root=torch.tensor([[1.0, 3.5, 0.9]]))
     one, over, other = view.names_at(character, [take, take, aside], 0)
     assert one == pytest.approx([1.0, 2.0, 1.65], abs=1e-3)
     assert over - one == pytest.approx([0, 0, 0.12]) and other - one == pytest.approx([0, 1.5, 0])
+    upside_down = upright.clone()
+    upside_down[0, 0] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    (name,) = view.names_at(character, [take._replace(rotations=upside_down)], 0)
+    assert name == pytest.approx([1.0, 2.0, 0.9 + 0.831416 + 0.2], abs=1e-3)
 
 
 @pytest.fixture
@@ -434,9 +440,30 @@ def test_the_world_turns_under_who_is_seen_from_the_side(eye):
         eye.next()
 
 
+@pytest.mark.parametrize("name", ["walk", "run", "cartwheel", "spinkick"])
+def test_from_side_and_front_none_hides_another(character, root, name):
+    """At no time do the meshes of two meet in the picture: there is free ground between them, seen from afar."""
+    clip = str(root / f"motions/{name}.npz")
+    files = view.SHOWN if name == "walk" else [clip, clip]
+    _, takes = view.load_takes(character, [*files, clip], "side" if name == "walk" else "beside", 3.0, live=True)
+    meshes = [torch.as_tensor(vertices) for vertices, _ in view.body_meshes(character.path)]
+    for one, axis in zip(view.views_of(takes, "beside")[1:3], (0, 1)):
+        ends = np.zeros((3, 2, 90))  # of each, its least and greatest place along the line, at 30 frames a second
+        for frame in range(90):
+            course = float(takes[0].course[4 * frame])
+            for i, (take, shift) in enumerate(zip(takes, view.shifts_of(takes, one, course))):
+                position, rotation = ml.forward_kinematics(character, take.root[4 * frame], take.rotations[4 * frame])
+                points = torch.cat([p + ml.quat_rotate(q, mesh) for p, q, mesh in zip(position, rotation, meshes)])
+                line = (points.numpy() + shift) @ view.axes_of(course)[:, axis]
+                ends[i, :, frame] = line.min(), line.max()
+        if axis == 0:
+            ends = -ends[:, ::-1]  # behind each other
+        assert (ends[1:, 0] - ends[:-1, 1]).min() > 0.1
+
+
 def test_in_a_grid_and_over_each_other_nobody_is_moved(write_clip, character):
     clips = [write_clip("a.npz"), write_clip("b.npz"), write_clip("c.npz")]
-    for layout in ("grid", "overlay"):
+    for layout in ("grid", "overlay", "pinned"):
         _, takes = view.load_takes(character, clips, layout)
         for one in view.views_of(takes, layout):
             assert np.abs(view.shifts_of(takes, one, 1.0)).max() < 1e-6 and not (layout == "grid" and one.turns)
@@ -645,6 +672,17 @@ def test_port_in_use_is_one_line(run_script, root):
     assert err.startswith(f"error: --host 127.0.0.1 --port {port}: Address already in use; try another --port")
 
 
+def test_one_line_says_what_is_shown_and_where(capsys, character, monkeypatch):
+    _, takes = view.load_takes(character, view.SHOWN, "beside", 0.1)
+    opened = []
+    monkeypatch.setattr(view.webbrowser, "open", opened.append)
+    server, args = SimpleNamespace(get_port=lambda: 8080), SimpleNamespace(host="127.0.0.1", no_browser=False)
+    view.visit(server, args, view.title_of(takes, " beside "), lambda: None)
+    what = "policy pretrained/walk.pt beside clip motions/walk"
+    assert capsys.readouterr().out == f"{what}: http://127.0.0.1:8080 (Ctrl-C ends it)\n"
+    assert opened == ["http://127.0.0.1:8080"]
+
+
 def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [taken.getsockname()[1], other.getsockname()[1]]
@@ -745,6 +783,27 @@ def until(tab, condition):
     return False
 
 
+def clock(tab):
+    """The time of the player of the file [s], None before there is one."""
+    slider = tab.locator("[role=slider]")
+    return float(slider.get_attribute("aria-valuenow")) if slider.count() else None
+
+
+def names_off(tab):
+    """How far each name of two stands from over its figure's root, as it is drawn (2,) [m]."""
+    code = """() => {
+        const m = __viserMutable, spots = [], names = Object.keys(m.nodeRefFromName);
+        m.scene.traverse(({material}) => {
+            const data = material?.uniforms?.uLabelData?.value.image.data;
+            if (data && !spots.length) spots.push([data[0], data[2]], [data[4], data[6]]);
+        });
+        return spots.map(([x, z], i) => {
+            const root = m.nodeRefFromName[names.find(name => new RegExp(`^/world/${i} [^/]+/pelvis$`).test(name))];
+            const place = root.getWorldPosition(root.position.clone());
+            return Math.hypot(place.x - x, place.z - z)})}"""
+    return np.array(tab.evaluate(code))
+
+
 def scrub(tab, seconds):
     """Type a time into the player of the file, which also pauses it."""
     number = tab.locator("input[type=text]").first
@@ -808,6 +867,10 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     pelvis = "/world/0 policy pretrained walk.pt/pelvis"
     wait_for(tab, f"{pelvis}/torso/head")
     wait_for(tab, "/world/1 clip motions walk/pelvis/torso/head")
+    # it plays once the cover is gone, from the start on, and the first picture then has light and names
+    lit = "() => document.getElementById('loading') ? 0 : __viserMutable.scene.environment ? 1 : -1"
+    assert tab.locator("#loading").count() == 1 and until(tab, lambda: clock(tab) == 0.0)
+    assert until(tab, lambda: tab.evaluate(lit) != 0) and tab.evaluate(lit) == 1
     moves(tab, pelvis)
     code = """names => names.map(name => {
         const m = __viserMutable, found = m.nodeRefFromName[name];
@@ -855,11 +918,20 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     apart = place_of(tab, clip) - place_of(tab, pelvis)
     assert np.dot(apart, tab.evaluate(code)) == pytest.approx(-0.9, abs=0.1)  # a little further away ...
     assert np.hypot(*apart[[0, 2]]) == pytest.approx(1.5 * math.hypot(1.0, 0.6), abs=0.1)  # ... and behind
+    assert until(tab, lambda: names_off(tab).max() < 0.01)
     scrub(tab, "9.01")  # 20 degrees further to the left: the camera has gone around
     assert abs(takes[0].course[270] - takes[0].course[61]) > 0.3 and until(tab, lambda: seen_from(270, left=-1.0))
     tab.locator("input[type=text]").first.blur()
     tab.keyboard.press("v")
-    assert until(tab, lambda: seen_from(270, ahead=1.0))
+    assert until(tab, lambda: seen_from(270, ahead=1.0)) and until(tab, lambda: names_off(tab).max() < 0.01)
+    # one light's shadows, of all that is seen, however far away the camera is
+    tab.evaluate("() => __viserMutable.cameraControl.dollyTo(50, false)")
+    code_of_shadows = """() => {
+        const m = __viserMutable, lights = m.scene.children.filter(one => one.isDirectionalLight && one.castShadow);
+        const target = m.cameraControl.getTarget(m.camera.position.clone());
+        return lights.map(({shadow: {camera}}) => [camera.right, ...target.clone().project(camera).toArray()])}"""
+    middle = lambda: np.array(tab.evaluate(code_of_shadows))  # noqa: E731
+    assert until(tab, lambda: middle().shape == (1, 4) and np.allclose(middle()[0, :3], [15.0, 0.0, 0.0], atol=1e-3))
     tab.keyboard.press("v")
     assert until(tab, lambda: tab.evaluate(code)[1] > 0.99)
     tab.keyboard.press("v")

@@ -1,0 +1,31 @@
+// Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
+// where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
+// head folds it. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
+// into the middle of that. Only once: the server may come again.
+if (!window.lookFrom) {
+  const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
+  const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";
+  const look = ".mantine-Notifications-root, .mantine-Slider-mark {display: none !important}"
+    + ".mantine-Slider-markLabel {margin-top: 4px} .mantine-Slider-root {margin-bottom: 4px}"
+    + sheet + " {max-height: 42vh !important; overflow-y: auto !important; max-width: 100vw}"
+    + head + "::after {content: '▴'; margin-left: 0.6em}" + head + ":has(button)::after {content: '▾'}";
+  document.head.insertAdjacentHTML("beforeend", `<style>${look}</style>`);
+  let tries = 0;
+  const wait = setInterval(() => {
+    const fold = document.querySelector(head);
+    if (fold || ++tries > 50) clearInterval(wait);
+    if (fold && FOLDED) fold.click();
+  }, 100);
+  const free = () => innerWidth > NARROW ? innerWidth - PANEL : innerWidth;
+  let breadth = 0, far = 1;
+  const fit = base => {
+    const {cameraControl, camera} = window.__viserMutable, before = far;
+    const room = Math.max(free() / 2 - NAME_WIDTH, free() / 10);  // to each side [pixels]
+    far = Math.max(breadth * innerHeight / 2 / room, 1);
+    cameraControl.dollyTo((base || cameraControl.distance / before) * far, false);
+    const up = innerWidth > NARROW ? 0 : innerHeight / 10;  // over the open panel
+    camera.setViewOffset(innerWidth, innerHeight, (innerWidth - free()) / 2, up, innerWidth, innerHeight);
+  };
+  window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
+  addEventListener("resize", () => fit());
+}

@@ -6,7 +6,7 @@
 # It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, six films of a cycle (docs/walk.gif, run, spinkick,
 # cartwheel, jump, roll), docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
 # requirements-motions.txt and an OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/
-# stay what they are. Seven minutes, by estimate, on two CPU cores. Of four roll-outs the one was chosen whose film has the smallest seam or turn.
+# stay what they are. Eight minutes, by estimate, on two CPU cores. Of four roll-outs the one was chosen whose film has the smallest seam or turn.
 set -e
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -27,21 +27,22 @@ done
 strip() {  # NAME ROLL-OUT TITLE: one cycle
     "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --size 840 500 --poses 7 --text 28 --title "$3" --legend ""
 }
-for name in run spinkick cartwheel jump roll; do
+for name in run spinkick cartwheel jump roll dance_a crawl; do
     "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --out "$scratch/$name"
 done
 strip walk docs/rollouts/walk.npz walk
-for name in run cartwheel jump roll; do
+for name in run cartwheel jump roll crawl; do
     strip "$name" "$scratch/$name/rollouts/000.npz" "$name"
 done
 strip spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick
+strip dance_a "$scratch/dance_a/rollouts/000.npz" dance
 "$python" - "$scratch" <<'END'
 import sys
 
 import numpy as np
 from PIL import Image
 
-names = (("walk", "run"), ("spinkick", "cartwheel"), ("jump", "roll"))
+names = (("walk", "run"), ("spinkick", "cartwheel"), ("jump", "roll"), ("dance_a", "crawl"))
 rows = [[Image.open(f"{sys.argv[1]}/{name}.png") for name in row] for row in names]
 high = [max(strip.height for strip in row) for row in rows]
 picture = Image.new("RGB", (2 * rows[0][0].width + 24, sum(high)), "white")

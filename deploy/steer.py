@@ -50,9 +50,8 @@ REST = 2.0  # how long it lies after a fall, in the physics' time [s]
 ASIDE = 1.0  # the nearest clip stands so far from the character [m]
 MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
 CALM = 0.3  # time constant of a camera that goes around [s]
-TRAIL = 200  # lines on the ground, each of TRAIL_SECONDS
-TRAIL_SECONDS = 0.1
-RECENT = 10  # of these lines, the last ones, which keep up with the figure
+TRAIL = 100  # lines on the ground, each of TRAIL_SECONDS
+TRAIL_SECONDS = 0.2
 THERE = 0.5  # who is so near to where was clicked is there [m]
 RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
@@ -386,8 +385,8 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     of a push, and a mark where was clicked; the way from the character to the nearest clip (3,) [m], which does not
     swing around in turns; what key V does."""
     state = walker.state()
-    root = state.root_position.expand(TRAIL + 1, -1)  # as many points as the trail will have
-    rotations = state.rotations.expand(TRAIL + 1, -1, -1)
+    root = state.root_position.expand(2, -1)
+    rotations = state.rotations.expand(2, -1, -1)
     touching = torch.ones(rotations.shape[:2], dtype=torch.bool)  # of any body; of the clip none are shown
     takes = [view.Take("policy", root, rotations, touching)]
     place, middle = view.camera_of(takes, view.views_of(takes, "beside")[0])
@@ -395,6 +394,7 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     aside = ASIDE * torch.tensor([y, -x, 0.0]) / math.hypot(x, y)  # to the left in the picture
     takes.append(view.Take("nearest clip", root + aside, rotations, ~touching, held="at its side"))
     scene = view.build(server, walker.character, meshes, takes, "beside")
+    scene.paths.pop().remove()  # its way is the trail
     everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
     view.aim(server, everyone, "beside")
     eye = view.Eye(server, scene, everyone, "beside")
@@ -438,33 +438,36 @@ def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.
 class Trail:
     """The way that it went, on the ground.
 
-    The page draws new points of a line a while after a pose: a trail would end behind the figure. So its last RECENT
-    parts are lines of their own, each a metre long and scaled, which are moved as the figure is."""
+    The page draws new points of a line a while after a pose: a trail would end behind the figure. So its parts are
+    lines of their own, each a metre long and scaled. The last one is moved as the figure is; the oldest is the next."""
 
-    def __init__(self, server: Any, line: Any) -> None:
-        """line: viser's handle of the rest."""
-        self.line = line
-        self.points = np.zeros((TRAIL + 1, 3))  # [m]
-        self.grown = -1  # when it has
+    def __init__(self, server: Any) -> None:
         ends = np.array([[0.0, 0.0], [1.0, 0.0]])
-        names = [f"/world/trail {n}" for n in range(RECENT)]
-        self.recent = [view.add_path(server.scene, name, ends, 0.02, view.colour_of(0, "")) for name in names]
+        names = [f"/world/trail {n}" for n in range(TRAIL)]
+        self.parts = [view.add_path(server.scene, name, ends, 0.02, view.colour_of(0, "")) for name in names]
+        self.begin = np.zeros(3)  # of the last part [m]
+        self.grown = math.inf  # when it has
 
     def show(self, root: np.ndarray, moment: int) -> None:
-        """Let it end under the root (1, 3) [m] at a moment, or begin there anew if time has gone back."""
+        """Let it end under the root (3,) [m] at a moment, or begin there anew if time has gone back."""
         spot = root * [1, 1, 0]
-        changed = self.recent[-1:]
-        if moment != self.grown:
-            anew = not moment > self.grown >= 0
-            self.points = np.tile(spot, (TRAIL + 1, 1)) if anew else np.concatenate((self.points[1:], spot))
-            lines = np.stack((self.points[:-1], self.points[1:]), 1)
-            self.line.points = (lines + [0, 0, 0.02]).astype(np.float32)
-            changed, self.grown = self.recent, moment
-        ends = np.concatenate((self.points[-len(changed) :], spot))
-        for node, begin, way in zip(changed, ends, np.diff(ends, axis=0)):
-            node.position = begin
-            node.wxyz = view.yaw(math.atan2(way[1], way[0]))
-            node.scale = (max(float(np.linalg.norm(way)), 1e-3), 1.0, 1.0)
+        if moment < self.grown:
+            self.begin = spot
+            for part in self.parts:
+                self.lay(part, spot)
+        self.lay(self.parts[-1], spot)
+        if moment > self.grown:
+            self.begin = spot
+            self.parts = self.parts[1:] + self.parts[:1]
+            self.lay(self.parts[-1], spot)
+        self.grown = moment
+
+    def lay(self, part: Any, end: np.ndarray) -> None:
+        """Let a part lead from where the last one begins to its end (3,) [m]."""
+        way = end - self.begin
+        part.position = self.begin
+        part.wxyz = view.yaw(math.atan2(way[1], way[0]))
+        part.scale = (max(float(np.linalg.norm(way)), 1e-3), 1.0, 1.0)
 
 
 def show_told(arrow: Any, mark: Any, walker: Walker, target: Optional[np.ndarray]) -> None:
@@ -510,7 +513,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     scene, (arrow, blow, mark), aside, eye = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds, eye)
     nearest = Nearest(walker.env.motions, PICTURES)
-    trail = Trail(server, scene.paths[0])
+    trail = Trail(server)
     course = 0.0  # of a camera that goes around [rad]
     said: Tuple[Any, ...] = ()  # what the page's words are of
     share = 1.0  # of the time that is to pass, that passes in the physics; over a second
@@ -538,7 +541,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
                 eye.carry(takes[0].root[0].numpy(), course)
             view.show(scene, walker.character, takes, 0, turn=eye.turn, aside=eye.aside())
             scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost.value
-            trail.show(takes[0].root.numpy(), moment)
+            trail.show(takes[0].root[0].numpy(), moment)
             show_told(arrow, mark, walker, controls.target)
             show_push(blow, walker, controls.blow)
             if said != (moment, controls.playing, walker.speed, walker.end):

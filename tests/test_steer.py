@@ -206,17 +206,23 @@ def test_what_it_walked_is_saved_as_a_roll_out(walker, controls, monkeypatch, tm
     assert capsys.readouterr().out == "steered-3.npz: disk full; nothing is saved\n"
 
 
-def test_the_trail_ends_under_the_figure(monkeypatch):
+def test_the_trail_has_no_gap():
+    """From its beginning to the figure: only poses are sent, of its last two parts at most, and the rest stays."""
     lines = []
     scene = SimpleNamespace(add_line_segments=lambda *_, **__: lines.append(SimpleNamespace()) or lines[-1])
-    trail = steer.Trail(SimpleNamespace(scene=scene), SimpleNamespace())
-    trail.show(np.array([[1.0, 0.0, 0.9]]), 0)
-    for moment in range(1, 30):
-        trail.show(np.array([[1.0, 0.1 * moment, 0.9]]), moment)
-    trail.show(np.array([[1.0, 2.95, 0.9]]), 29)  # between two points
-    ends = [line.position + line.scale[0] * np.array([0.0, 1.0, 0.0]) for line in lines]
-    assert np.allclose(lines[-1].position, [1.0, 2.9, 0.0]) and np.allclose(ends[-1], [1.0, 2.95, 0.0])
-    assert np.allclose(ends[-3], lines[-2].position) and np.allclose(lines[-1].wxyz, view.yaw(math.pi / 2))
+    trail = steer.Trail(SimpleNamespace(scene=scene))
+    trail.show(np.array([1.0, 0.0, 0.9]), 0)
+    for picture in range(1, 3 * steer.TRAIL):  # two of a part
+        before = [dict(vars(line)) for line in lines]
+        trail.show(np.array([1.0, 0.1 * picture, 0.9]), picture // 2)
+        assert sum(not np.array_equal(line.position, old["position"]) for line, old in zip(lines, before)) <= 1
+        assert sum(line.scale != old["scale"] for line, old in zip(lines, before)) <= 2
+        ends = sorted((line.position[1], line.position[1] + line.scale[0]) for line in lines)
+        assert all(begin <= end + 1e-9 for (_, end), (begin, _) in zip(ends, ends[1:]))
+        assert abs(ends[-1][1] - 0.1 * picture) < 2e-3 and ends[0][0] <= max(0.1 * picture - 0.19 * steer.TRAIL, 0.0)
+        assert all(np.allclose(line.wxyz, view.yaw(math.pi / 2)) for line in lines if line.scale[0] > 1e-3)
+    trail.show(np.array([5.0, 0.0, 0.9]), 0)  # anew
+    assert all(np.allclose(line.position, [5.0, 0.0, 0.0]) and line.scale[0] == 1e-3 for line in lines)
 
 
 def test_a_push_is_an_impulse(walker):

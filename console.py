@@ -47,12 +47,9 @@ def start_lines(args: Any, motions: MotionLib, falls: str, span: Tuple[int, int]
     clips = os.path.basename(os.path.normpath(args.motion_file))
     clips += f" ({len(motions.files)} clips)" * (len(motions.files) > 1)
     begun = f", {span[0]:,} done" if span[0] else f", starting from {args.checkpoint}" if args.checkpoint else ""
-    lines = [
-        f"{clips}, imitated by {os.path.basename(motions.character.path)}; simulator {args.sim}, {where}",
-        falls,
-        f"{span[1]:,} samples{begun}, {args.num_envs} characters at a time",
-        "the run is kept in the folder below; Ctrl-C saves and stops; to go on:",
-    ]
+    lines = [f"{clips}, imitated by {os.path.basename(motions.character.path)}; simulator {args.sim}, {where}"]
+    lines += [falls, f"{span[1]:,} samples{begun}, {args.num_envs} characters at a time"]
+    lines += ["the run is kept in the folder below; Ctrl-C saves and stops; to go on:"]
     return [*(textwrap.fill(plain(line), **WRAP) for line in lines), again]
 
 
@@ -81,10 +78,13 @@ def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
     count = metrics.get("episodes", 0)
     falls = round(count * metrics.get("fall_rate", 0.0))
     parts = [f"{count} episode{'s' * (count != 1)}", f"{falls or 'no'} fall{'s' * (falls != 1)}"]
+    parts += [f"pose error {short(metrics.get('pose_error_m'), 3)} m"]
     wanted = metrics.get("commanded_speed_m_s", getattr(args, "target_speed", None))
     wanted = motions.statistics()[1] if wanted is None else wanted
     own = metrics.get("path_speed_m_s", metrics.get("speed_m_s"))
-    parts += [f"pose error {short(metrics.get('pose_error_m'), 3)} m", f"speed {short(own)} of {short(wanted)} m/s"]
+    turns = [short(metrics[name]) for name in ("turns_per_cycle", "clip_turns_per_cycle") if name in metrics]
+    told = [f"turns {' of '.join(turns)} a cycle"] * (len(turns) == 2)  # of a cartwheel, which need not get anywhere
+    parts += [f"speed {short(own)} of {short(wanted)} m/s"] if abs(wanted) >= 0.3 else told
     parts += [text.format(short(metrics[name], digits)) for name, (text, digits) in TOLD.items() if name in metrics]
     early = falls > count / 2 and args.total_timesteps < 1_000_000
     return ", ".join(parts) + "\nmost fell; most clips take 1 to 10 million samples: --total-timesteps 3000000" * early

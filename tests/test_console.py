@@ -89,6 +89,7 @@ def test_a_command_can_be_typed_as_it_stands(monkeypatch):
     assert said == "torchrun --standalone --nproc-per-node=2 amp.py --resume 'runs/a\\x1b'"
 
 
+TURNS = "32 episodes, no falls, pose error .022 m, turns 1.02 of 1.00 a cycle"
 FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412)
 
 
@@ -121,6 +122,8 @@ FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412
             "32 episodes, 32 falls, pose error .022 m, speed 1.04 of .97 m/s\n"
             "most fell; most clips take 1 to 10 million samples: --total-timesteps 3000000",
         ),
+        (dict(turns_per_cycle=1.02, clip_turns_per_cycle=1.0), dict(target_speed=0.05), TURNS),
+        ({}, dict(target_speed=0.05), TURNS.split(", turns")[0]),  # who need not get anywhere has no speed
         (
             dict(fall_rate=0.5),
             dict(total_timesteps=9),

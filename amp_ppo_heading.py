@@ -78,17 +78,17 @@ class Task:
     """What the character is to do."""
 
     task_reward: Literal["velocity", "projection"] = "velocity"
-    """what counts: the whole velocity, or, as in the paper, its part along the target heading"""
+    """the whole velocity, or, as in the paper, its part along the target heading"""
     task_weights: Tuple[float, float] = (8.0, 0.25)
     """c and w in (1 / (1 + c |v* d* - v|^2 / max(v*, 1)^2) + w max(0, cos a)) / (1 + w)"""
     speed_range: Tuple[float, float] = (1.0, 3.5)
-    """target speeds, drawn evenly [m/s], below 0.3 standing; paper: 1 to 5"""
+    """target speeds drawn evenly [m/s], below 0.3 standing; paper: 1 to 5"""
     turn_std: float = 0.15
     """standard deviation of a small change of the target heading [rad]"""
     clip_share: float = 0.5
-    """share of the training's episodes first told to go on as the clip does"""
+    """share of training episodes first told to go on as the clip does"""
     eval_commands: Optional[str] = None
-    """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each valid until the next"""
+    """for --evaluate: file of lines "time [s], heading [degrees], speed [m/s]", each until the next"""
     style_weight: float = 1.0
     """style_weight in r_total = r_task + style_weight * r_style"""
 
@@ -170,7 +170,7 @@ def check_args(args: Args) -> None:
     ranges["target_kl"] = (1e-9, 10**15)
     check_numbers(args, ranges, from_zero=("seed", "eval_interval", "clone_updates"))
     if args.speed_range[0] > args.speed_range[1] or args.keep_course:
-        raise InputError("no --keep-course here; --speed-range: smaller number first")
+        raise InputError("no --keep-course here" if args.keep_course else "--speed-range: smaller number first")
     world = processes().world
     batch = math.ceil(args.num_envs / world) * args.num_steps
     if args.num_minibatches > batch or args.total_timesteps < batch * world:

@@ -6,7 +6,8 @@
 # It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, six films of a cycle (docs/walk.gif, run, spinkick,
 # cartwheel, jump, roll), docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
 # requirements-motions.txt and an OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/
-# stay what they are. Eight minutes, by estimate, on two CPU cores. Of four roll-outs the one was chosen whose film has the smallest seam or turn.
+# stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of one roll-out of four; at its
+# seam no more changes than from one picture to the next.
 set -e
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}

@@ -955,7 +955,8 @@ def main() -> None:
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)
     rest = (takes, rate, threading.Event(), args.text, args.layout)
-    visit(server, args, title_of(takes, " beside "), lambda: serve(server, scene, character, *rest))
+    link = " beside " if args.layout in ("side", "beside") else " and "
+    visit(server, args, title_of(takes, link), lambda: serve(server, scene, character, *rest))
 
 
 if __name__ == "__main__":

@@ -369,11 +369,11 @@ PRETRAINED = {
     "heading": (HEADING, 8, 0.1, "task_return", 0.65),
     "run": (SCRIPT, 4, 0.05, "speed_m_s", 3.3),
     "jump": (SCRIPT, 4, 0.05, "speed_m_s", 0.5),
-    "crawl": (SCRIPT, 4, 0.06, "speed_m_s", 0.12),
+    "crawl": (SCRIPT, 4, 0.05, "speed_m_s", 0.12),
     "cartwheel": (SCRIPT, 4, 0.05, "turns_per_s", 0.34),
-    "spinkick": (SCRIPT, 4, 0.06, "turns_per_s", 0.7),
-    "roll": (SCRIPT, 4, 0.07, "turns_per_s", 0.4),
-    "dance_a": (SCRIPT, 4, 0.06, "turns_per_s", 0.55),
+    "spinkick": (SCRIPT, 4, 0.05, "turns_per_s", 0.7),
+    "roll": (SCRIPT, 4, 0.07, "turns_per_s", 0.43),
+    "dance_a": (SCRIPT, 4, 0.05, "turns_per_s", 0.55),
 }
 
 

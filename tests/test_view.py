@@ -783,12 +783,6 @@ def until(tab, condition):
     return False
 
 
-def clock(tab):
-    """The time of the player of the file [s], None before there is one."""
-    slider = tab.locator("[role=slider]")
-    return float(slider.get_attribute("aria-valuenow")) if slider.count() else None
-
-
 def names_off(tab):
     """How far each name of two stands from over its figure's root, as it is drawn (2,) [m]."""
     code = """() => {
@@ -863,14 +857,16 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     assert page.stat().st_size < 1.5e6
     tab.context.set_offline(True)
     tab.set_viewport_size({"width": 390, "height": 500})  # a telephone's
+    tab.add_init_script("""addEventListener("there", () => {
+        const slider = document.querySelector("[role=slider]"), {environment, visible} = __viserMutable.scene;
+        window.began = [Number(slider.getAttribute("aria-valuenow")), Boolean(environment && visible)]})""")
     tab.goto(page.as_uri())
     pelvis = "/world/0 policy pretrained walk.pt/pelvis"
     wait_for(tab, f"{pelvis}/torso/head")
     wait_for(tab, "/world/1 clip motions walk/pelvis/torso/head")
     # it plays once the cover is gone, from the start on, and the first picture then has light and names
-    lit = "() => document.getElementById('loading') ? 0 : __viserMutable.scene.environment ? 1 : -1"
-    assert tab.locator("#loading").count() == 1 and until(tab, lambda: clock(tab) == 0.0)
-    assert until(tab, lambda: tab.evaluate(lit) != 0) and tab.evaluate(lit) == 1
+    assert until(tab, lambda: tab.evaluate("window.began")) and tab.evaluate("window.began[1]")
+    assert tab.evaluate("window.began[0]") < 0.1 and tab.locator("#loading").count() == 0
     moves(tab, pelvis)
     code = """names => names.map(name => {
         const m = __viserMutable, found = m.nodeRefFromName[name];

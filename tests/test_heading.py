@@ -417,7 +417,7 @@ def test_train_evaluate_and_steer(run_script, root, tmp_path):
     "changes, word",
     [
         (dict(speed_range=(3, 1)), "--speed-range: smaller number first"),
-        (dict(keep_course=True), "no --keep-course here"),
+        (dict(keep_course=()), "no --keep-course here"),
         (dict(speed_range=(-1, 1)), "--speed-range"),
         (dict(turn_std=-1), "--turn-std"),
         (dict(task_weights=(0, 0)), "--task-weights: one has to lie above 0"),

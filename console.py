@@ -98,13 +98,12 @@ def four_digits(x: Any) -> Any:
 
 def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str, again: str = "") -> None:
     """Say on stderr how an evaluation went and where it is; on stdout `again`, a command, and as the last line JSON."""
-    said = sentence(args, motions, metrics).splitlines()
-    print(*[textwrap.fill(line, **WRAP) for line in said], sep="\n", file=sys.stderr, flush=True)
-    if os.path.exists(os.path.join(folder, "index.html")):
-        print(f"{plain(folder)}/index.html: the motion; open it in a browser", file=sys.stderr)
-    if os.path.isdir(folder):
-        print(f"{plain(folder)}: {', '.join(sorted({*os.listdir(folder)} - {'index.html'}))}", file=sys.stderr)
-    if again:
-        print("the same policy on other episodes:", file=sys.stderr, flush=True)
-        print(again)
-    print(json.dumps(four_digits(metrics)), flush=True)
+    lines = [textwrap.fill(line, **WRAP) for line in sentence(args, motions, metrics).splitlines()]
+    files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    lines += [plain(f"{args.out} exists; written to {folder}")] * (bool(files) and args.out not in (None, folder))
+    lines += [plain(f"{folder}/index.html: the motion; open it in a browser")] * ("index.html" in files)
+    lines += [plain(f"{folder}: {', '.join(x for x in files if x != 'index.html')}")] * bool(files)
+    lines += ["no page: AMP_PAGE=no in the environment"] * (bool(files) and os.environ.get("AMP_PAGE") == "no")
+    lines += ["the same policy on other episodes:"] * bool(again)
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    print(*[again] * bool(again), json.dumps(four_digits(metrics)), sep="\n", flush=True)

@@ -18,7 +18,7 @@ from curves import Log, curve_name
 from training_run import Run
 
 ARGS = dict(exp_name=None, motion_file="motions/walk.npz", seed=3, sim="mujoco", num_envs=256, target_speed=None)
-ARGS.update(total_timesteps=3_000_000, evaluate=False, checkpoint=None)
+ARGS.update(total_timesteps=3_000_000, evaluate=False, checkpoint=None, out=None)
 
 
 def args_of(**changes):
@@ -166,7 +166,7 @@ def test_of_80_columns_the_bar_has_20_at_every_time(total, longest, left):
                 assert len(line) == 80 and len(line.split(" left, ")[0].rpartition(" ")[0]) >= 20, line
 
 
-def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
+def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path, monkeypatch):
     figures = dict(FIGURES, speed_m_s=0.971234567, lag_s=math.nan, judged="the clip", parts=[0.123456, {"a": 1e-9 / 3}])
     console.tell(args_of(), walk, figures, str(tmp_path / "none"))
     out, err = capsys.readouterr()
@@ -176,6 +176,7 @@ def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
     assert err == "32 episodes, no falls, pose error .022 m, speed .97 of .97 m/s\n"
     for name in ("index.html", "grid.png", "film.mp4"):
         (tmp_path / name).touch()
+    monkeypatch.delenv("AMP_PAGE")
     console.tell(args_of(), walk, figures, str(tmp_path), "python it again")
     again, last = capsys.readouterr()
     assert last.splitlines() == [
@@ -185,6 +186,23 @@ def test_the_last_line_is_json_with_four_digits(walk, capsys, tmp_path):
         "the same policy on other episodes:",
     ]
     assert again.splitlines() == ["python it again", out[:-1]]
+
+
+def test_where_an_evaluation_went_and_why_it_has_no_page(walk, capsys, tmp_path, monkeypatch):
+    """--out of a folder that exists goes to another; AMP_PAGE=no leaves the page out."""
+    (tmp_path / "mine-2").mkdir()
+    (tmp_path / "mine-2/figures.json").touch()
+
+    def told(out):
+        console.tell(args_of(out=out and str(tmp_path / out)), walk, FIGURES, str(tmp_path / "mine-2"))
+        return capsys.readouterr().err.splitlines()[1:]
+
+    monkeypatch.delenv("AMP_PAGE")
+    written = f"{tmp_path}/mine-2: figures.json"
+    assert told(None) == told("mine-2") == [written]
+    assert told("mine") == [f"{tmp_path}/mine exists; written to {tmp_path}/mine-2", written]
+    monkeypatch.setenv("AMP_PAGE", "no")
+    assert told(None) == [written, "no page: AMP_PAGE=no in the environment"]
 
 
 def test_groups_of_curves_are_in_order():

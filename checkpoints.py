@@ -10,7 +10,7 @@ from typing import Any, Dict, Optional, Set
 import torch
 from torch import Tensor
 
-from files import HERE, InputError, check_archive, find, plain, read_file, reading
+from files import HERE, InputError, alike, check_archive, find, plain, read_file, reading
 from motion_lib import MotionLib
 
 
@@ -105,9 +105,9 @@ def load_checkpoint(path: str, name: str, own: bool = False) -> Dict[str, Any]:
     path = os.path.join(path, "latest.pt") if os.path.isdir(path) else path
     if not os.path.isfile(path):
         hint = "; --resume takes a run's folder, --checkpoint FILE trains on from a policy" if own else " or folder"
-        if os.path.exists(os.path.join(os.path.dirname(path), "args.json")):
+        if path.endswith("latest.pt") and os.path.exists(os.path.join(os.path.dirname(path), "args.json")):
             hint = "; a run stopped before its first save has to be started anew"
-        raise InputError(f"{path!r}: no such file{hint}")
+        raise InputError(f"{path!r}: no such file{hint}{alike(path, 'runs/*/latest.pt', 'pretrained/*.pt')}")
     version = [int(x) for x in torch.__version__.split("+")[0].split(".")[:2]]
     if version < [2, 6] and not own and os.environ.get("AMP_TRUST_CHECKPOINTS") != "1":
         danger = "with this old PyTorch a foreign checkpoint can execute code (CVE-2025-32434)"

@@ -3,7 +3,6 @@
 Conventions as in motion_lib.py. Dimension key: F frames, J bodies (row 0 is the root).
 """
 
-import difflib
 import io
 import json
 import math
@@ -13,7 +12,7 @@ from typing import List, NamedTuple, Tuple
 
 import numpy as np
 
-from files import InputError, find, read_file, reading, write_file
+from files import InputError, alike, find, read_file, reading, write_file
 
 
 class Clip(NamedTuple):
@@ -23,14 +22,6 @@ class Clip(NamedTuple):
     loop: str  # "wrap": the last frame is the first one of the next cycle; "clamp": it ends there
     root_position: np.ndarray  # (F, 3) world [m]
     rotations: np.ndarray  # (F, J, 4) xyzw, parent-relative; row 0 is the root in the world
-
-
-def _alike(path: str) -> str:
-    """What to say of a file that is not there: the clip whose name is most like it, or which clips there are."""
-    folders = [x for x in (find("motions"), os.path.dirname(path) or ".") if os.path.isdir(x)]
-    clips = {x[:-4]: os.path.join(y, x) for y in folders for x in sorted(os.listdir(y)) if x.endswith(".npz")}
-    near = difflib.get_close_matches(os.path.splitext(os.path.basename(path))[0], clips, 1)
-    return f"perhaps you meant {clips[near[0]]}" if near else f"there, and in motions/, are {', '.join(clips)}"
 
 
 def load_clip(path: str, body_names: List[str]) -> Clip:
@@ -43,7 +34,7 @@ def load_clip(path: str, body_names: List[str]) -> Clip:
             raise InputError(f"{path}: {fault}")
 
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such motion file; {_alike(path)}")
+        raise InputError(f"{path}: no such motion file{alike(path, 'motions/*.npz')}")
     with reading(path, "a motion clip as in motions/README.md"), open(path, "rb") as archive:
         advice = f"python motions/convert.py {path} makes one of BVH or another format"
         check(zipfile.is_zipfile(archive), f"no motion clip, or a damaged one; {advice}")

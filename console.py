@@ -102,8 +102,9 @@ def tell(args: Any, motions: MotionLib, metrics: Dict[str, Any], folder: str, ag
     files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     lines += [plain(f"{args.out} exists; written to {folder}")] * (bool(files) and args.out not in (None, folder))
     lines += [plain(f"{folder}/index.html: the motion; open it in a browser")] * ("index.html" in files)
-    lines += [plain(f"{folder}: {', '.join(x for x in files if x != 'index.html')}")] * bool(files)
-    lines += ["no page: AMP_PAGE=no in the environment"] * (bool(files) and os.environ.get("AMP_PAGE") == "no")
+    others = ", ".join(x for x in files if x != "index.html")
+    others += "; no page (AMP_PAGE=no)" * (os.environ.get("AMP_PAGE") == "no")
+    lines += [plain(f"{folder}: {others}")] * bool(files)
     lines += ["the same policy on other episodes:"] * bool(again)
     print(*lines, sep="\n", file=sys.stderr, flush=True)
     print(*[again] * bool(again), json.dumps(four_digits(metrics)), sep="\n", flush=True)

@@ -1,13 +1,15 @@
-"""What passes between this project and the outside: error lines, files, their locks."""
+"""What passes between this project and the outside: error lines, files."""
 
 import contextlib
+import difflib
 import errno
+import glob
 import os
 import pickletools
-import stat
+import re
 import sys
 import zipfile
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -36,7 +38,8 @@ def reading(path: str, kind: str) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{path}: cannot read this file: {error.strerror or error}") from error
+        hint = alike(path, f"motions/*{os.path.splitext(path)[1]}") if error.errno == errno.ENOENT else ""
+        raise InputError(f"{path}: cannot read this file: {error.strerror or error}{hint}") from error
     except zipfile.BadZipFile as error:  # it begins like an archive, and does not go on like one
         raise InputError(f"{path}: damaged or incomplete; copy or download it again") from error
     except Exception as error:  # whatever parsers raise on a file that is not ours
@@ -48,6 +51,21 @@ def find(path: str) -> str:
     """The path, or where the same lies beside this file if nothing is there: the defaults work from any folder."""
     beside = os.path.join(HERE, path)
     return beside if not os.path.exists(path) and os.path.exists(beside) else path
+
+
+def alike(path: str, *patterns: str) -> str:
+    """What to say of a file that is not there: the one whose name is most like its, or else which there are.
+
+    patterns: "motions/*.npz"; what follows the folder is looked for beside the path, too."""
+    home = os.path.dirname(path) or "."
+    places = [(folder, rest) for x, _, rest in (y.partition("/") for y in patterns) for folder in (find(x), home)]
+    found = [y for x, rest in places for y in sorted(glob.glob(os.path.join(glob.escape(x), rest)))]
+    found = [os.path.normpath(re.sub(r"/latest\.pt$", "", x)) for x in found]  # a run goes by its folder
+    there = {re.sub(r"\.[a-z]+$", "", os.path.basename(x)): x for x in found}
+    asked = path if os.path.isdir(home) else re.sub(r"/(best|latest)\.pt$", "", path)
+    near = difflib.get_close_matches(re.sub(r"\.[a-z]+$", "", os.path.basename(asked)), there, 1)
+    beside = [x for x, y in there.items() if (os.path.dirname(y) or ".") == os.path.normpath(home)] or there
+    return f"; perhaps you meant {there[near[0]]}" if near else f"; there are: {', '.join(beside)}" * bool(there)
 
 
 def check_archive(path: str, names: Tuple[str, ...]) -> None:
@@ -103,26 +121,3 @@ def optional() -> Iterator[None]:
         yield
     except Exception as error:
         print("the figures stand, but not all could be written:", plain(str(error) or repr(error)), file=sys.stderr)
-
-
-def lock(path: str) -> Any:
-    """A file that no other process may hold until this one ends, or removes it. Raises InputError if another does."""
-    number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    if not stat.S_ISREG(os.fstat(number).st_mode) or os.fstat(number).st_nlink > 1:
-        raise InputError(f"{path}: a link or no file, which nothing is written into; remove it")
-    file = os.fdopen(number, "r+")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError) as error:
-        if getattr(error, "errno", None) not in (errno.EACCES, errno.EAGAIN):  # Windows, a file system without locks
-            return file
-        holder = file.read(20).strip()
-        raise InputError(f"{os.path.dirname(path)}: process {holder} is training in this folder") from error
-    if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(number)):  # it has been removed since
-        file.close()
-        return lock(path)
-    file.truncate(0)
-    print(os.getpid(), file=file, flush=True)
-    return file

@@ -20,7 +20,8 @@ import console
 import report
 from checkpoints import Unsound, check_kind, fit_checkpoint, get_state, identity, load_checkpoint, put_back, unsound
 from curves import curve_name
-from files import HERE, InputError, find, lock, plain, read_file, reading, typed, write_file
+from files import HERE, InputError, find, plain, read_file, reading, typed, write_file
+from locks import lock
 from motion_lib import MotionLib
 from processes import average, gather, in_group, processes, share
 
@@ -89,8 +90,7 @@ class Run:
         for group, rate, before in zip(_groups(self.shared), self.content["rates"], checkpoint["rates"]):
             if rate != before:  # it was typed; otherwise the run goes on with the rate that it has come to
                 group["lr"] = rate
-        self.progress = progress
-        self.written = checkpoint["written"]
+        self.progress, self.written = progress, checkpoint["written"]
         if checkpoint["data"]["script"] != self.content["data"]["script"]:
             self._say("the script has changed since the run began; this one's copy is kept beside the first")
         iteration = torch.tensor(float(self.progress["iteration"]), dtype=torch.float64)

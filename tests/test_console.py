@@ -202,7 +202,7 @@ def test_where_an_evaluation_went_and_why_it_has_no_page(walk, capsys, tmp_path,
     assert told(None) == told("mine-2") == [written]
     assert told("mine") == [f"{tmp_path}/mine exists; written to {tmp_path}/mine-2", written]
     monkeypatch.setenv("AMP_PAGE", "no")
-    assert told(None) == [written, "no page: AMP_PAGE=no in the environment"]
+    assert told(None) == [f"{written}; no page (AMP_PAGE=no)"]
 
 
 def test_groups_of_curves_are_in_order():

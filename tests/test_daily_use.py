@@ -21,6 +21,7 @@ import clips
 import command_line
 import evaluation
 import files
+import locks
 import motion_lib as ml
 import report
 import training_run
@@ -260,7 +261,7 @@ def test_a_lock_that_is_removed_while_another_takes_it(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     flock = fcntl.flock
     path = str(tmp_path / "lock")
-    first = files.lock(path)
+    first = locks.lock(path)
 
     def late(file, how):
         monkeypatch.setattr(fcntl, "flock", flock)
@@ -269,10 +270,10 @@ def test_a_lock_that_is_removed_while_another_takes_it(tmp_path, monkeypatch):
         flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    second = files.lock(path)
+    second = locks.lock(path)
     assert os.path.samestat(os.fstat(second.fileno()), os.stat(path))
     with pytest.raises(files.InputError, match=f"process {os.getpid()} is training in this folder"):
-        files.lock(path)
+        locks.lock(path)
 
 
 def test_signals_end_a_run_in_good_order(root, tmp_path):

@@ -387,7 +387,7 @@ def test_an_observation_that_needs_more_is_one_line(root, run_script, tmp_path):
 @pytest.mark.parametrize(
     "arguments, fault",
     [
-        (["nothing.pt", "a.onnx"], "nothing.pt: no such file or folder\n"),
+        (["nothing.pt", "a.onnx"], "nothing.pt: no such file or folder; there are: walk\n"),
         (["README.md", "a.onnx"], "README.md: no checkpoint, not an archive that torch.save writes"),
         (["walk.npz", "a.onnx"], "walk.npz: no checkpoint, not an archive that torch.save writes"),
         (["walk.pt", "a.pt"], "a.pt: expected a name that ends in .onnx"),

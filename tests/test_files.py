@@ -126,6 +126,46 @@ def test_files_are_found_beside_the_project(monkeypatch, tmp_path, root):
     assert files.find("nowhere.npz") == "nowhere.npz"
 
 
+@pytest.mark.parametrize(
+    "path, hint",
+    [
+        ("pretrained/wlak.pt", "or folder; perhaps you meant ROOT/pretrained/walk.pt"),
+        ("walk.pt", "or folder; perhaps you meant ROOT/pretrained/walk.pt"),
+        ("runs/walk__2026112-013402", "or folder; perhaps you meant runs/walk__20261126-013402"),
+        ("runs/walk__2026112-013402/best.pt", "or folder; perhaps you meant runs/walk__20261126-013402"),
+        ("runs/walk__20261126-013402/bset.pt", "or folder; perhaps you meant runs/walk__20261126-013402/best.pt"),
+        ("runs/nothing", "or folder; there are: jump__20261126-013500, walk__20261126-013402"),
+        ("runs", "--checkpoint FILE trains on from a policy; there are: jump__20261126-013500, walk__20261126-013402"),
+        ("runs/young", "a run stopped before its first save has to be started anew; there are: "),
+    ],
+)
+def test_a_missing_checkpoint_is_told_what_is_like_it(root, tmp_path, monkeypatch, path, hint):
+    """A policy in its folder, or among ours; a run; or which there are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("walk__20261126-013402", "jump__20261126-013500", "young", "evaluations"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "args.json").touch()
+        for kept in ("latest.pt", "best.pt")[: 2 * ("__" in name)]:
+            (tmp_path / "runs" / name / kept).touch()
+    with pytest.raises(files.InputError) as fault:
+        checkpoints.load_checkpoint(path, "amp_ppo_isaacgym")
+    said = str(fault.value)
+    assert f": no such file{' ' * hint.startswith('or')}" in said and hint.replace("ROOT", str(root)) in said
+    assert said.endswith(hint.replace("ROOT", str(root))) or path == "runs/young"
+
+
+def test_any_missing_file_is_told_what_is_like_it(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, hint in {
+        "motions/humanod.xml": f"; perhaps you meant {root}/motions/humanoid.xml",
+        "x.csv": "; there are: figure_eight",
+        "x.strange": "",
+    }.items():
+        with pytest.raises(files.InputError) as fault:
+            files.read_file(path)
+        assert str(fault.value).endswith(f"{path}: cannot read this file: No such file or directory{hint}")
+
+
 def test_byte_order_marks_and_capitals(monkeypatch, tmp_path, root, character):
     walk = (root / "motions/walk.npz").read_bytes()
     (tmp_path / "WALK.NPZ").write_bytes(walk)

@@ -259,7 +259,7 @@ def test_what_shapes_tensors_cannot_be_changed(run, run_script, changes, word):
 @needs_mujoco
 def test_what_cannot_be_resumed(tmp_path, run, run_script):
     longer = ("--total-timesteps", BATCH * 30)
-    refused(run_script(SCRIPT, "--resume", "gone", *longer), "'gone': no such file or folder\n")
+    refused(run_script(SCRIPT, "--resume", "gone", *longer), "'gone': no such file or folder; ")
     (tmp_path / "young").mkdir()
     for name in ("young", "young/walk.pt"):
         refused(run_script(SCRIPT, "--resume", name, *longer), "young/latest.pt", "--resume takes a run's folder")

@@ -184,7 +184,7 @@ def test_what_stands_on_the_terminal_of_a_training(trained, root):
     early = ["most fell; most clips take 1 to 10 million samples: --total-timesteps 3000000"] * (" 2 falls" in lines[8])
     assert lines[9:-2] == early and "nan" not in err + out and "\r" not in err
     assert lines[-2].startswith(f"runs/{run.name}/best_2")
-    assert lines[-2].endswith(": figures.json, pose_error.png, rollouts")
+    assert lines[-2].endswith(": figures.json, pose_error.png, rollouts; no page (AMP_PAGE=no)")
     assert lines[-1] == "the same policy on other episodes:"
     assert [line for line in err.splitlines() if len(line) > 80 and run.name not in line] == []
     command, last = out.splitlines()

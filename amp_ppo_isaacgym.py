@@ -15,8 +15,8 @@ larger is their style reward, which PPO maximises together with a task reward:
 What differs from the paper (all: docs/training.md): the policy is cloned from the clip before it trains, and averaged
 for use; D learns under noise; the action noise falls; cross entropy; a learning rate that follows the KL divergence.
 
-Dimension key: T steps, N envs, B = T N, M minibatch, F features of a state, O of the policy's input,
-S states that the discriminator sees, P = S F, A actions, J bodies, K key bodies; frames, quaternions: motion_lib.py.
+Dimension key: T steps, N envs, B = T N, M minibatch, W features of a state, O of the policy's input,
+S states that the discriminator sees, P = S W, A actions, J bodies, K key bodies; frames, quaternions: motion_lib.py.
 """
 
 import copy
@@ -177,7 +177,7 @@ FEET = ("right_foot", "left_foot")
 def observe(state: MotionState, body_position: Tensor, character: Character, course: bool) -> Tensor:
     """What policy and discriminator see of one instant, in the root's heading frame (IsaacGymEnvs' selection).
 
-    state: batch (...); body_position (..., J, 3) world [m] -> (..., F): root height 1, rotation 6, velocities 3 and 3,
+    state: batch (...); body_position (..., J, 3) world [m] -> (..., W): root height 1, rotation 6, velocities 3 and 3,
     balls 6 each, hinges 1 each, dof velocities, keys from the root 3 each, if course world rotation 6; [m, rad, s]."""
     root = state.rotations[..., 0, :]
     to_heading = ml.quat_from_yaw(-ml.heading(root))  # (..., 4)
@@ -224,7 +224,7 @@ class Starts(NamedTuple):
     clip: Tensor  # (N,)
     time: Tensor  # (N,) in the clip [s]
     state: MotionState
-    history: Tensor  # (N, S - 1, F) ends with it
+    history: Tensor  # (N, S - 1, W) ends with it
 
 
 class AMPEnv:
@@ -255,7 +255,7 @@ class AMPEnv:
         self.next_row = torch.zeros_like(self.clip[0])  # of the pool
         self.pool_age = torch.zeros((), dtype=torch.long)  # control steps since the pool was drawn
         self.pool = self._new_pool()
-        self.history = self.pool.history.clone()  # (N, S - 1, F) what was seen last
+        self.history = self.pool.history.clone()  # (N, S - 1, W) what was seen last
         self.obs_size = self.obs().shape[1]
         self.disc_obs_size = args.disc_steps * self.history.shape[2]
 

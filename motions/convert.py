@@ -253,6 +253,7 @@ def parse() -> Tuple[argparse.Namespace, argparse.ArgumentParser]:
     add("--up", choices=("x", "y", "z"), help="the up axis of IN's world, where it is taken wrongly")
     add("--motion", metavar="NAME", help="which motion, of a file that holds several")
     add("--joint-map", metavar="JSON", help="which joint is which body, where the names do not tell")
+    add("--character-file", default=os.path.join(HERE, "humanoid.xml"), help="the character (MJCF)")
     add("--source", default="not stated", help="where the motion comes from; stored in the clip")
     add("--license", default="not stated", help="the motion's licence; stored in the clip")
     add("--pybullet", metavar="DIR", help="convert the clips of pybullet's folder into motions/")
@@ -289,7 +290,7 @@ def main() -> None:
         args, parser = parse()
         check_options(args, parser.get_default)
         out = output_path(args)
-        character = lib.load_character(os.path.join(HERE, "humanoid.xml"))
+        character = lib.load_character(args.character_file)
         if args.table:
             print_table(character, args.table)
         elif args.pybullet:

@@ -1,7 +1,8 @@
-"""docs/changing.md: its example, as it stands there, is a training."""
+"""docs/changing.md: its examples, as they stand there, are trainings."""
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -37,3 +38,29 @@ def test_the_example_of_another_loss(root, run_script, tmp_path):
     assert code == 0 and json.loads(out.splitlines()[-1])["episodes"] == 2, err
     code, _, err = run_script("amp_ppo_isaacgym.py", "--no-cuda", "--evaluate", "--checkpoint", run)
     assert code == 2 and "my_amp" in err and amp.KIND in err
+
+
+@pytest.mark.skipif(shutil.which("sed") is None, reason="no sed on this machine")
+def test_the_example_of_another_character(root, run_script, tmp_path):
+    """Its commands, with small sizes: a character with longer legs, a clip for it, a look at it, a training."""
+    pytest.importorskip("mink", reason="pip install -r requirements-motions.txt")
+    pytest.importorskip("viser", reason="pip install -r requirements-test.txt")
+    section = (root / "docs/changing.md").read_text(encoding="utf-8").split("\n## Another character\n")[1]
+    (block,) = re.findall("```bash\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
+    (tmp_path / "motions").mkdir()
+    for name in ("motions/humanoid.xml", "motions/walk.npz"):
+        shutil.copy(root / name, tmp_path / name)
+    added = {"motions/view.py": ["--html", "tall.html"], "amp_ppo_isaacgym.py": TINY.split()}
+    said = []
+    for line in block.splitlines():
+        if line.startswith("sed"):
+            subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+            continue
+        _, script, *words = shlex.split(line)
+        code, out, err = run_script(script, *words, *added.get(script, []))
+        assert code == 0, (line, err)
+        said.append(out + err)
+    assert len(said) == 4 and "feet planted" in said[1] and "ground" not in said[1] and "limit" not in said[1]
+    assert "a fall is ground contact of any body but right_foot, left_foot" in said[3]
+    plain = run_script("motions/convert.py", "motions/walk.npz", "x.npz", "--character-file", "tall.xml")
+    assert "reaches 16 cm into the ground" in plain.out

@@ -90,8 +90,7 @@ def heading(q: Tensor) -> Tensor:
 
 def quat_from_yaw(yaw: Tensor) -> Tensor:
     """Rotation about world Z. (...) [rad] -> (..., 4)."""
-    zero = torch.zeros_like(yaw)
-    return torch.stack((zero, zero, torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)), -1)
+    return torch.stack((0 * yaw, 0 * yaw, torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)), -1)
 
 
 # ---- 2. The character, read from its MJCF file -----------------------------------------------------------------------
@@ -124,13 +123,15 @@ def _floats(text: str) -> List[float]:
     return [float(x) for x in text.split()]
 
 
-def _hull(geom: ET.Element) -> List[Tuple[List[float], float]]:
-    """Points in the body's frame, and the radius around each, that bound a geom [m]."""
+def _hull(path: str, geom: ET.Element) -> List[Tuple[List[float], float]]:
+    """Points in the body's frame, and the radius around each, that bound a geom [m]. Raises InputError."""
+    placed = {"fromto", "quat", "euler", "axisangle", "xyaxes", "zaxis", "class"} & set(geom.keys())
+    if (geom.get("type"), *placed) not in (("sphere",), ("box",), ("capsule", "fromto")):
+        raise InputError(f"{path}: geom {geom.get('name')}: must be sphere or box with pos, or capsule with fromto")
     size = _floats(geom.get("size"))
-    centre = np.array(_floats(geom.get("pos", "0 0 0")))
+    ends = np.reshape(_floats(geom.get("fromto") or geom.get("pos", "0 0 0")), (-1, 3))  # a sphere or box has but one
     if geom.get("type") == "box":
-        return [((centre + np.array(sign) * size).tolist(), 0.0) for sign in itertools.product((-1, 1), repeat=3)]
-    ends = np.reshape(_floats(geom.get("fromto", "")) or centre, (-1, 3))  # a sphere is a capsule whose ends coincide
+        return [((ends[0] + np.array(sign) * size).tolist(), 0.0) for sign in itertools.product((-1, 1), repeat=3)]
     return [(end, size[0]) for end in ends.tolist()]
 
 
@@ -153,7 +154,7 @@ def _read_character(path: str, device: str) -> Character:
     for body in bodies:
         _check_body(path, body)
     dofs = [(j, joint) for j, body in enumerate(bodies) for joint in body.findall("joint")]
-    hull = [(j, *point) for j, body in enumerate(bodies) for geom in body.findall("geom") for point in _hull(geom)]
+    hull = [(j, *ball) for j, body in enumerate(bodies) for geom in body.findall("geom") for ball in _hull(path, geom)]
     if not dofs or not hull or len(bodies) > 1000 or len({body.get("name") for body in bodies}) < len(bodies):
         raise InputError(f"{path}: a character needs joints, geoms, and another name for each of at most 1000 bodies")
     parent_of = {child: j for j, body in enumerate(bodies) for child in body.findall("body")}
@@ -333,8 +334,7 @@ def straight_clip(path: str, clip: Clip) -> Clip:
     steps = quat_rotate(quat_from_yaw(0.5 * (yaw[1:] + yaw[:-1])), steps).numpy()
     rotations = clip.rotations.copy()
     rotations[:, 0] = quat_multiply(quat_from_yaw(yaw), torch.as_tensor(rotations[:, 0])).numpy()
-    start = clip.root_position[:1]
-    return clip._replace(root_position=np.concatenate((start, start + steps.cumsum(0))), rotations=rotations)
+    return clip._replace(root_position=np.concatenate((clip.root_position[:1], steps)).cumsum(0), rotations=rotations)
 
 
 class MotionLib:

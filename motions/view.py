@@ -55,6 +55,7 @@ from motions.tools import one_line, one_line_parser
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHOWN = [os.path.join(HERE, "..", "docs", "rollouts", "walk.npz"), os.path.join(HERE, "walk.npz")]  # without arguments
 TOUCH = 0.01  # a body whose lowest point is no higher than this touches the ground [m]
+HOVER, SLOW = 0.03, 0.8  # so does one that is no higher and no faster than this: clips hover, and sink in [m, m/s]
 SPACING = 1.5  # between characters side by side [m]
 PARTED = 2.0  # who moves so far away from the first one, or towards it, is kept beside it, on a treadmill [m]
 BELT, MARKS = 1.05, 0.5  # radius of what the treadmill is seen of, and how far its marks are apart [m]
@@ -133,6 +134,20 @@ def in_phase(motion: ml.MotionLib, first: "Take", rate: float) -> Tensor:
     found = same_phase(motion, relative_positions(position, rotation[:, 0]), rate / every)
     frames = np.arange(len(first.root))
     return torch.as_tensor(np.interp(frames, frames[::every], found.numpy())).float()
+
+
+def touching_of(character: Character, root: Tensor, rotations: Tensor, rate: float) -> Tensor:
+    """Which bodies touch the ground: root (T, 3) [m], rotations (T, J, 4) -> (T, J) bool.
+
+    Those near to it do, and those that are a little over it and hardly move: a foot that swings by does not."""
+    position, rotation = ml.forward_kinematics(character, root, rotations)
+    lowest = ml.lowest_points(character, position, rotation)
+    row = torch.arange(len(root))
+    reach = max(round(rate / 30.0), 1)  # at the seam of a loop a single frame may stand still
+    after, before = (row + reach).clamp_max(len(root) - 1), (row - reach).clamp_min(0)
+    seconds = (after - before) / rate  # (T,)
+    speed = (position[after] - position[before]).norm(dim=-1) / seconds[:, None]  # (T, J) [m/s]
+    return (lowest <= TOUCH) | ((lowest <= HOVER) & (speed < SLOW))
 
 
 def place(
@@ -271,12 +286,12 @@ def load_takes(
         times = torch.arange(count) / rate if alone else in_phase(motion, takes[0], rate)
         state = motion.state(torch.zeros(count, dtype=torch.long), times)
         root, rotations = state.root_position, state.rotations
+        touching = touching_of(character, root, rotations, rate)  # where it is itself, as it may be kept in place
         if layout == "grid":
             root, rotations = in_grid(root, rotations, i, len(paths))
         elif takes:
             root, rotations = place(root, rotations, takes[0].root, takes[0].rotations, layout, i)
         position, rotation = ml.forward_kinematics(character, root, rotations)
-        touching = ml.lowest_points(character, position, rotation) <= TOUCH
         stem = os.path.splitext(os.path.basename(path))[0]
         more = f", {stem}" if names.count(names[i]) > 1 and stem not in names[i] else ""
         held = "in step with the blue one, kept beside it" if layout == "beside" and takes else ""

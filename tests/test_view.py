@@ -228,12 +228,28 @@ def test_clock(write_clip, character):
 
 def test_only_feet_touch_the_ground(write_clip, character):
     """The soles of the standing character are 0.881416 m below its root: 0.421546 + 0.409870 + 0.05."""
-    # 0.1, 9.9, 10.2 mm above the ground; 3 cm below
-    heights = np.array([[0, 0, 0.8815], [0, 0, 0.8913], [0, 0, 0.8916], [0, 0, 0.85]])
-    rate, (take,) = view.load_takes(character, [write_clip(frames=4, root_position=heights.astype(np.float32))], "side")
+    # 0.1, 9.9, 10.2 mm above the ground; 1 cm below
+    heights = np.array([[0, 0, 0.8815], [0, 0, 0.8913], [0, 0, 0.8916], [0, 0, 0.8714]])
     feet = torch.tensor([name.endswith("foot") for name in character.body_names])
-    assert rate == 10.0
-    assert take.touching.tolist() == torch.stack((feet, feet, feet & False, feet)).tolist()
+    for speed, near in ((1.0, feet & False), (0.5, feet)):  # [m/s]; who is slow touches it up to 3 cm
+        heights[:, 0] = 0.1 * speed * np.arange(4)
+        clip = write_clip(frames=4, root_position=heights.astype(np.float32))
+        rate, (take,) = view.load_takes(character, [clip], "side")
+        assert rate == 10.0
+        assert take.touching.tolist() == torch.stack((feet, feet, near, feet)).tolist()
+
+
+def test_who_hovers_a_little_does_not_fly(character, root):
+    """The cartwheel's hands and feet are 1 to 2 cm over the ground; the walk's feet swing by 1.4 cm over it."""
+    flies = {}
+    for name in ("walk", "run", "cartwheel", "crawl"):
+        _, (take,) = view.load_takes(character, [str(root / f"motions/{name}.npz")], "side", live=True)
+        flies[name] = 1.0 - float(take.touching.any(1).float().mean())
+        if name == "walk":
+            foot = take.touching[:, character.body_names.index("left_foot")]
+            swings = 0.5 - 0.5 * float(foot.float().mean())
+            assert 0.2 < swings < 0.25 and int((foot[1:] & ~foot[:-1]).sum()) in (8, 9, 10)  # once in a stride
+    assert flies["walk"] < 0.02 and flies["cartwheel"] < 0.05 and flies["crawl"] < 0.02 and 0.45 < flies["run"] < 0.6
 
 
 def test_takes_are_the_clips_own_frames_and_folders_unfold(write_clip, character, root, tmp_path):
@@ -527,8 +543,8 @@ def test_the_file_holds_the_clip(page, character, root):
     assert duration == pytest.approx(47 / 30.0 + view.REST, abs=1e-3)  # the end stays a while
     poses, visible = frames_of(messages, clip.fps, 47)
     t = lambda x: torch.as_tensor(np.array(x))  # noqa: E731
-    expected, turned = ml.forward_kinematics(character, t(clip.root_position), t(clip.rotations))
-    touching = ml.lowest_points(character, expected.float(), turned.float()) <= view.TOUCH
+    expected, _ = ml.forward_kinematics(character, t(clip.root_position), t(clip.rotations))
+    touching = view.touching_of(character, t(clip.root_position), t(clip.rotations), clip.fps)
     names = {}
     for j, (body, parent) in enumerate(zip(character.body_names, character.parents)):
         names[j] = f"{names[parent] if j else '/world/0 clip motions kick'}/{body}"

@@ -118,7 +118,7 @@ class Take(NamedTuple):
     rotations: Tensor  # (T, J, 4) xyzw, parent-relative; row 0 is the root in the world
     touching: Tensor  # (T, J) bool: the body touches the ground
     poses: Optional[Tensor] = None  # (T, J-1, 3) bodies as the pose error has them: evaluation.relative_positions [m]
-    speed: float = 0.0  # of the whole file, on average [m/s]
+    speed: float = 0.0  # of the whole file, on average: see mean_speed [m/s]
     ends: bool = False  # it does not loop
     held: str = ""  # how it is kept at the first one's side, if it is: it has no path of its own then
     belt: Optional[Tensor] = None  # of a treadmill under it (T, 5): see hold
@@ -229,11 +229,12 @@ def room_of(character: Character, take: Take, first: Take) -> List[List[float]]:
 
 
 def mean_speed(motion: ml.MotionLib) -> float:
-    """How fast a clip goes on average [m/s]: forward, or, who goes sideways, as a cartwheel does, from start to end."""
-    way = motion.clips[0].root_position[-1] - motion.clips[0].root_position[0]
-    forward = abs(motion.statistics()[1])
-    straight = float(np.linalg.norm(way[:2])) / float(motion.length[0])
-    return forward if forward > 0.5 * straight else straight
+    """How fast a whole clip goes, on average [m/s]: the mean of speeds_of; of a loop over cycles that go on."""
+    rate, length = float(motion.fps[0]), float(motion.length[0])
+    rim = round(STRIDE * rate) if motion.loop[0] else 0  # frames of other cycles
+    times = torch.arange(-rim, max(round(length * rate), 1) + 1 + rim) / rate
+    root = motion.state(torch.zeros(len(times), dtype=torch.long), times).root_position
+    return float(speeds_of(root, rate)[rim : len(root) - rim].mean())
 
 
 def in_grid(root: Tensor, rotations: Tensor, index: int, count: int) -> Tuple[Tensor, Tensor]:
@@ -630,15 +631,16 @@ def legend_of(takes: List[Take], text: str = "", layout: str = "") -> str:
     named = takes if numbers or len(takes) <= FEW else []  # of more the names over the heads tell
     rows = []
     for i, take in enumerate(named):
-        about = f"{i + 1}: " * numbers + f"{take.name}, {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
+        about = f"{i + 1}: " * numbers + f"{take.name}, mean {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
         rows.append(DOT.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(about))))
     rows += [LIMBS, DOT.format(f"rgb{RED}", "touches the ground")]
     if layout != "grid":
         rows.append(LINE.format(f"rgb{colour_of(0, '')}", "the root's path"))
     if takes[0].told:
         rows.append(LINE.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
-    everyone = ", of all episodes in the line of figures" * ("episode" in text)
-    means = f"Speeds are means: of the whole file beside a name, of a second after “now”{everyone}."
+    everyone = "; in the line of figures, the mean of all episodes" * ("episode" in text)
+    means = f"Speeds are of the root's way on the ground, over a second: “now” and, beside a name, the file's mean"
+    means += f"{everyone}."
     means += " Poses: mean distance of the bodies at this moment, seen from the roots." * (len(takes) == 2)
     if layout != "grid":
         rows.append(f'<div style="color:#666; font-size:12px; line-height:1.3">{means}</div>')

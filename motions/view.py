@@ -58,7 +58,7 @@ TOUCH = 0.01  # a body whose lowest point is no higher than this touches the gro
 HOVER, SLOW = 0.03, 0.8  # so does one that is no higher and no faster than this: clips hover, and sink in [m, m/s]
 SPACING = 1.5  # between characters side by side [m]
 PARTED = 2.0  # who moves so far away from the first one, or towards it, is kept beside it, on a treadmill [m]
-BELT, MARKS = 1.05, 0.5  # radius of what the treadmill is seen of, and how far its marks are apart [m]
+BELT, MARKS = 0.7, 0.3  # radius of what the treadmill is seen of, less than half of SPACING; from mark to mark [m]
 STRIDE = 1.0  # over so long paths and speeds are smooth, and over twice that the way that the camera follows [s]
 STILL = 0.3  # who is no faster goes nowhere [m/s]
 ROW, COLUMN = 2.2, 1.8  # between rows and columns of a grid [m]
@@ -438,7 +438,7 @@ def add_belt(scene: Any, name: str, colour: Tuple[int, int, int]) -> Tuple[Any, 
     corners = np.linspace(0.0, math.tau, 49)
     ring = BELT * np.stack((np.cos(corners), np.sin(corners)), 1)
     spots = MARKS * np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), -1).reshape(-1, 1, 1, 2)
-    cross = 0.08 * np.array([[[-1, 0], [1, 0]], [[0, -1], [0, 1]]])
+    cross = 0.05 * np.array([[[-1, 0], [1, 0]], [[0, -1], [0, 1]]])
     lines = [np.stack((ring[:-1], ring[1:]), 1), (spots + cross).reshape(-1, 2, 2)]  # (n, 2, 2) each
     lines = [np.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=0.008).astype(np.float32) for x in lines]
     names = (name, f"{name}/marks")

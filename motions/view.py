@@ -322,7 +322,7 @@ class Scene(NamedTuple):
     centre: Any  # an invisible node that goes where the characters go, and turns as the first one's course does
     bodies: List[List[Any]]  # C lists of J meshes
     skins: List[Dict[int, Any]]  # C times, by body: the red skin of each that ever touches the ground
-    labels: List[Any]  # C names, none if over each other, in no node that moves: the page draws a parent's motion later
+    labels: List[Any]  # C names, in no node that moves: the page draws a parent's motion later
     paths: List[Any]  # C lines on the ground, one if pinned
     ground: Any  # the grid
     arrow: Any = None  # what the first one is told
@@ -381,10 +381,11 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     ground = scene.add_grid("/world/ground", 400, 400, **look)
     bodies, skins, labels, paths, belts, folders = [], [], [], [], [], []
     red = body_meshes(character.path, SKIN)
+    inside_each_other = layout in ("overlay", "pinned")
     for i, take in enumerate(takes):
         folder = f"/world/{i} {take.name.replace('/', ' ')}"
         folders.append(scene.add_frame(folder, show_axes=False))
-        inside = i > 0 and layout in ("overlay", "pinned")
+        inside = i > 0 and inside_each_other
         shapes = body_meshes(character.path, SLIM * i / (len(takes) - 1)) if inside else meshes
         names = []
         nodes = []
@@ -395,10 +396,8 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
         touching = take.touching.any(0).nonzero()[:, 0].tolist()
         look = dict(color=RED, visible=False, cast_shadow=False)
         skins.append({j: scene.add_mesh_simple(f"{names[j]}/red", *red[j], **look) for j in touching})
-        if layout not in ("overlay", "pinned"):  # where all would be over one head, and the legend says it
-            text = take.name.split("/")[-1] if layout == "grid" else take.name
-            text = str(i + 1) if numbered(takes, layout) else text
-            labels.append(scene.add_label(f"/name {i}/text", text, anchor="bottom-center"))
+        if not inside_each_other or len(takes) <= FEW:
+            labels.append(scene.add_label(f"/name {i}/text", over_head(takes, i, layout), anchor="bottom-center"))
         bodies.append(nodes)
         if take.belt is not None:
             belts.append(add_belt(scene, f"{folder}/belt", colour_of(i, "")))
@@ -413,9 +412,14 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     return Scene(world, centre, bodies, skins, labels, paths, ground, arrow, belts, folders)
 
 
-def numbered(takes: List[Take], layout: str) -> bool:
-    """Whether numbers stand over the heads, where names would lie on each other; the legend has both."""
-    return layout in ("side", "beside") and len(takes) > 2
+def over_head(takes: List[Take], index: int, layout: str) -> str:
+    """The name that stands over a head: where there are many the last part, if only one has it; where they stand in
+    each other with the colour."""
+    name, last = takes[index].name, [take.name.split("/")[-1] for take in takes]
+    if layout in ("overlay", "pinned"):
+        return f"{list(COLOURS)[index % len(COLOURS)]}: {name}"
+    short_one = layout == "grid" or (len(takes) > 2 and last.count(last[index]) == 1)
+    return last[index] if short_one else name
 
 
 def aim(server: Any, takes: List[Take], layout: str) -> None:
@@ -536,14 +540,14 @@ def breadth_of(takes: List[Take]) -> float:
 
 
 def names_at(character: Character, takes: List[Take], frame: int) -> List[np.ndarray]:
-    """Where the name of each character stands at a frame: over its root, above head and joints, so that who stands
-    on the hands is not hidden; and over another name if there is one. -> (3,) each [m]"""
+    """Where the name of each character stands at a frame: over its head, above all joints, so that who stands on the
+    hands is not hidden; and over another name if there is one. -> (3,) each [m]"""
     head = character.body_names.index("head") if "head" in character.body_names else 0
     places: List[np.ndarray] = []
     for take in takes:
         position, rotation = ml.forward_kinematics(character, take.root[frame], take.rotations[frame])
         over = position[head] + ml.quat_rotate(rotation[head], torch.tensor([0.0, 0.0, OVERHEAD]))
-        place = np.array([*position[0, :2].tolist(), max(float(over[2]), float(position[:, 2].max()) + OVER)])
+        place = np.array([*position[head, :2].tolist(), max(float(over[2]), float(position[:, 2].max()) + OVER)])
         below = [other for other in places if np.linalg.norm((other - place)[:2]) < 0.5]
         places.append(place + [0.0, 0.0, 0.12 * len(below)])
     return places
@@ -627,11 +631,10 @@ def legend_of(takes: List[Take], text: str = "", layout: str = "") -> str:
     """HTML lines that say which colour is which file, how fast that is, which side of the body, and what lines are.
 
     text: of the page, which may have figures of all episodes of an evaluation."""
-    numbers = numbered(takes, layout)
-    named = takes if numbers or len(takes) <= FEW else []  # of more the names over the heads tell
+    named = takes if layout != "grid" or len(takes) <= FEW else []  # of more the names over the heads tell
     rows = []
     for i, take in enumerate(named):
-        about = f"{i + 1}: " * numbers + f"{take.name}, mean {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
+        about = f"{take.name}, mean {short(take.speed)} m/s" + f"; {take.held}" * bool(take.held)
         rows.append(DOT.format(f"rgb{colour_of(i, '')}", unbroken(html.escape(about))))
     rows += [LIMBS, DOT.format(f"rgb{RED}", "touches the ground")]
     if layout != "grid":
@@ -690,7 +693,7 @@ def head_of(takes: List[Take], rate: float, text: str = "", layout: str = "side"
     which nothing ends it."""
     numbers = {"FRAMES_A_SECOND": rate, "NAME_WIDTH": NAME_WIDTH, "TANGENT": math.tan(math.radians(0.5 * FIELD))}
     numbers.update(VIEWS=[view._asdict() for view in views_of(takes, layout)], OFFSETS=offsets_of(takes).tolist())
-    numbers.update(START=float(ml.heading(takes[0].rotations[0, 0])), AIM=AIM, MANY=len(takes) > 2)
+    numbers.update(START=float(ml.heading(takes[0].rotations[0, 0])), AIM=AIM)
     texts = {"LEGEND": legend_of(takes, text, layout), "TITLE": title_of(takes), "SEEN": VIEWS}
     texts.update(FIGURES=unbroken(text), WORDS=words_of(takes, rate, layout))
     with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:

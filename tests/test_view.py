@@ -797,6 +797,12 @@ def share_of_blue(tab):
     return float(((blue - red > 40) & (blue - red < 150)).mean())
 
 
+WHERE = """count => [...Array(count).keys()].map(i => {
+    const m = __viserMutable, names = Object.keys(m.nodeRefFromName);
+    const found = m.nodeRefFromName[names.find(name => new RegExp(`^/world/${i} [^/]+/pelvis$`).test(name))];
+    return (1 + found.getWorldPosition(found.position.clone()).project(m.camera).x) / 2 * innerWidth})"""
+
+
 def until(tab, condition):
     """Wait, half a minute at most, until the condition holds -> whether it does."""
     for _ in range(120):
@@ -969,12 +975,25 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_the_legend_is_open_where_it_covers_no_name(tab, root):
-    for width, shown in ((1100, True), (900, False)):
+def test_the_legend_is_open_where_it_covers_no_name(tab, root, character, tmp_path):
+    for width, shown in ((1100, True), (600, False)):
         tab.set_viewport_size({"width": width, "height": 640})
         tab.goto((root / "docs/walk.html").as_uri())
         tab.locator("#motion").wait_for()
         assert tab.locator("#follow").is_visible() == shown
+    # of three, too; they stand in the middle of what it leaves free
+    files = [str(root / f"motions/{name}.npz") for name in ("walk", "run", "crawl")]
+    rate, takes = view.load_takes(character, files, "side", seconds=1.0)
+    page = view.page_of(character, view.body_meshes(character.path), takes, rate, "side")
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    tab.set_viewport_size({"width": 1280, "height": 800})
+    tab.goto((tmp_path / "a.html").as_uri())
+    for n, name in enumerate(("walk", "run", "crawl")):
+        wait_for(tab, f"/world/{n} clip motions {name}/pelvis")
+    assert tab.locator("#follow").is_visible()
+    spots = lambda: tab.evaluate(WHERE, 3)  # noqa: E731
+    free = 310 + view.NAME_WIDTH
+    assert until(tab, lambda: min(spots()) > free and abs(min(spots()) - 310 - (1280 - max(spots()))) < 100)
 
 
 def test_the_page_plays_in_a_browser(tab, character, root):
@@ -1033,10 +1052,6 @@ def test_the_page_plays_in_a_browser(tab, character, root):
 
 def test_all_are_seen_beside_the_panel(tab, character, root):
     """In a wide window in what the panel leaves free, in a narrow one in all of it, also after a change."""
-    where = """count => [...Array(count).keys()].map(i => {
-        const m = __viserMutable, names = Object.keys(m.nodeRefFromName);
-        const found = m.nodeRefFromName[names.find(name => new RegExp(`^/world/${i} [^/]+/pelvis$`).test(name))];
-        return (1 + found.getWorldPosition(found.position.clone()).project(m.camera).x) / 2 * innerWidth})"""
     files = [str(root / f"motions/{name}.npz") for name in ("walk", "run", "crawl", "kick")]
     with served(character, files) as (address, _, scene):
         tab.set_viewport_size({"width": 900, "height": 500})
@@ -1044,7 +1059,7 @@ def test_all_are_seen_beside_the_panel(tab, character, root):
         wait_for(tab, "/world/3 clip motions kick/pelvis")
 
         def seen(width):
-            across = tab.evaluate(where, 4)
+            across = tab.evaluate(WHERE, 4)
             middle = 0.5 * (min(across) + max(across))
             return min(across) > 0.05 * width and max(across) < 0.95 * width and abs(middle - 0.5 * width) < 0.1 * width
 

@@ -957,6 +957,14 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
         return lights.map(({shadow: {camera}}) => [camera.right, ...target.clone().project(camera).toArray()])}"""
     middle = lambda: np.array(tab.evaluate(code_of_shadows))  # noqa: E731
     assert until(tab, lambda: middle().shape == (1, 4) and np.allclose(middle()[0, :3], [15.0, 0.0, 0.0], atol=1e-3))
+    # a drag does not take it under the ground, from wherever it stands
+    tab.mouse.move(200, 200)
+    tab.mouse.down()
+    tab.mouse.move(200, 60, steps=7)
+    tab.mouse.up()
+    assert until(tab, lambda: tab.evaluate(code)[1] < -0.01)  # it looks upwards
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("__viserMutable.camera.position.y") > 0.05
     tab.keyboard.press("v")
     assert until(tab, lambda: tab.evaluate(code)[1] > 0.99)
     tab.keyboard.press("v")

@@ -642,7 +642,7 @@ def legend_of(takes: List[Take], text: str = "", layout: str = "") -> str:
     if takes[0].told:
         rows.append(LINE.format(f"rgb{GREEN}", "where it was told to go; the arrow is a second of that"))
     everyone = "; in the line of figures, the mean of all episodes" * ("episode" in text)
-    means = f"Speeds are of the root's way on the ground, over a second: “now” and, beside a name, the file's mean"
+    means = "Speeds are of the root's way on the ground, over a second: “now” and, beside a name, the file's mean"
     means += f"{everyone}."
     means += " Poses: mean distance of the bodies at this moment, seen from the roots." * (len(takes) == 2)
     if layout != "grid":

@@ -57,15 +57,15 @@ RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
 KEYS = [("space", "pause"), ("G", "hide orange")]  # that are on no button
-BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "M slow", "R reset", "T save", "V view"]  # as keys do
-VIEWS = ("V", view.VIEWS)
-MOUSE, TOLD_MOUSE = ("Shift, click", "limb: push"), ("click", "ground: go there, and on")
+BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "R reset", "M slow", "V view", "T save"]  # as keys do
+MOUSE, TOLD_MOUSE = ("Shift, click", "a limb: push it"), ("click", "the ground: go there")
 LEGEND = [
-    (view.colour_of(0, ""), "the policy; the line: the way that it went"),
+    (view.colour_of(0, ""), "the policy, and the way that it went"),
     (view.colour_of(1, ""), "the nearest moment of its clips"),
     (view.RED, "touches the ground; the arrow: a push"),
 ]
 TOLD_LEGEND = (view.GREEN, "what it is told; the ring: where you clicked")
+SMALL = "padding:0 0.8em 0.4em; font-size:12px; line-height:1.35"
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -236,19 +236,21 @@ class Controls:
         self.readout = gui.add_markdown("")
         self.target: Optional[np.ndarray] = None  # where it is to go, on the ground (2,) [m, world]
         self.patience = 0.0  # how long it may try to [s]
-        buttons = gui.add_button_group("Keys", [x for x in BUTTONS if told or x[0] not in "JILK"])
+        gui.add_html(help_of(told))
+        buttons = gui.add_button_group("", [x for x in BUTTONS if told or x[0] not in "JILK"])
         buttons.on_click(lambda event: self.jobs_of[event.target.value[0]]())
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, min(max(1.5, speeds[0]), speeds[1]), visible=told)
-        self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)
-        self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 25.0)
-        shown = ("Follow", "Nearest clip", "Begin anew after a fall")
-        self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
         self.pause = gui.add_button("Pause")
         self.playing = True
         self.saved = gui.add_markdown("", visible=False)
         self.pause.on_click(lambda _: self.play_or_pause())
-        gui.add_html(help_of(told))
+        gui.add_html(legend_of(told))
+        with gui.add_folder("more", expand_by_default=False):
+            self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 25.0)
+            self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)
+            shown = ("Follow", "Nearest clip", "Begin anew after a fall")
+            self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
         self.heading.on_update(lambda event: self.by_hand(event.client))
         self.jobs_of = self.keys(server, told)
         self.mouse(server, told)
@@ -371,13 +373,17 @@ class Controls:
 
 
 def help_of(told: bool) -> str:
-    """HTML of what keys, mouse and colours mean; told: the policy takes commands."""
-    rows = [" &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in KEYS)]
-    rows += [f"<b>{key}</b> {meaning}" for key, meaning in [VIEWS, *[TOLD_MOUSE] * told, MOUSE]]
-    lines = "".join(f'<div style="white-space:nowrap">{row}</div>' for row in rows)
+    """HTML of what keys and mouse do; told: the policy takes commands."""
+    mouse = [f"<b>{key}</b> {meaning}" for key, meaning in [*[TOLD_MOUSE] * told, MOUSE]]
+    keys = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in KEYS)
+    lines = "".join(f"<div>{row}</div>" for row in [*mouse, keys, "other keys are on the buttons:"])
+    return f'<div style="{SMALL}">{lines}</div>'
+
+
+def legend_of(told: bool) -> str:
+    """HTML of what colours mean; told: the policy takes commands."""
     legend = "".join(view.DOT.format(f"rgb{colour}", text) for colour, text in [*LEGEND, *[TOLD_LEGEND] * told])
-    look = "padding:0 1em 0.5em; font-size:12px; line-height:1.35"
-    return f'<div style="{look}">{lines}<div style="height:4px"></div>{legend}</div>'
+    return f'<div style="{SMALL}">{legend}</div>'
 
 
 def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Tuple, Tensor, view.Eye]:

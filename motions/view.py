@@ -93,8 +93,8 @@ LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that sl
 FILE_RATE = 60.0  # frames per second in a file, at most
 STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
 REST = 1.0  # how long an end stays before it starts again [s]
-PANEL = 340  # width of the page's panel, with a margin [pixels]; in windows of up to NARROW it stands at the bottom
-NARROW = 576
+PANEL, MARGIN = 264, 12  # width of the page's panel with its margins, and one of them [pixels]
+NARROW = 576  # in windows of up to this width the panel stands at the bottom [pixels]
 HEAD = "keys and legend"  # of the panel
 ROOM, LOADING = (pathlib.Path(HERE, name).read_text("utf-8") for name in ("view_room.js", "view_cover.html"))
 LAYOUTS = {
@@ -757,6 +757,7 @@ def entitle(server: Any, title: str, folded: bool = True) -> None:
     """Give the page's tab a title, and its panel a head, and leave room for the figures; folded: the panel is so at
     first on a narrow screen."""
     server.gui.set_panel_label(HEAD)
+    server.gui.main_panel.set_width(PANEL - 2 * MARGIN)
     numbers = f"const PANEL = {PANEL}, NARROW = {NARROW}, NAME_WIDTH = {NAME_WIDTH}, FOLDED = {json.dumps(folded)};"
     run_script(server, f"document.title = {json.dumps(title)};\n{numbers}\n{ROOM}")
 

@@ -132,8 +132,8 @@ def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
 
 
 def test_what_the_page_says_of_keys():
-    told, alone = steer.help_of(True), steer.help_of(False)
-    assert all(f"<b>{key}</b>" in told for key in ("space", "V", "G", "click", "Shift, click"))
+    told, alone = (steer.help_of(x) + steer.legend_of(x) for x in (True, False))
+    assert all(f"<b>{key}</b>" in told for key in ("space", "G", "click", "Shift, click"))
     assert "limb: push" in alone and not any(text in alone for text in ("go there", "what it is told"))
 
 

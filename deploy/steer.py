@@ -60,11 +60,11 @@ KEYS = [("space", "pause"), ("G", "hide orange")]  # that are on no button
 BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "R reset", "M slow", "V view", "T save"]  # as keys do
 MOUSE, TOLD_MOUSE = ("Shift, click", "a limb: push it"), ("click", "the ground: go there")
 LEGEND = [
-    (view.colour_of(0, ""), "the policy, and the way that it went"),
-    (view.colour_of(1, ""), "the nearest moment of its clips"),
-    (view.RED, "touches the ground; the arrow: a push"),
+    (view.colour_of(0, ""), "the policy, and the way it went"),
+    (view.colour_of(1, ""), "nearest moment of its clips"),
+    (view.RED, "touches the ground; a push"),
 ]
-TOLD_LEGEND = (view.GREEN, "what it is told; the ring: where you clicked")
+TOLD_LEGEND = (view.GREEN, "what it is told; your click")
 SMALL = "padding:0 0.8em 0.4em; font-size:12px; line-height:1.35"
 
 
@@ -376,7 +376,7 @@ def help_of(told: bool) -> str:
     """HTML of what keys and mouse do; told: the policy takes commands."""
     mouse = [f"<b>{key}</b> {meaning}" for key, meaning in [*[TOLD_MOUSE] * told, MOUSE]]
     keys = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in KEYS)
-    lines = "".join(f"<div>{row}</div>" for row in [*mouse, keys, "other keys are on the buttons:"])
+    lines = "".join(f"<div>{row}</div>" for row in [*mouse, keys, "other keys as on the buttons:"])
     return f'<div style="{SMALL}">{lines}</div>'
 
 

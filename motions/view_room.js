@@ -1,13 +1,14 @@
 // Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
 // where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
-// head folds it. Labels in it are short, and none where there is no text. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
+// head folds it. Labels in it are narrow, none where there is no text, and buttons stand in threes. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
 // into the middle of that, also when the panel is folded or opened. Only once: the server may come again.
 if (!window.lookFrom) {
   const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
   const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";
   const look = ".mantine-Notifications-root, .mantine-Slider-mark {display: none !important}"
     + ".mantine-Slider-markLabel {margin-top: 4px} .mantine-Slider-root {margin-bottom: 4px}"
-    + "[style*='width: 7.25em'], [style*='width: 6.6125em'] {width: 5em !important; padding-right: 4px !important}"
+    + "[style*='width: 7.25em'], [style*='width: 6.6125em'] {width: 5.6em !important; padding-right: 4px !important}"
+    + "button[style*='fit-content'] {flex-basis: 28% !important}"
     + "[style*='width: 7.25em']:has(label:empty) {display: none}"
     + sheet + " {max-height: 42vh !important; overflow-y: auto !important; max-width: 100vw}"
     + head + "::after {content: '▴'; margin-left: 0.6em}" + head + ":has(button)::after {content: '▾'}";

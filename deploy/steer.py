@@ -65,7 +65,6 @@ LEGEND = [
     (view.RED, "touches the ground; a push"),
 ]
 TOLD_LEGEND = (view.GREEN, "what it is told; your click")
-SMALL = "padding:0 0.8em 0.4em; font-size:12px; line-height:1.35"
 
 
 # ---- 1. The physics --------------------------------------------------------------------------------------------------
@@ -377,13 +376,13 @@ def help_of(told: bool) -> str:
     mouse = [f"<b>{key}</b> {meaning}" for key, meaning in [*[TOLD_MOUSE] * told, MOUSE]]
     keys = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in KEYS)
     lines = "".join(f"<div>{row}</div>" for row in [*mouse, keys, "other keys as on the buttons:"])
-    return f'<div style="{SMALL}">{lines}</div>'
+    return f'<div style="{view.SMALL}">{lines}</div>'
 
 
 def legend_of(told: bool) -> str:
     """HTML of what colours mean; told: the policy takes commands."""
     legend = "".join(view.DOT.format(f"rgb{colour}", text) for colour, text in [*LEGEND, *[TOLD_LEGEND] * told])
-    return f'<div style="{SMALL}">{legend}</div>'
+    return f'<div style="{view.SMALL}">{legend}</div>'
 
 
 def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Tuple, Tensor, view.Eye]:

@@ -614,6 +614,7 @@ DOT = '<div style="padding-left:16px; text-indent:-16px"><i style="background:{}
 LINE = DOT + 'height:3px; vertical-align:4px"></i> {}</div>'
 DOT += 'height:12px; border-radius:6px"></i> {}</div>'
 RIGHT, LEFT = (f"rgb{colour_of(0, side)}" for side in ("right", "left"))
+SMALL = "padding:0 0.8em 0.4em; font-size:13px; line-height:1.4"  # of what is said in the panel
 LIMBS = DOT.format(f"linear-gradient(90deg, {RIGHT} 50%, {LEFT} 50%)", "right limbs dark, left limbs light")
 
 
@@ -832,7 +833,7 @@ class Controls:
         self.playing = True
         gui.configure_theme(show_logo=False, show_share_button=False)
         said = f"<b>{html.escape(unbroken(text))}</b>" if text else ""
-        gui.add_html(f'<div style="padding:0 1em 0.5em">{said}{legend_of(takes, text, layout)}</div>')
+        gui.add_html(f'<div style="{SMALL}">{said}{legend_of(takes, text, layout)}</div>')
         self.now = gui.add_markdown(self.words[0])
         self.button = gui.add_button("Pause")
         self.clock = gui.add_slider("Time [s]", 0.0, self.length, 0.01, 0.0)

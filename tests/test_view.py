@@ -919,8 +919,8 @@ def test_the_committed_page_plays_and_has_keys(tab, root, character):
     for key, frame in (("n", 61), ("n", 62), ("b", 61)):
         tab.keyboard.press(key)
         assert until(tab, lambda frame=frame: shows(frame)), frame
-        clock = lambda frame=frame: tab.locator("input[type=text]").first.input_value() == f"{frame / 30:.2f}"  # noqa: E731
-        assert until(tab, clock), frame
+        clock = tab.locator("input[type=text]").first
+        assert until(tab, lambda frame=frame, clock=clock: clock.input_value() == f"{frame / 30:.2f}"), frame
     code = """() => {
         const m = __viserMutable, target = m.cameraControl.getTarget(m.camera.position.clone());
         return m.camera.position.clone().sub(target).normalize().toArray()}"""

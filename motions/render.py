@@ -1,26 +1,27 @@
 """Draw a clip as a film strip, or film it. Clips and roll-outs hold every pose, so this serves every simulator.
 
     python motions/render.py CLIP.npz OUT.png [--start S] [--seconds S] [--poses N]     # a stride, left to right
-    python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif
+    python motions/render.py CLIP.npz OUT.mp4 [--start S] [--seconds S]                 # or OUT.gif, OUT.webp
     python motions/render.py ROLLOUT.npz OUT.png --compare CLIP.npz    # a cycle of the clip above, the roll-out below
     python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, the roll-out behind
     python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, outlined, in the roll-out's place
     python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --turn 90
-    python motions/render.py ROLLOUT.npz OUT.gif --compare CLIP.npz --loop    # a cycle that shows no seam
+    python motions/render.py ROLLOUT.npz OUT.webp --compare CLIP.npz --loop   # a cycle that shows no seam
 
 CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written. A
 roll-out is blue and a clip orange, right limbs dark, left ones light; the picture says so. The way through the clip
-leads to the right, and a film's camera goes along. An mp4 has the clip's frame rate, a GIF about thirty frames a
-second, over a floor that leads from its last picture to its first. --loop finds the cycle of a roll-out whose end looks
+leads to the right, and a film's camera goes along, as near as limbs stay in the picture and out of what is written. An
+mp4 has the clip's frame rate, a GIF or WebP about thirty frames a second, over a floor that leads from its last picture
+to its first; a WebP has half a GIF's bytes, and smoother colours. --loop finds the cycle of a roll-out whose end looks
 most like its start; the camera turns as the motion does meanwhile. It prints the seam, how far bodies leap from the
-last picture to the first beside their way. The poses of a strip are drawn apart, however near
-they were, with their times from the first on; it is as high as they need. --commands draws what a roll-out of the
-heading task was told (see --eval-commands): an arrow, for which the camera leaves room, the path commanded, the path
-taken, and a map of both in a corner. A clip that is compared is in the roll-out's phase (same_phase), at its place and
-with its heading, so what differs is the pose. If that is much, a warning says so. It needs MuJoCo, an OpenGL that draws
-without a screen (EGL or OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r
-requirements-motions.txt`. Without a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of
-CPU time; --fast halves that. What takes longer than ten seconds says how long it will be.
+last picture to the first beside their way. The poses of a strip are drawn apart, however near they were, with their
+times from the first on; it is as high as they need. --commands draws what a roll-out of the heading task was told (see
+--eval-commands): an arrow, which shines through legs, the path commanded, the path taken, and a map of both in a
+corner. A clip that is compared is in the roll-out's phase (same_phase), at its place and with its heading, so what
+differs is the pose. If that is much, a warning says so. It needs MuJoCo, an OpenGL that draws without a screen (EGL or
+OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r requirements-motions.txt`. Without
+a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of CPU time; --fast halves that. What
+takes longer than ten seconds says how long it will be.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -30,6 +31,7 @@ import argparse
 import contextlib
 import ctypes.util
 import io
+import itertools
 import math
 import os
 import re
@@ -62,7 +64,8 @@ Pictures = Iterator[np.ndarray]  # each (H, W, 3) uint8
 Size = Tuple[int, int]  # width and height of a picture [pixels]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SIZES = {".png": (1200, 400), ".mp4": (960, 540), ".gif": (480, 270)}
+SIZES = {".png": (1200, 400), ".mp4": (960, 540), ".gif": (480, 270), ".webp": (480, 270)}
+AGAIN = (".gif", ".webp")  # films that are shown again and again
 COLOURS = {  # of right limbs, left limbs and trunk
     "policy": ("0.09 0.24 0.54 1", "0.52 0.77 1.00 1", "0.20 0.45 0.83 1"),
     "clip": ("0.66 0.31 0.03 1", "1.00 0.80 0.40 1", "0.97 0.55 0.12 1"),
@@ -79,7 +82,7 @@ CHECKER = 'rgb1=".97 .97 .97" rgb2=".87 .88 .90"'
 PLAIN = 'rgb1=".97 .97 .98" rgb2=".97 .97 .98"'  # what Tiles are drawn on
 STRIP = dict(azimuth=90, elevation=-7, fovy=5, floor="60 5 1", fine=4.0, lamp=1024, sky=WHITE, floors=CHECKER)
 FILM = dict(azimuth=115, elevation=-9, fovy=24, floor="60 60 1", fine=2.0, lamp=512, sky=SKY, floors=CHECKER)
-FILM_OF_PATH = dict(FILM, elevation=-14, fovy=30)  # from higher up, for what is drawn on the ground
+FILM_OF_PATH = dict(FILM, elevation=-20, fovy=30)  # from higher up, for what is drawn on the ground
 FILM_OF_TWO = dict(FILM, azimuth=100, elevation=-7, fovy=20)  # their gait from the side, and none nearer than the other
 FAST = dict(fine=1.0)
 # Which way light shines. OpenGL's shadows have teeth, and take most of the time. So there are two of our own, on the
@@ -98,8 +101,13 @@ GROUPS = ("floor", "figures", "ghost")  # of what is drawn, each by itself if ne
 UNLIKE = 0.1
 APART = 0.45  # between the bodies of two poses in a strip; limbs and heads are larger than their bodies' origins [m]
 BESIDE = 0.40  # the same of two figures in a film [m]
+LOWEST = 1.2  # a film shows at least so much, from above to below [m]
+MARGIN = 0.035  # of a film's picture that nobody enters, at each edge, as a share of its height
+CLEAR = 1.5  # how much more than for the figures alone a film may show, lest they hide what is written
+HIDDEN = 0.75  # opacity of an arrow where a figure is before it
 LINE = 10.0  # from one line that tells how far a film is to the next [s]
-GIF = 30.0  # about so many pictures a second
+GIF = 30.0  # about so many pictures a second, also of WebP
+WEBP = 75  # quality, of 100: half the bytes of a GIF, with all colours
 GIF_COLOURS = 80  # as many as tell a smooth figure from a banded one; with 256 a file is a half larger
 PATTERN = 2.0  # the floor repeats after this [m]
 MAP = 0.36  # height of the map in a film's corner, as a share of the picture's
@@ -351,6 +359,26 @@ def top_of(position: Tensor) -> float:
     return max(float(position[..., 2].max()) + 0.3, 1.2)
 
 
+def outline(character: Character, poses: Poses) -> Tuple[np.ndarray, np.ndarray]:
+    """Points in the limbs of poses (T, P, 3), and how far these reach about each (P,) [m]; none reaches further."""
+    source = {body.get("name"): body.findall("geom") for body in ET.parse(character.path).iter("body")}
+    bodies, points, reach = [], [], []
+    for n, name in enumerate(character.body_names):
+        for geom in source[name]:
+            size, place, ends = (np.array((geom.get(key) or "").split(), float) for key in ("size", "pos", "fromto"))
+            place = place if len(place) else np.zeros(3)
+            found = [place]
+            if geom.get("type") == "box":
+                found = [place + size * corner for corner in itertools.product((-1, 1), repeat=3)]
+            elif len(ends):
+                found = np.linspace(ends[:3], ends[3:], 3)
+            bodies += [n] * len(found)
+            points += [*found]
+            reach += [0.0 if geom.get("type") == "box" else size[0]] * len(found)
+    offset = torch.as_tensor(np.array(points)).float().expand(len(poses[0]), -1, 3)
+    return (poses[0][:, bodies] + ml.quat_rotate(poses[1][:, bodies], offset)).double().numpy(), np.array(reach)
+
+
 def in_a_row(position: Tensor) -> Tuple[Tensor, float]:
     """Poses side by side along X, about x = 0: (T, J, 3) -> (T, J, 3), the row's width [m].
 
@@ -488,8 +516,14 @@ class Stage:
         self.camera.lookat[:] = focus
         picture = self.shot(("floor", "figures"), marks)
         figures = self.shot(("figures",))
-        picture = self.image.fromarray(self.with_ghost(picture, figures) if self.ghost else picture)
-        shade = ImageChops.lighter(self.shade(focus, tiles), self.where(figures).resize(self.size, self.image.BOX))
+        picture = self.with_ghost(picture, figures) if self.ghost else picture
+        bright = figures
+        for mark in [x for x in marks if len(x[0]) == 2]:  # an arrow is seen through figures, and in their shadows
+            arrow = self.shot((), [mark])
+            picture = shining(picture, arrow, figures)
+            bright = np.maximum(bright, arrow)
+        picture = self.image.fromarray(picture)
+        shade = ImageChops.lighter(self.shade(focus, tiles), self.where(bright).resize(self.size, self.image.BOX))
         picture = picture.resize(self.size, self.image.BOX)
         return np.asarray(ImageChops.multiply(picture, self.image.merge("RGB", [shade] * 3)))
 
@@ -590,6 +624,14 @@ class Stage:
         return geom
 
 
+def shining(picture: np.ndarray, arrow: np.ndarray, figures: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) in which an arrow shines through the figures before it; both also drawn alone, on black."""
+    hidden = arrow.any(-1) & figures.any(-1)
+    picture = picture.copy()
+    picture[hidden] = HIDDEN * arrow[hidden] + (1.0 - HIDDEN) * picture[hidden]
+    return picture
+
+
 def font_of(height: int, text: Optional[int] = None) -> Any:
     """What is written with, in a picture or a row of a strip of this height, or a `text` of this height [pixels]."""
     from PIL import ImageFont
@@ -600,7 +642,7 @@ def font_of(height: int, text: Optional[int] = None) -> Any:
 def ink_of(who: str) -> Tuple[int, ...]:
     """Colour of what is written about `who`, as in COLOURS, or "told", "done", "" (anything else)."""
     shade = {"told": TOLD, "done": DONE, "": INK}.get(who) or [float(x) for x in COLOURS[who][2].split()]
-    return tuple(int(200 * x) for x in shade[:3])
+    return tuple(int(160 * x) for x in shade[:3])  # dark enough on a grey floor
 
 
 def write_on(image: Any, lines: Sequence[Any], font: Any) -> None:
@@ -619,6 +661,12 @@ def write_on(image: Any, lines: Sequence[Any], font: Any) -> None:
                 room = digit if part.isdigit() else width
                 pen.text((x + 0.5 * (room - width), y), part, ink_of(who), font)
                 x += room
+
+
+def boxes_of(lines: Sequence[Any], font: Any) -> list:
+    """What such lines take of a picture, from its upper left corner on: left, upper, right, lower edge [pixels]."""
+    sides = [1.4 * font.size + font.getlength(text) if text else 0.0 for text, _ in lines]
+    return [(0.0, 0.0, side, (2.1 + 1.35 * n) * font.size) for n, side in enumerate(sides)]
 
 
 def write_under(image: Any, text: str, who: str, place: float, font: Any) -> None:
@@ -687,28 +735,62 @@ def arrow_at(told: Told, way: np.ndarray, t: int) -> np.ndarray:
     return way[t] + np.outer((AHEAD, AHEAD + length), along)
 
 
-def room_below(arrows: np.ndarray, azimuths: np.ndarray, look: dict, height: float, size: Size, tall: float) -> float:
-    """How much more than `tall` a film has to show, at its lower edge [m], so that it shows all of the arrows.
+def corners_of(arrow: np.ndarray) -> np.ndarray:
+    """Of an arrow on the ground from where to where (2, 2) [m]: its begin, its tip and its head's corners (4, 3)."""
+    start, tip = arrow
+    along = (tip - start) / np.linalg.norm(tip - start)
+    across = np.array([-along[1], along[0]])
+    corners = (start, tip, tip - HEAD * (along + across), tip - HEAD * (along - across))
+    return np.pad(np.stack(corners), ((0, 0), (0, 1)))
 
-    arrows: from where the camera looks at, (T, 2, 2) [m]; azimuths: of the camera (T,) [degrees]; height: of the middle
-    of a picture without more [m]."""
-    margin = 0.01 * size[1]
-    more = 0.0
-    for (start, tip), azimuth in zip(arrows, azimuths):
-        along = (tip - start) / np.linalg.norm(tip - start)
-        across = np.array([-along[1], along[0]])
-        head = [tip, tip - HEAD * (along + across), tip - HEAD * (along - across)]
-        corners = np.column_stack((np.stack((start, *head)), np.ones(4)))
-        inside = False
-        while not inside and more < 5.0 * tall:
-            focus = np.array([0.0, 0.0, height - 0.5 * more])
-            distance = distance_of(tall + more, look["fovy"])
-            seen = ground_in(azimuth, look["elevation"], distance, focus, size, tall + more) @ corners.T
-            pixels = (seen[:2] / seen[2]).T  # (4, 2)
-            before = (seen[2] > 0.1).all()  # the camera
-            inside = bool(before and (pixels > margin).all() and (pixels < np.array(size) - margin).all())
-            more += 0.0 if inside else 0.02 * tall
-    return more
+
+def right_of(azimuths: np.ndarray) -> np.ndarray:
+    """Which way is to the right (T, 3), seen with these azimuths (T,) [degrees]."""
+    angle = np.radians(azimuths)
+    return np.stack((np.sin(angle), -np.cos(angle), np.zeros_like(angle)), -1)
+
+
+def framed(
+    points: np.ndarray,
+    reach: np.ndarray,
+    azimuths: np.ndarray,
+    look: dict,
+    size: Size,
+    below: float = 0.0,
+    taken: Sequence[Tuple[float, ...]] = (),
+) -> Tuple[float, float, float]:
+    """How much a film shows, from above to below, the height of what its camera looks at, and how far that lies to the
+    right of where the camera goes along [m]: so that it is as near as may be.
+
+    All points (T, P, 3), from the ground where the camera goes along, and what lies within their reach (P,) [m], are in
+    the picture while the camera has the azimuths (T,) [degrees]: `below` [pixels] from its lower edge, and outside of
+    the boxes that are taken: left, upper, right and lower edge [pixels]. Boxes that cost too much are not heeded."""
+    edge = MARGIN * size[1]
+    inner = np.array([edge, edge, size[0] - edge, size[1] - max(below, edge)])
+    right, e = right_of(azimuths), math.radians(look["elevation"])
+    forward = math.cos(e) * np.cross([0.0, 0.0, 1.0], right) + [0.0, 0.0, math.sin(e)]
+    axes = np.stack((right, np.cross(forward, right), forward), -1)  # (T, 3, 3) to the right, down and away
+    points = points @ axes
+    tall, alone = LOWEST, None
+    while tall < 50.0 and not (alone and tall > CLEAR * alone[0]):
+        height, aside, scale = 0.45 * tall, 0.0, size[1] / tall
+        distance = distance_of(tall, look["fovy"])
+        # the lowest of them lies at the lower edge, all in the middle or so far to the right, as a share of the room
+        for n, push in enumerate((0.0, 0.0, 0.0, 0.15, 0.3)):
+            seen = points - [aside, -height * math.cos(e), height * math.sin(e)]  # from what the camera looks at
+            depth = (1.0 + seen[..., 2:] / distance).clip(0.1)  # who is behind the camera is far outside
+            around = reach[:, None] * scale / depth
+            middle = 0.5 * np.array(size) + scale * seen[..., :2] / depth
+            low, high = middle - around, middle + around  # (T, P, 2)
+            if n > 1 and (low >= inner[:2] - 1.0).all() and (high <= inner[2:] + 1.0).all():
+                alone = alone or (tall, height, aside)
+                if not any(((low < box[2:]) & (high > box[:2])).all(-1).any() for box in taken):
+                    return tall, height, aside
+            room = (low[..., 0].min() - inner[0], inner[2] - high[..., 0].max())  # to the left, to the right
+            height += (inner[3] - high[..., 1].max()) / scale
+            aside += ((0.5 - push) * room[0] - (0.5 + push) * room[1]) / scale
+        tall *= 1.03
+    return alone or (tall, height, aside)
 
 
 def marks_of(told: Told, way: np.ndarray, t: int, every: int) -> Sequence[Tuple[np.ndarray, Tuple]]:
@@ -784,22 +866,15 @@ def film(
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
-    top = top_of(position[shown.start : shown.stop])
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
-    focus = np.full((len(position), 3), 0.45 * top)
-    focus[:, :2] = smooth(middle, round(0.5 * fps))  # over half a second to either side
+    focus = np.pad(smooth(middle, round(0.5 * fps)), ((0, 0), (0, 1)))  # over half a second to either side
     speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
-    tall = max(top + 0.5, wide * size[1] / size[0])
     way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
-    if told:
-        arrows = np.stack([arrow_at(told, way, t) - place[:2] for t, place in enumerate(focus)])
-        more = room_below(arrows, azimuths, look, focus[0, 2], size, tall)
-        focus[:, 2] -= 0.5 * more
-        tall += more
     tiles = Tiles(focus[loop.first, :2], focus[loop.first + loop.count, :2], loop.turn) if loop else None
     pattern = seamless(focus[::every, 0]) if again and not loop else PATTERN
-    stage = Stage(character, who, {**look, **(FAST if fast else {})}, tall, max(tall, wide), size, pattern)
     step = max(round(PATH_STEP * fps), 1)
+    font = font_of(size[1], text)
+    margin = size[1] // 26  # of the map
     named = [
         *zip((names[0], names[1] + ", outlined" * ghost) if other else names[:1], ("policy", "clip") if other else who)
     ]
@@ -807,6 +882,21 @@ def film(
     lines = [(title, "")] * bool(title) + [x for x in named if x not in under]
     lines += [(LIMBS if legend is None else legend, "")]
     lines += [("green: where it was told to go", "told"), ("blue line: the way it went", "done")] if told else []
+    longest = "99.9 s   9.99 m/s, told 9.99" if told else "99.9 s   9.99 m/s"
+    taken = boxes_of([*lines, (longest if legend is None else "", "")], font)
+    inset = round(MAP * size[1]) + 2 * margin
+    taken += [(size[0] - inset, 0, size[0], inset)] if told else []
+    there, reach = zip(*(outline(character, x) for x in everyone))
+    if told:
+        there = (*there, np.stack([corners_of(arrow_at(told, way, t)) for t in range(len(way))]))
+        reach = (*reach, np.zeros(4))
+    there = np.concatenate(there, 1) - focus[:, None]
+    below = 1.7 * font.size if under else 0.0
+    frame = (there[shown], np.concatenate(reach), azimuths[shown], look, size, below, taken)
+    tall, focus[:, 2], aside = framed(*frame)
+    focus += aside * right_of(azimuths)
+    lit = max(top_of(position[shown]) + 0.5, tall, wide)
+    stage = Stage(character, who, {**look, **(FAST if fast else {})}, tall, lit, size, pattern)
     with stage.renderer, stage.lamp:
         for t in shown:
             stage.camera.azimuth = azimuths[t]
@@ -816,13 +906,11 @@ def film(
             now = f"{(t - shown.start) / fps:.1f} s   {speed[t]:.2f} m/s{asked}" if legend is None else ""
             if told:
                 inset = from_above(told, way, t, step, size[1])
-                margin = size[1] // 26
                 image.paste(inset, (size[0] - inset.width - margin, margin))
-            font = font_of(size[1], text)
             write_on(image, [*lines, (now, "")], font)
             for side, (name, whose) in zip((-0.5, 0.5), under):
-                place = 0.5 * size[0] + side * float(beside.norm(dim=-1).max()) * size[1] / tall
-                write_under(image, name, whose, place, font)
+                place = side * float(beside.norm(dim=-1).max()) - aside  # from the picture's middle [m]
+                write_under(image, name, whose, 0.5 * size[0] + place * size[1] / tall, font)
             yield np.asarray(image)
 
 
@@ -846,10 +934,12 @@ def seamless(x: np.ndarray) -> float:
 
 
 def film_of(pictures: Pictures, fps: float, size: Size, ending: str) -> bytes:
-    """Pictures as a film: ".mp4" (H.264) or ".gif", which plays again and again. Raises InputError."""
+    """Pictures as a film: ".mp4" (H.264), or ".gif" or ".webp", which play again and again. Raises InputError."""
     source = ["-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps)]
     if ending == ".gif":
         target = ["-vf", f"split[a][b];[a]palettegen=max_colors={GIF_COLOURS}[p];[b][p]paletteuse=dither=none"]
+    elif ending == ".webp":
+        target = ["-c:v", "libwebp_anim", "-quality", str(WEBP), "-compression_level", "5", "-loop", "0"]
     else:
         target = ["-pix_fmt", "yuv420p", "-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"]
     with tempfile.TemporaryDirectory() as folder:
@@ -878,7 +968,7 @@ def parse() -> argparse.Namespace:
     parser = one_line_parser(description=__doc__)
     add = parser.add_argument
     add("clip", help="clip file (.npz)")
-    add("out", help="file to write: .png is a strip, .mp4 and .gif are films")
+    add("out", help="file to write: .png is a strip, .mp4, .gif and .webp are films")
     add("--compare", metavar="CLIP", help="the clip that a roll-out imitates: above it in a strip, before it in a film")
     add("--ghost", metavar="CLIP", help="the clip that a roll-out imitates, outlined in its place (films)")
     add("--commands", metavar="FILE", help="what a roll-out was told, a file of --eval-commands: drawn on the ground")
@@ -904,7 +994,7 @@ def parse() -> argparse.Namespace:
         help="what the motion is called; figures are then `policy` and `the clip`",
     )
     add("--poses", type=int, help=f"how many a strip has (default {POSES}); a film has every frame")
-    sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif 480 270"
+    sizes = "strip 1200 400, of two 1200 640, mp4 960 540, gif and webp 480 270"
     add("--size", type=int, nargs=2, metavar=("W", "H"), help=f"of the picture [pixels] (default: {sizes})")
     add("--text", type=int, metavar="PIXELS", help="height of what is written (default: a 26th of a picture or row)")
     add(
@@ -916,7 +1006,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.ending = os.path.splitext(args.out)[1]
     if args.ending not in SIZES:
-        raise InputError(f"{args.out}: expected a name that ends in .png (a strip), .mp4 or .gif (a film)")
+        raise InputError(f"{args.out}: expected a name that ends in .png (a strip), .mp4, .gif or .webp (a film)")
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))):
         raise InputError(f"{args.out}: there is no such folder")
     if args.ending != ".png" and args.poses is not None:
@@ -932,9 +1022,9 @@ def parse() -> argparse.Namespace:
     if args.ghost and args.compare:
         raise InputError("--ghost and --compare: one of them, the clip in the roll-out's place or beside it")
     if args.ending == ".png" and (args.ghost or args.commands or args.turn or args.fast):
-        raise InputError("--ghost, --commands, --turn and --fast are for films, .mp4 or .gif")
+        raise InputError("--ghost, --commands, --turn and --fast are for films, .mp4, .gif or .webp")
     if args.loop and (args.ending == ".png" or args.commands or args.turn):
-        raise InputError("--loop is for films, .mp4 or .gif, without --commands and --turn")
+        raise InputError("--loop is for films, .mp4, .gif or .webp, without --commands and --turn")
     if not abs(args.turn) <= 3600:
         raise InputError("--turn: expected degrees from -3600 to 3600")
     if args.ending == ".mp4" and any(side % 2 for side in args.size):
@@ -994,7 +1084,7 @@ def main() -> None:
             seconds = strip_seconds(character, motions.clips[0] if motions else clip, whole)
         if args.start is None:
             args.start = cycle_begins(motions, clip, character, seconds) if still and motions else 0.0
-        every = max(round(clip.fps / GIF), 1) if args.ending == ".gif" else 1
+        every = max(round(clip.fps / GIF), 1) if args.ending in AGAIN else 1
         window(clip, args.start, math.inf if args.loop else seconds)  # --start lies in the clip itself
         loop = None
         if args.loop:
@@ -1019,7 +1109,7 @@ def main() -> None:
                 ghost=bool(args.ghost),
                 told=told,
                 turn=args.turn,
-                again=args.ending == ".gif",
+                again=args.ending in AGAIN,
                 names=names,
                 fast=args.fast,
                 legend=args.legend,

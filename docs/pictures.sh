@@ -3,7 +3,7 @@
 #
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
-# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, six films of a cycle (docs/walk.gif, run, spinkick,
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, six films of a cycle (docs/walk.webp, run, spinkick,
 # cartwheel, jump, roll), docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
 # requirements-motions.txt and an OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/
 # stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of one roll-out of four; at its
@@ -25,18 +25,19 @@ for name in walk heading; do
 done
 
 "$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --title walk
-strip() {  # NAME ROLL-OUT TITLE: one cycle
-    "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --size 840 500 --poses 7 --text 28 --title "$3" --legend ""
+strip() {  # NAME ROLL-OUT TITLE POSES: one cycle
+    "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --size 840 500 --poses "$4" --text 28 --title "$3" --legend ""
 }
 for name in run spinkick cartwheel jump roll dance_a crawl; do
     "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --out "$scratch/$name"
 done
-strip walk docs/rollouts/walk.npz walk
-for name in run cartwheel jump roll crawl; do
-    strip "$name" "$scratch/$name/rollouts/000.npz" "$name"
+strip walk docs/rollouts/walk.npz walk 7
+for name in run cartwheel jump roll; do
+    strip "$name" "$scratch/$name/rollouts/000.npz" "$name" 7
 done
-strip spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick
-strip dance_a "$scratch/dance_a/rollouts/000.npz" dance
+strip crawl "$scratch/crawl/rollouts/000.npz" crawl 4  # who lies is long
+strip spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick 7
+strip dance_a "$scratch/dance_a/rollouts/000.npz" dance 7
 "$python" - "$scratch" <<'END'
 import sys
 
@@ -53,7 +54,7 @@ for row, low in zip(rows, np.cumsum(high)):
 picture.save("docs/clips.png", optimize=True)
 END
 loop() {  # NAME ROLL-OUT TITLE: one cycle, shown again and again
-    "$python" motions/render.py "$2" "docs/$1.gif" --compare "motions/$1.npz" --loop --title "$3" --legend "" --size 384 240 --text 24
+    "$python" motions/render.py "$2" "docs/$1.webp" --compare "motions/$1.npz" --loop --title "$3" --legend "" --size 560 350 --text 29
 }
 loop walk docs/rollouts/walk.npz walk
 loop run "$scratch/run/rollouts/003.npz" run

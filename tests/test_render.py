@@ -338,25 +338,103 @@ def test_the_command_is_a_flat_arrow_before_the_feet(heading):
     assert np.allclose(shaft.pos[:2] + shaft.size[0] * along, points[1] - render.HEAD * along, atol=1e-6)
 
 
+def pixels_of(points, azimuths, elevation, fovy, size, frame):
+    """Where a film shows points (T, P, 3) on the ground: (T, P, 2); frame: see framed."""
+    tall, height, aside = frame
+    found = []
+    for place, azimuth, right in zip(points, azimuths, render.right_of(azimuths)):
+        focus = aside * right + np.array([0.0, 0.0, height])
+        ground = render.ground_in(azimuth, elevation, render.distance_of(tall, fovy), focus, size, tall)
+        seen = np.column_stack((place[:, :2], np.ones(len(place)))) @ ground.T
+        found.append(seen[:, :2] / seen[:, 2:])
+    return np.stack(found)
+
+
 @pytest.mark.parametrize("speed", [1.2, 3.5])
 def test_the_picture_has_room_for_an_arrow_to_any_side(speed):
-    """Seen from the azimuth 0: right is -Y, and what is nearer is lower. Who needs no more gets no more."""
-    size, tall, height = (960, 540), 2.2, 0.75
-    look = dict(render.FILM_OF_PATH)
+    """Seen by a camera that turns; who goes away from it needs no more than for the arrow's length."""
+    size, look = (960, 540), render.FILM_OF_PATH
     headings = torch.arange(0, 2 * math.pi, 0.1)
     told = render.Told(headings, torch.full_like(headings, speed), torch.zeros(len(headings), 2))
-    arrows = np.stack([render.arrow_at(told, np.zeros((len(headings), 2)), t) for t in range(len(headings))])
-    azimuths = np.zeros(len(headings))
-    away = np.abs(headings.numpy()) < 1.0
-    assert render.room_below(arrows[away], azimuths[away], look, height, size, tall) == 0.0
-    more = render.room_below(arrows, azimuths, look, height, size, tall)
-    assert 0.02 < more < tall
-    distance = render.distance_of(tall + more, look["fovy"])
-    focus = np.array([0.0, 0.0, height - 0.5 * more])
-    ground = render.ground_in(0.0, look["elevation"], distance, focus, size, tall + more)
-    for _, tip in arrows:
-        u, v, w = ground @ [*tip, 1.0]
-        assert 0 < u / w < size[0] and 0 < v / w < size[1]
+    corners = [render.corners_of(render.arrow_at(told, np.zeros((63, 2)), t)) for t in range(63)]
+    arrows = np.stack(corners)
+    azimuths = np.linspace(80.0, 120.0, 63)
+    frame = render.framed(arrows, np.zeros(4), azimuths, look, size)
+    pixels = pixels_of(arrows, azimuths, look["elevation"], look["fovy"], size, frame)
+    edge = render.MARGIN * 540
+    assert (pixels > edge - 1.5).all() and (pixels < np.array(size) - edge + 1.5).all()
+    assert pixels[..., 1].max() > 0.92 * 540
+    less = render.framed(arrows[:9], np.zeros(4), np.zeros(9), look, size)[0]
+    assert render.LOWEST <= less < frame[0]
+
+
+def test_a_film_is_near_and_nobody_is_in_front_of_what_is_written():
+    """A pole of 2 m, .1 m thick, and an arm of 1 m to its left that is stretched out for a moment."""
+    look, size = dict(elevation=0.0, fovy=1.0), (300, 200)  # from afar, so that a metre is as large everywhere
+    points = np.zeros((9, 3, 3))
+    points[:, :, 2] = 0.1, 2.0, 1.9
+    points[4, 2, 1] = 1.0  # seen along +X this is to the left
+    given = points, np.full(3, 0.1), np.zeros(9), look, size, 20.0
+    tall, height, aside = render.framed(*given)
+    assert 2.1 * 200 / tall == pytest.approx(200 - 20 - 0.035 * 200, rel=0.04)  # as near as can be
+    assert (height - 0.5 * tall) * 200 / tall == pytest.approx(-20, abs=1.0)  # 0 m is 20 pixels above the lower edge
+    left, right = (150 + (y - aside) * 200 / tall for y in (-1.1, 0.1))
+    assert left + right == pytest.approx(300, abs=1.0)  # in the middle
+    hand = [150 + (-1.0 - aside) * 200 / tall, 180 - 1.9 * 200 / tall]
+    box = (0.0, 0.0, hand[0] + 10.0, hand[1] + 10.0)
+    moved = render.framed(*given, [box])
+    assert moved[2] < aside - 0.05 or moved[0] > tall  # to the right, or further away
+    far = [150 + (-1.0 + 0.1 - moved[2]) * 200 / moved[0], 180 - 1.8 * 200 / moved[0]]
+    low = 180 - 1.8 * 200 / moved[0] - 0.2 * 200 / moved[0]  # the hand's upper edge
+    assert far[0] - 0.2 * 200 / moved[0] > box[2] - 1.5 or low > box[3] - 1.5
+    assert render.framed(*given, [(0.0, 0.0, 300.0, 199.0)]) == pytest.approx((tall, height, aside))  # that cannot be
+
+
+def test_limbs_reach_no_further_than_their_outline(walk, character):
+    """Upright at the origin: from the sole, .0275 m of half a foot below its middle, to the top of the head."""
+    rest = torch.zeros(1, len(character.body_names), 4)
+    rest[..., 3] = 1.0
+    poses = ml.forward_kinematics(character, torch.tensor([[0.0, 0.0, 1.0]]), rest)
+    points, reach = render.outline(character, poses)
+    names = dict(zip(character.body_names, poses[0][0]))
+    assert points.shape == (1, len(reach), 3)
+    assert (points[0, :, 2] - reach).min() == pytest.approx(float(names["right_foot"][2]) - 0.05, abs=1e-4)
+    assert (points[0, :, 2] + reach).max() == pytest.approx(float(names["head"][2]) + 0.27, abs=1e-4)
+
+
+def test_an_arrow_shines_through_the_legs_before_it():
+    """Where both are, and nowhere else; the leg can still be seen."""
+    picture, arrow, figures = np.zeros((3, 4, 6, 3), np.uint8)
+    picture[:] = 200
+    arrow[:, :4] = picture[:, :4] = (0, 180, 40)
+    figures[:, 3:5] = picture[:, 3:5] = (20, 60, 140)
+    found = render.shining(picture, arrow, figures)
+    assert found[0].tolist()[:3] == [[0, 180, 40]] * 3 and found[0].tolist()[4:] == [[20, 60, 140], [200] * 3]
+    assert found[1, 3, 1] > 140 and 40 < found[1, 3, 2] < 90
+    assert picture[1, 3].tolist() == [20, 60, 140]
+
+
+def test_an_arrow_is_seen_behind_who_walks_away_from_the_camera(draw, root, tmp_path):
+    """Green on a leg, between two parts of the arrow: there is none else on the blue figure."""
+    azimuth = render.FILM_OF_PATH["azimuth"]
+    (tmp_path / "c.csv").write_text(f"0, {azimuth}, 1.5\n")
+    options = ("--seconds", 0.04, "--size", 480, 270, "--commands", tmp_path / "c.csv")
+    (picture, _), _ = draw(root / "motions/walk.npz", "a.mp4", *options)
+    red, green, blue = (picture[150:, 100:380, i] for i in range(3))  # the feet, and what is about them
+    through = (green > red + 15) & (green > blue + 40) & (red > 25)  # a mixture with brown or orange
+    assert through.sum() > 60
+
+
+@pytest.mark.parametrize("who", ["policy", "clip", "told", "done", ""])
+def test_what_is_written_can_be_read_on_the_floor(who):
+    """Contrast as WCAG defines it, with the darker tiles and with the sky; 3 is asked for where letters are large."""
+
+    def light(colour):
+        shares = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in np.array(colour) / 255]
+        return 0.2126 * shares[0] + 0.7152 * shares[1] + 0.0722 * shares[2]
+
+    for ground in ((205, 208, 213), (219, 235, 252)):
+        assert (light(ground) + 0.05) / (light(render.ink_of(who)) + 0.05) > 3.3
 
 
 def test_a_line_stays_where_it_is_while_its_digits_change():
@@ -544,6 +622,20 @@ def test_gif(draw, root, tmp_path):
     assert len(times) == 39 and np.abs(times[:-1] - 100 / 30 * np.arange(1, 39)).max() < 0.51
     assert all(mask.any() for mask in limbs(pictures))
     assert np.abs(np.diff(pictures[:, 70:, :40], axis=0)).mean((1, 2, 3)).min() > 0.5  # in a thirtieth of a second
+
+
+def test_webp(draw, opengl, root, tmp_path):
+    """As a GIF, for half the bytes or less."""
+    image = pytest.importorskip("PIL.Image")
+    draw(root / "motions/walk.npz", "film.gif", "--fast")
+    assert start(tmp_path, root / "motions/walk.npz", "film.webp", "--fast", **opengl) == (0, [])
+    with image.open(tmp_path / "film.webp") as film:
+        assert film.n_frames == 39 and film.size == (480, 270) and film.info["loop"] == 0
+        film.seek(5)
+        film.load()
+        assert film.info["duration"] in (33, 34)
+        assert all(mask.any() for mask in limbs(np.asarray(film.convert("RGB")).astype(int)))
+    assert (tmp_path / "film.webp").stat().st_size < 0.6 * (tmp_path / "film.gif").stat().st_size
 
 
 def spinning(cycles=5, period=24, turn=0.6, step=0.5, noise=2):

@@ -24,7 +24,7 @@ for name in walk heading; do
         --source "roll-out of pretrained/$name.pt" --license "as the clips it imitates"
 done
 
-"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --title walk
+"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --title walk --text 20
 strip() {  # NAME ROLL-OUT TITLE POSES: one cycle
     "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --size 840 500 --poses "$4" --text 28 --title "$3" --legend ""
 }
@@ -48,9 +48,9 @@ names = (("walk", "run"), ("spinkick", "cartwheel"), ("jump", "roll"), ("dance_a
 rows = [[Image.open(f"{sys.argv[1]}/{name}.png") for name in row] for row in names]
 high = [max(strip.height for strip in row) for row in rows]
 picture = Image.new("RGB", (2 * rows[0][0].width + 24, sum(high)), "white")
-for row, low in zip(rows, np.cumsum(high)):
+for row, low, tall in zip(rows, np.cumsum(high), high):
     for n, strip in enumerate(row):
-        picture.paste(strip, (n * (strip.width + 24), low - strip.height))
+        picture.paste(strip, (n * (strip.width + 24), low - tall))
 picture.save("docs/clips.png", optimize=True)
 END
 loop() {  # NAME ROLL-OUT TITLE: one cycle, shown again and again

@@ -415,14 +415,13 @@ def test_an_arrow_shines_through_the_legs_before_it():
 
 
 def test_an_arrow_is_seen_behind_who_walks_away_from_the_camera(draw, root, tmp_path):
-    """Green on a leg, between two parts of the arrow: there is none else on the blue figure."""
+    """The whole arrow is green, also on the legs: 609 pixels; if they hid it, 223."""
     azimuth = render.FILM_OF_PATH["azimuth"]
     (tmp_path / "c.csv").write_text(f"0, {azimuth}, 1.5\n")
     options = ("--seconds", 0.04, "--size", 480, 270, "--commands", tmp_path / "c.csv")
     (picture, _), _ = draw(root / "motions/walk.npz", "a.mp4", *options)
     red, green, blue = (picture[150:, 100:380, i] for i in range(3))  # the feet, and what is about them
-    through = (green > red + 15) & (green > blue + 40) & (red > 25)  # a mixture with brown or orange
-    assert through.sum() > 60
+    assert ((green > red + 15) & (green > blue + 40) & (red > 25)).sum() > 400
 
 
 @pytest.mark.parametrize("who", ["policy", "clip", "told", "done", ""])

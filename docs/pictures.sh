@@ -3,7 +3,7 @@
 #
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
-# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/walk.png, docs/clips.png, six films of a cycle (docs/walk.webp, run, spinkick,
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/clips.png, six films of a cycle (docs/walk.webp, run, spinkick,
 # cartwheel, jump, roll), docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
 # requirements-motions.txt and an OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/
 # stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of one roll-out of four; at its
@@ -24,7 +24,6 @@ for name in walk heading; do
         --source "roll-out of pretrained/$name.pt" --license "as the clips it imitates"
 done
 
-"$python" motions/render.py docs/rollouts/walk.npz docs/walk.png --compare motions/walk.npz --title walk --text 20
 strip() {  # NAME ROLL-OUT TITLE POSES: one cycle
     "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --size 840 500 --poses "$4" --text 28 --title "$3" --legend ""
 }

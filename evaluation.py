@@ -134,7 +134,7 @@ def imitation(
     """How near episodes come to clips (E,) that they imitate from times start (E,) [s] on.
 
     states: T + 1 of batch (E,), the start first; steps (E,) lived of limit (E,) control steps of dt [s]; more: also
-    pose_error_unaligned_m, turns and gait -> figures, and the error of each body but the root over time (T, J-1) [m]"""
+    pose_error_unaligned_m, rise, turns, gait -> figures, and the error of each body but the root over time (T, J-1)"""
     position, rotation = bodies_of(motions.character, states)  # (E, T + 1, J, ...)
     T = len(states) - 1
     # the reference is one and a half times as long as the episode, so that a slow character can be matched, too
@@ -159,8 +159,8 @@ def imitation(
         metrics["pose_error_unaligned_m"] = float(pose_error(*relative, steps, limit)[0].mean())
         cycle = round(float(motions.length[0]) / dt)
         if len(motions.clips) == 1 and motions.loop[0] and "tempo" in metrics and T >= cycle:
-            both = rotation[:, :, 0], theirs[1][:, :, 0]
-            metrics.update(gait.turns(*both, steps, cycle, cycle / metrics["tempo"], dt))
+            both = [(place[:, :, 0, 2], turn[:, :, 0]) for place, turn in ((position, rotation), theirs)]
+            metrics.update(gait.cycles(*both, steps, cycle, cycle / metrics["tempo"], dt))
         share = torch.bincount(clip, minlength=len(motions.clips)).tolist()
         metrics.update(gaits(motions, position, rotation, steps, share, feet, dt))
     return metrics, mean_over_episodes(bodies, steps)

@@ -18,6 +18,7 @@ import motion_lib as ml
 NEAR = 0.03  # a point of a foot that is no higher may be in contact [m],
 SLOW = 0.5  # if it is no faster over the ground [m/s]; the clips' feet swing at 1 and more
 GAP = 0.13  # [s]
+Root = Tuple[Tensor, Tensor]  # heights (E, T) [m] and rotations (E, T, 4), world, of a motion's root
 STRIDES, ALTERNATING = 2, 0.75  # a gait: so many strides of each foot, and such a share of all of them, alternate
 
 
@@ -102,9 +103,8 @@ def figures(
 
 
 def turned(rotation: Tensor, steps: Tensor, window: int) -> float:
-    """How far roots (E, T, 4), world, turn in a window of steps, back and forth not counted [turns].
-
-    The mean over all windows within the steps (E,) lived; 0 if there is none."""
+    """How far roots (E, T, 4), world, turn in a window of steps, back and forth not counted [turns]: the mean over all
+    windows within the steps (E,) lived; 0 if there is none."""
     step = ml.rotvec_from_quat(ml.quat_multiply(rotation[:, 1:], ml.quat_conjugate(rotation[:, :-1])))  # (E, T - 1, 3)
     angle = F.pad(step.cumsum(1), (0, 0, 1, 0))  # (E, T, 3) since the start, about the world's axes [rad]
     turn = (angle[:, window:] - angle[:, :-window]).norm(dim=-1) / (2 * math.pi)  # (E, T - window)
@@ -112,14 +112,19 @@ def turned(rotation: Tensor, steps: Tensor, window: int) -> float:
     return float((turn * lived).sum() / lived.sum().clamp_min(1))
 
 
-def turns(rotation: Tensor, clip: Tensor, steps: Tensor, cycle: int, own_cycle: float, dt: float) -> Dict[str, float]:
-    """Turns in a cycle and in a second of roots (E, T, 4), world, beside those of a clip that loops (E, R, 4).
+def risen(height: Tensor, steps: Tensor, window: int) -> float:
+    """How far the highest of heights (E, T) [m] in a window of steps is above the lowest; the mean is as in turned."""
+    window = min(window, height.shape[1] - 1)
+    high, low = (sign * F.max_pool1d(sign * height[:, None], window + 1, 1)[:, 0] for sign in (1, -1))
+    lived = torch.arange(high.shape[1], device=steps.device) + window <= steps[:, None]
+    return float(((high - low) * lived).sum() / lived.sum().clamp_min(1))
 
-    steps (E,) lived; cycle, own_cycle: control steps of dt [s] of a cycle of the clip's, of the character's.
-    Nothing if the clip turns by less than half a turn in a cycle."""
-    theirs = turned(clip, torch.full_like(steps, clip.shape[1] - 1), cycle) / cycle  # turns in a step
-    own = turned(rotation, steps, cycle) / cycle
-    if theirs * cycle < 0.5:
-        return {}
-    figures = {"turns_per_cycle": own * own_cycle, "turns_per_s": own / dt}
-    return {**figures, "clip_turns_per_cycle": theirs * cycle, "clip_turns_per_s": theirs / dt}
+
+def cycles(own: Root, clip: Root, steps: Tensor, cycle: int, own_cycle: float, dt: float) -> Dict[str, float]:
+    """How far episodes rise and turn in a cycle, beside a clip that loops; no turns if it turns by less than a half.
+    steps (E,) lived; cycle, own_cycle: control steps of dt [s] of a cycle of the clip's, of the character's."""
+    always = torch.full_like(steps, clip[0].shape[1] - 1)
+    figures = {"rise_m": risen(own[0], steps, round(own_cycle)), "clip_rise_m": risen(clip[0], always, cycle)}
+    a, b = turned(own[1], steps, cycle) / cycle, turned(clip[1], always, cycle) / cycle  # turns in a step
+    turns = {"turns_per_cycle": a * own_cycle, "turns_per_s": a / dt, "clip_turns_per_cycle": b * cycle}
+    return {**figures, **turns, "clip_turns_per_s": b / dt} if b * cycle >= 0.5 else figures

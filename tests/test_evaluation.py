@@ -233,11 +233,13 @@ def test_gait_and_turns_stand_beside_the_clips(walk, root, character):
     assert figures["cadence_hz"] == pytest.approx(1.25 * 0.79, abs=0.01)
     assert figures["contact_order"] == figures["clip_contact_order"] == "RL"
     assert not [name for name in figures if "turns" in name]
+    assert figures["rise_m"] == pytest.approx(figures["clip_rise_m"], abs=0.002) and 0.02 < figures["rise_m"] < 0.06
     flip = ml.MotionLib(str(root / "motions/backflip.npz"), character)
     figures, _ = imitate(flip, clip, torch.tensor([0.1, 0.7]), 0.8, 150, thorough=True)
     assert figures["clip_turns_per_cycle"] == pytest.approx(1.0, abs=0.05)
     assert figures["turns_per_cycle"] == pytest.approx(1.0, abs=0.08)
     assert figures["turns_per_s"] == pytest.approx(0.8 * figures["clip_turns_per_s"], rel=0.05)
+    assert figures["rise_m"] == pytest.approx(figures["clip_rise_m"], abs=0.02) and figures["rise_m"] > 0.4
     assert "cadence_hz" not in figures and "clip_cadence_hz" not in figures
     assert all(isinstance(x, str) or math.isfinite(x) for x in figures.values())
 

@@ -133,7 +133,25 @@ def test_turns(character):
     assert gait.turned(torch.stack((spinning, swaying)), torch.tensor([120, 0]), 30) == pytest.approx(0.5, abs=1e-5)
     assert gait.turned(spinning[None], torch.tensor([29]), 30) == 0.0
     clip = ml.quat_from_rotvec(2 * math.pi / 2.5 * time[:, None] * axis)  # a turn in 2.5 s
-    found = gait.turns(spinning[None], clip[None], torch.tensor([120]), 75, 60.0, DT)
+    level = torch.zeros(1, 121)
+    found = gait.cycles((level, spinning[None]), (level, clip[None]), torch.tensor([120]), 75, 60.0, DT)
     assert found["turns_per_s"] == pytest.approx(0.5) and found["clip_turns_per_s"] == pytest.approx(0.4)
     assert found["turns_per_cycle"] == pytest.approx(1.0) and found["clip_turns_per_cycle"] == pytest.approx(1.0)
-    assert gait.turns(spinning[None], swaying[None], torch.tensor([120]), 30, 30.0, DT) == {}
+    assert found["rise_m"] == found["clip_rise_m"] == 0.0
+    found = gait.cycles((level, spinning[None]), (level, swaying[None]), torch.tensor([120]), 30, 30.0, DT)
+    assert set(found) == {"rise_m", "clip_rise_m"}
+
+
+def test_rise():
+    """A root that goes up and down by .3 m in each second, and one that falls from a table after a second."""
+    time = DT * torch.arange(121)
+    bouncing = 0.9 + 0.15 * torch.sin(2 * math.pi * time)
+    fallen = torch.where(time > 1.0, 0.1, 0.9)
+    steps = torch.tensor([120, 29])
+    assert gait.risen(bouncing[None], torch.tensor([120]), 30) == pytest.approx(0.3, abs=0.01)
+    assert gait.risen(torch.stack((bouncing, fallen)), steps, 30) == pytest.approx(0.3, abs=0.01)  # before it falls
+    assert gait.risen(fallen[None], torch.tensor([120]), 500) == pytest.approx(0.8)  # a window as long as all of it
+    own, clip = (bouncing[None], torch.zeros(1, 121, 4)), (2 * bouncing[None], torch.zeros(1, 121, 4))
+    own[1][..., 3] = clip[1][..., 3] = 1.0
+    found = gait.cycles(own, clip, torch.tensor([120]), 30, 33.0, DT)
+    assert found == pytest.approx({"rise_m": 0.3, "clip_rise_m": 0.6}, abs=0.02)

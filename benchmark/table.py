@@ -25,7 +25,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 import numpy as np
 from train import ENVIRONMENT, ROOT, SCRIPT, curves, stamp
 
-SAMPLES = dict(walk=3, run=6, crawl=3, dance_a=5, dance_b=5, spin=10, spinkick=10, cartwheel=10)  # millions
+SAMPLES = dict(walk=3, run=6, crawl=3, dance_a=5, dance_b=10, spin=10, spinkick=10, cartwheel=10)  # millions
 SAMPLES.update(roll=8, jump=8, backflip=10, kick=8, punch=5, getup_facedown=5, getup_faceup=5)
 FINE = ("run", "spin", "spinkick", "cartwheel", "roll", "jump", "backflip", "kick")  # learn better with finer physics
 ONCE = ("kick", "punch", "getup_facedown", "getup_faceup")  # clips that do not loop

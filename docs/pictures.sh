@@ -6,8 +6,8 @@
 # It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/clips.png, six films of a cycle (docs/walk.webp, run, spinkick,
 # cartwheel, jump, roll), docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
 # requirements-motions.txt and an OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/
-# stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of one roll-out of four; at its
-# seam no more changes than from one picture to the next.
+# stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of the first roll-out; it begins where
+# the clip begins anew, so that both leap there at most.
 set -e
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -56,11 +56,10 @@ loop() {  # NAME ROLL-OUT TITLE: one cycle, shown again and again
     "$python" motions/render.py "$2" "docs/$1.webp" --compare "motions/$1.npz" --loop --title "$3" --legend "" --size 560 350 --text 29
 }
 loop walk docs/rollouts/walk.npz walk
-loop run "$scratch/run/rollouts/003.npz" run
-loop spinkick "$scratch/spinkick/rollouts/001.npz" spin-kick
-loop cartwheel "$scratch/cartwheel/rollouts/001.npz" cartwheel
-loop jump "$scratch/jump/rollouts/002.npz" jump
-loop roll "$scratch/roll/rollouts/001.npz" roll
+for name in run cartwheel jump roll; do
+    loop "$name" "$scratch/$name/rollouts/000.npz" "$name"
+done
+loop spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick
 "$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.mp4 --commands motions/figure_eight.csv --turn 90 \
     --title "told to walk a figure-eight"
 "$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html

@@ -41,7 +41,7 @@ import tempfile
 import time
 import warnings
 import xml.etree.ElementTree as ET
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -274,12 +274,14 @@ class Loop(NamedTuple):
     seam: float  # how far bodies leap from the last picture to the first, beside their way, on average [m]
 
 
-def best_loop(position: Tensor, fps: float, seconds: float, start: float = 0.0, every: int = 1) -> Loop:
+def best_loop(
+    position: Tensor, fps: float, seconds: float, start: float = 0.0, every: int = 1, among: Sequence[int] = ()
+) -> Loop:
     """Where poses (T, J, 3) [m] from `start` on come back to themselves, after about so long [s]: least visibly.
 
     Compared are places relative to the camera, and velocities, turned about the vertical into each other's heading.
-    Half a second before and after the loop is left to the camera's smooth way. every: frames of a picture. Raises
-    InputError."""
+    Half a second before and after the loop is left to the camera's smooth way. every: frames of a picture; among: at
+    which of these frames it begins, if it can. Raises InputError."""
     position = position.double().numpy()
     reach = round(0.5 * fps)
     place = position.copy()
@@ -289,6 +291,7 @@ def best_loop(position: Tensor, fps: float, seconds: float, start: float = 0.0, 
     shortest, longest = (round((1.0 + x) * seconds * fps / every) for x in (-STRETCH, STRETCH))  # [pictures]
     for count in range(every * max(shortest, 2), every * longest + 1, every):
         first = np.arange(max(reach, round(start * fps)), len(states) - reach - count)
+        first = np.intersect1d(first, among) if len(among) else first
         if not len(first):
             continue
         before, after = states[first], states[first + count]
@@ -300,6 +303,8 @@ def best_loop(position: Tensor, fps: float, seconds: float, start: float = 0.0, 
         n = int((seam.sum(1) + SEAM_TURN * abs(turn)).argmin())
         cost = float(seam[n].sum() + SEAM_TURN * abs(turn[n]))
         found.append((cost, Loop(int(first[n]), count, float(turn[n]), float(seam[n, 0]))))
+    if not found and len(among):
+        return best_loop(torch.from_numpy(position), fps, seconds, start, every)
     if not found:
         raise InputError(f"--loop: no {(1.0 + STRETCH) * seconds + 1.0:.1f} s from --start on to find a loop in")
     return min(found)[1]
@@ -985,7 +990,7 @@ def parse() -> argparse.Namespace:
         "--loop",
         action="store_true",
         help="films: a part from --start on whose end leads over to its start, where that is least seen; as long "
-        "as the compared clip or a stride, or about --seconds",
+        "as the compared clip, and begun with it, or a stride, or about --seconds",
     )
     add(
         "--title",
@@ -1032,17 +1037,22 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def cycle_begins(motions: ml.MotionLib, clip: Clip, character: Character, seconds: float) -> float:
-    """When a roll-out is first where the one clip of `motions`, a loop, begins anew [s]; 0 if less is left then."""
+def cycle_begins(motions: ml.MotionLib, clip: Clip, character: Character) -> List[int]:
+    """Frames of a roll-out at which the one clip of `motions` begins anew beside it; none if that is no loop."""
     if not motions.loop[0]:
-        return 0.0
+        return []
     last = len(clip.root_position) - 1
     position, rotation = poses_of(clip, character, 0, last, last + 1)
     time = same_phase(motions, relative_positions(position, rotation[:, 0]), clip.fps)
     cycle = (time / motions.length[0]).floor()
-    begins = (cycle.diff() > 0).nonzero()[:, 0] + 1
-    begins = begins[begins / clip.fps + seconds <= last / clip.fps + 1e-6]
-    return float(begins[0]) / clip.fps if len(begins) else 0.0
+    return ((cycle.diff() > 0).nonzero()[:, 0] + 1).tolist()
+
+
+def strip_begins(motions: ml.MotionLib, clip: Clip, character: Character, seconds: float) -> float:
+    """When the clip of `motions` first begins anew beside a roll-out [s]; 0 if less than so many seconds are left."""
+    last = len(clip.root_position) - 1
+    begins = [frame for frame in cycle_begins(motions, clip, character) if frame + seconds * clip.fps <= last + 1e-6]
+    return begins[0] / clip.fps if begins else 0.0
 
 
 def strip_seconds(character: Character, clip: Clip, otherwise: float) -> float:
@@ -1063,7 +1073,10 @@ def loop_in(
     seconds = args.seconds or strip_seconds(character, one, whole)
     clip = gone_on(clip, args.clip, character, args.start + 2.0 * seconds + 2.0)
     last = len(clip.root_position) - 1
-    loop = best_loop(poses_of(clip, character, 0, last, last + 1)[0], clip.fps, seconds, args.start, every)
+    # few clips are true cycles: where the clip leaps from its end to its beginning, the film does so, too
+    cycle = motions is not None and abs(seconds - whole) <= STRETCH * whole
+    among = cycle_begins(motions, clip, character) if cycle else []
+    loop = best_loop(poses_of(clip, character, 0, last, last + 1)[0], clip.fps, seconds, args.start, every, among)
     reach = round(0.5 * clip.fps)
     return clip, loop, loop.first - reach, loop.first + loop.count + reach
 
@@ -1083,7 +1096,7 @@ def main() -> None:
             whole = float(motions.length[0]) if motions else math.inf
             seconds = strip_seconds(character, motions.clips[0] if motions else clip, whole)
         if args.start is None:
-            args.start = cycle_begins(motions, clip, character, seconds) if still and motions else 0.0
+            args.start = strip_begins(motions, clip, character, seconds) if still and motions else 0.0
         every = max(round(clip.fps / GIF), 1) if args.ending in AGAIN else 1
         window(clip, args.start, math.inf if args.loop else seconds)  # --start lies in the clip itself
         loop = None

@@ -246,16 +246,16 @@ def test_who_is_compared_with_another_clip_is_told(root, walk, character, capsys
 def test_a_strip_that_compares_begins_with_the_clip(root, walk, character):
     """Of a roll-out that was started elsewhere in it, where there is a cycle left; of the clip itself at once."""
     clip = ml.load_clip(str(root / "docs/rollouts/walk.npz"), character.body_names)
-    start = render.cycle_begins(walk, clip, character, 1.27)
+    start = render.strip_begins(walk, clip, character, 1.27)
     first = round(start * clip.fps)
     assert 0 < start < 1.27
     poses = render.poses_of(clip, character, first, first + 38, 39)
     phase = render.same_phase(walk, render.relative_positions(poses[0], poses[1][:, 0]), clip.fps)[0] % walk.length[0]
     assert min(phase, walk.length[0] - phase) < 0.07
-    assert render.cycle_begins(walk, clip, character, 10.0) == 0.0
+    assert render.strip_begins(walk, clip, character, 10.0) == 0.0
     kick = ml.MotionLib(str(root / "motions/kick.npz"), character)  # it does not loop
-    assert render.cycle_begins(kick, ml.load_clip(kick.files[0], character.body_names), character, 0.1) == 0.0
-    assert render.cycle_begins(walk, ml.load_clip(walk.files[0], character.body_names), character, 1.26) == 0.0
+    assert render.strip_begins(kick, ml.load_clip(kick.files[0], character.body_names), character, 0.1) == 0.0
+    assert render.strip_begins(walk, ml.load_clip(walk.files[0], character.body_names), character, 1.26) == 0.0
 
 
 @pytest.mark.parametrize("azimuth", [90.0, 120.0])
@@ -665,6 +665,8 @@ def test_a_loop_is_a_cycle_that_ends_as_it_began():
     other = render.best_loop(position, 20.0, 1.25, start=2.5)
     assert other.first >= 50 and other.seam > found.seam
     assert render.best_loop(position, 20.0, 1.25, every=2).count % 2 == 0
+    assert render.best_loop(position, 20.0, 1.25, among=[20, 30, 70]).first in (20, 30, 70)
+    assert render.best_loop(position, 20.0, 1.25, among=[0, 119]) == found  # where none can begin
     with pytest.raises(ml.InputError, match=r"--loop: no 2\.4 s"):
         render.best_loop(position[:40], 20.0, 1.25)
 

@@ -4,8 +4,9 @@
     python deploy/steer.py pretrained/walk.pt               # a single clip's policy: the same without commands
     python deploy/steer.py my.pt --script my_amp.py         # of a copy of a script (it is executed)
 
-Beside it stands the moment of the clips that its pose is nearest to. Physics runs in real time, whatever the page
-draws. Key T saves what it walked as a roll-out, steered-1.npz, for motions/view.py and motions/render.py.
+The camera goes behind who is told where to go; key V looks from elsewhere. Beside it stands the moment of the clips
+that its pose is nearest to. Physics runs in real time, whatever the page draws. Key T saves what it walked as a
+roll-out, steered-1.npz, for motions/view.py and motions/render.py.
 Any other option goes to the script, --motion-file CLIP for instance. Bad input ends with one line that says what is
 wrong, and exit code 2.
 
@@ -50,6 +51,7 @@ REST = 2.0  # how long it lies after a fall, in the physics' time [s]
 ASIDE = 1.0  # the nearest clip stands so far from the character [m]
 MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
 CALM = 0.3  # time constant of a camera that goes around [s]
+FROM_BEHIND = (-0.8, 0.33, 0.5)  # gaze of the first view of who is commanded: past its legs the arrow is seen
 TRAIL = 100  # lines on the ground, each of TRAIL_SECONDS
 TRAIL_SECONDS = 0.2
 THERE = 0.5  # who is so near to where was clicked is there [m]
@@ -57,6 +59,7 @@ RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
 KEYS = [("space", "pause"), ("G", "hide orange")]  # that are on no button
+TOLD_VIEWS = "side, front, above, fixed in the world, behind"  # that key V goes through
 BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "R reset", "M slow", "V view", "T save"]  # as keys do
 MOUSE, TOLD_MOUSE = ("Shift, click", "a limb: push it"), ("click", "the ground: go there")
 LEGEND = [
@@ -269,7 +272,7 @@ class Controls:
         commands["M"] = ("Slow motion", self.slow_or_not)
         commands["G"] = ("With or without the nearest clip", self.with_or_without)
         commands["T"] = ("Save the walk", lambda: self.jobs.append(self.save))
-        commands["V"] = (view.VIEWS.capitalize(), self.eye.next)
+        commands["V"] = ((TOLD_VIEWS if told else view.VIEWS).capitalize(), self.eye.next)
         if told:
             commands["J"] = ("Turn left", lambda: self.turn(TURN))
             commands["L"] = ("Turn right", lambda: self.turn(-TURN))
@@ -401,11 +404,7 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     scene = view.build(server, walker.character, meshes, takes, "beside")
     scene.paths.pop().remove()  # its way is the trail
     everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
-    view.aim(server, everyone, "beside")
-    eye = view.Eye(server, scene, everyone, "beside")
-    spots = [None, (-ASIDE, view.BEHIND * ASIDE), (0.0, -ASIDE), None]  # left in the picture, from side and front too
-    lines = [spot and [(0.0, 0.0), spot] for spot in spots]
-    eye.views = [one._replace(places=line, focus=(0.0, 0.0)) for one, line in zip(eye.views, lines)]
+    eye = eye_of(server, scene, everyone, walker.policy.commanded)
     line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
     arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
     arrow.visible = walker.policy.commanded
@@ -420,6 +419,31 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     line = [[[0.0, 0.0, 0.9], [0.0, 0.0, 0.05]]]  # down to its middle, to be seen from the side too
     server.scene.add_arrows("/world/mark/down", np.array(line, np.float32), view.GREEN, head_length=0.2)
     return scene, (arrow, blow, mark), aside, eye
+
+
+def eye_of(server: Any, scene: view.Scene, takes: List[view.Take], told: bool) -> view.Eye:
+    """What key V goes through, with the camera where the first view has it: behind who is told where to go, so that its
+    left is the picture's."""
+    view.aim(server, takes, "beside")
+    eye = view.Eye(server, scene, takes, "beside")
+    spots = [None, (-ASIDE, view.BEHIND * ASIDE), (0.0, -ASIDE), None]  # left in the picture, from side and front too
+    lines = [spot and [(0.0, 0.0), spot] for spot in spots]
+    fixed, *others = [one._replace(places=line, focus=(0.0, 0.0)) for one, line in zip(eye.views, lines)]
+    eye.views = [fixed, *others]
+    if told:
+        behind = fixed._replace(gaze=FROM_BEHIND, turns=True, places=[(0.0, 0.0), (0.0, ASIDE)])
+        eye.views = [behind, *others, fixed]
+        camera = server.initial_camera
+        camera.position, camera.look_at = view.camera_of(takes, behind)
+    return eye
+
+
+def follow(course: float, walker: Walker, seconds: float) -> float:
+    """The course of a camera that goes around [rad], so much later: smoothly towards the character's, if it goes."""
+    speed, way = walker.pace()
+    if speed < view.STILL:
+        return course
+    return course + (1.0 - math.exp(-seconds / CALM)) * math.remainder(way - course, math.tau)
 
 
 def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.Take], Tensor, str]:
@@ -533,7 +557,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
             passed = walker.advance((now - last) * controls.pace.value)
             share += min(now - last, 1.0) * (passed / ((now - last) * controls.pace.value) - share)
         controls.seek(passed)
-        course += (1.0 - math.exp((last - now) / CALM)) * math.remainder(walker.pace()[1] - course, math.tau)
+        course = follow(course, walker, now - last)
         moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
         takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float())
         walker.watch(lowest, passed)

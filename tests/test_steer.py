@@ -314,13 +314,20 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
             assert controls.speed.value - 1.5 == pytest.approx(wish)
         controls.faster(100.0)
         assert soon(lambda: math.isclose(walker.heading, math.radians(-15.0)) and walker.speed == controls.speed.max)
+        # the camera is behind it, and goes around with it: its left is the picture's
+        eye = controls.eye
+        assert soon(lambda: abs(eye.turn - math.radians(15.0)) < 0.1)
+        (x, y, z), (to_x, to_y, to_z) = (getattr(eye.server.initial_camera, x) for x in ("position", "look_at"))
+        assert to_x - x > 2.0 * abs(to_y - y) and z - to_z > 2.0
+        controls.eye.choose(len(eye.views) - 1)  # the fixed one
+        assert soon(lambda: not eye.stale) and eye.turn == 0.0
         there = walker.data.qpos[:2] + [0.0, 10.0]
         here = walker.data.qpos[:2] + controls.scene.world.position[:2]
         controls.go_to((here[0], here[1] + 10.0, 10.0), (0.0, 0.0, -1.0))  # where the page shows 10 m to its left
         assert soon(lambda: abs(walker.goal - math.pi / 2) < 0.2)
         assert np.allclose(controls.target, there, atol=0.3)  # it walks while this is computed [m]
         # from the side the world lies turned under the page, and the nearest clip is a metre behind and to the left
-        controls.eye.next()
+        controls.eye.choose(1)
         assert soon(lambda: controls.eye.turn < -0.5)
         controls.play_or_pause()
         time.sleep(0.1)
@@ -358,6 +365,18 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
             controls.welcome(SimpleNamespace(get_clients=lambda alone=alone: {n: None for n in range(2 - alone)}))
             assert (controls.playing, controls.ghost.value) == (alone, alone)
         assert soon(lambda: "physics" in controls.readout.content and controls.pause.label == "Pause")
+
+
+def test_the_camera_goes_with_who_goes(walker):
+    """Smoothly, the short way; who stands or lies keeps it."""
+    walker.recent.extend([(1.0, 0.0)] * 30)
+    walker.heading = math.radians(-170.0)
+    course = math.radians(170.0)
+    for seconds, least, most in ((0.1, 172.0, 178.0), (0.2, 180.0, 188.0), (3.0, 189.9, 190.1)):
+        course = steer.follow(course, walker, seconds)
+        assert least < math.degrees(course) < most
+    walker.recent.extend([(0.0, 0.2)] * 30)
+    assert steer.follow(1.0, walker, 9.0) == 1.0
 
 
 def test_a_push_is_seen(walker, monkeypatch):

@@ -1,7 +1,8 @@
 // Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
 // where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
 // head folds it. Labels in it are narrow, none where there is no text, and buttons stand in threes. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
-// into the middle of that, also when the panel is folded or opened. Only once: the server may come again.
+// into the middle of that, also when the panel is folded or opened. After a click keys are the page's again: else space
+// would press the same button once more. Only once: the server may come again.
 if (!window.lookFrom) {
   const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
   const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";
@@ -32,6 +33,11 @@ if (!window.lookFrom) {
   };
   window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
   addEventListener("resize", () => fit());
+  const leave = () => setTimeout(() => {
+    const active = document.activeElement;
+    if (active && !active.matches("body, textarea, input:not([type=checkbox])")) active.blur();
+  });
+  for (const name of ["click", "pointerup"]) addEventListener(name, leave, true);  // a slider's drag may end elsewhere
   let room = free();
   setInterval(() => {
     if (free() !== room && breadth) fit();

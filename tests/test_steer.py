@@ -453,6 +453,20 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         tab.keyboard.press("Space")
         tab.get_by_role("button", name="Play").wait_for()
         tab.get_by_text("paused", exact=False).wait_for()
+        # space is the page's, whatever was clicked on
+        tab.set_viewport_size({"width": 720, "height": 700})
+        more = tab.get_by_text("more", exact=True)
+        more.click()
+        box = tab.get_by_role("checkbox").last
+        box.click()
+        assert soon(lambda: not controls.again.value)
+        for clicked in (box, more, *[tab.locator("[data-dock-minimize]").first] * 2):
+            clicked.click()
+            folded, playing = tab.locator("[aria-label='Expand panel']").count(), controls.playing
+            tab.keyboard.press("Space")
+            assert soon(lambda playing=playing: controls.playing != playing)
+            assert tab.locator("[aria-label='Expand panel']").count() == folded and controls.again.value
+        assert not controls.playing
         before = controls.heading.value
         tab.get_by_role("button", name="J left").click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))

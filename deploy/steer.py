@@ -535,10 +535,16 @@ def readout(walker: Walker, share: float, near: str, playing: bool = True, wish:
     return view.unbroken(f"{over}{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}")
 
 
+def headline(walker: Walker, playing: bool) -> str:
+    """The panel's head, seen also when that is folded: the speed, or that it is over, or that time stands still."""
+    words = [walker.end] * bool(walker.end) + ["paused"] * (not playing)
+    return f"keys · {view.unbroken(', '.join(words) or short(walker.pace()[0]) + ' m/s')}"
+
+
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
-    view.entitle(server, "Steer the policy", folded=False)
+    view.entitle(server, "Steer the policy")
     scene, (arrow, blow, mark), aside, eye = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds, eye)
     nearest = Nearest(walker.env.motions, PICTURES)
@@ -576,6 +582,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
             if said != (moment, controls.playing, walker.speed, walker.end):
                 said = (moment, controls.playing, walker.speed, walker.end)
                 controls.readout.content = readout(walker, share, near, controls.playing, controls.pace.value)
+                server.gui.set_panel_label(headline(walker, controls.playing))
                 scene.labels[1].text = "clip " + near.split(",")[0]
 
 

@@ -754,12 +754,12 @@ def run_script(page: Any, script: str) -> None:
     page.gui._websock_interface.queue_message(_messages.RunJavascriptMessage(script))
 
 
-def entitle(server: Any, title: str, folded: bool = True) -> None:
-    """Give the page's tab a title, and its panel a head, and leave room for the figures; folded: the panel is so at
-    first on a narrow screen."""
+def entitle(server: Any, title: str) -> None:
+    """Give the page's tab a title, and its panel a head, and leave room for the figures: on a narrow screen it is at
+    first folded."""
     server.gui.set_panel_label(HEAD)
     server.gui.main_panel.set_width(PANEL - 2 * MARGIN)
-    numbers = f"const PANEL = {PANEL}, NARROW = {NARROW}, NAME_WIDTH = {NAME_WIDTH}, FOLDED = {json.dumps(folded)};"
+    numbers = f"const PANEL = {PANEL}, NARROW = {NARROW}, NAME_WIDTH = {NAME_WIDTH};"
     run_script(server, f"document.title = {json.dumps(title)};\n{numbers}\n{ROOM}")
 
 

@@ -18,7 +18,7 @@ if (!window.lookFrom) {
   const wait = setInterval(() => {
     const fold = document.querySelector(head);
     if (fold || ++tries > 50) clearInterval(wait);
-    if (fold && FOLDED) fold.click();
+    fold?.click();
   }, 100);
   const panel = () => document.querySelector("[data-floating-window]");
   const free = () => innerWidth > NARROW && !(panel()?.offsetHeight < 80) ? innerWidth - PANEL : innerWidth;

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import math
+import re
 import socket
 import sys
 import threading
@@ -110,6 +111,8 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     walker.speed = 1.5
     walker.watch(torch.zeros(1, 15), 0.1)  # all of it on the ground
     assert steer.readout(walker, 1.0, "near").startswith("it fell  \n")
+    said = [steer.headline(walker, playing) for playing in (True, False)]
+    assert said == ["keys · it fell", "keys · it fell, paused"]
     walker.reset()
     assert steer.readout(walker, 1.0, "near").startswith(".00\u00a0m/s, told 1.50\u00a0m/s")
     assert steer.readout(walker, 1.0, "near", False).split("  \n")[1] == "paused"
@@ -452,7 +455,7 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         tab.keyboard.up("Shift")
         tab.keyboard.press("Space")
         tab.get_by_role("button", name="Play").wait_for()
-        tab.get_by_text("paused", exact=False).wait_for()
+        tab.get_by_text(re.compile(r"told[\s\S]*paused")).first.wait_for()
         # space is the page's, whatever was clicked on
         tab.set_viewport_size({"width": 720, "height": 700})
         more = tab.get_by_text("more", exact=True)
@@ -467,15 +470,25 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
             assert soon(lambda playing=playing: controls.playing != playing)
             assert tab.locator("[aria-label='Expand panel']").count() == folded and controls.again.value
         assert not controls.playing
+        # the head says what it does, also when the panel is folded
+        tab.locator("[data-dock-minimize]").first.click()
+        tab.get_by_text("keys · paused").wait_for()
+        tab.keyboard.press("Space")
+        tab.get_by_text(re.compile(r"keys · \d*\.\d\d\sm/s")).wait_for()
+        tab.keyboard.press("Space")
+        tab.locator("[data-dock-minimize]").first.click()
         before = controls.heading.value
         tab.get_by_role("button", name="J left").click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
-        # on a narrow screen, where no keys are, the panel is open
+        # on a narrow screen the panel is folded at first, else it hides the legs
         tab.set_viewport_size({"width": 390, "height": 700})
         tab.reload()
         tab.wait_for_function("window.lookFrom && document.querySelector('.mantine-Paper-root')")
-        tab.wait_for_timeout(2000)
-        assert tab.get_by_role("button", name="J left").is_visible() and tab.get_by_text("nearest:").is_visible()
+        left = tab.get_by_role("button", name="J left")
+        assert soon(lambda: not left.is_visible())
+        tab.get_by_text("keys · paused").click()
+        left.wait_for()
+        assert tab.get_by_text("nearest:").is_visible()
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)
 

@@ -2,7 +2,8 @@
 // where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
 // head folds it. Labels in it are narrow, none where there is no text, and buttons stand in threes. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
 // into the middle of that, also when the panel is folded or opened. After a click keys are the page's again: else space
-// would press the same button once more. Only once: the server may come again.
+// would press the same button once more. A key that is held steers six times a second, whatever the keyboard's rate; one
+// that pauses, pushes or the like acts once. Only once: the server may come again.
 if (!window.lookFrom) {
   const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
   const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";
@@ -38,6 +39,15 @@ if (!window.lookFrom) {
     if (active && !active.matches("body, textarea, input:not([type=checkbox])")) active.blur();
   });
   for (const name of ["click", "pointerup"]) addEventListener(name, leave, true);  // a slider's drag may end elsewhere
+  let due = 0;  // before that nothing repeats [ms]
+  addEventListener("keydown", event => {
+    const apart = /^[jlik]$/i.test(event.key) ? 1000 / 6 : /^[ gmprtv]$/i.test(event.key) ? Infinity : 0;
+    if (!apart || /INPUT|TEXTAREA/.test(event.target.tagName)) return;
+    if (event.repeat && event.timeStamp < due) {
+      event.stopImmediatePropagation();
+      event.preventDefault();
+    } else due = event.repeat ? Math.max(due + apart, event.timeStamp + apart / 2) : event.timeStamp + apart;
+  }, true);
   let room = free();
   setInterval(() => {
     if (free() !== room && breadth) fit();

@@ -42,6 +42,7 @@ from motions.tools import one_line, one_line_parser
 
 PICTURES = 60.0  # a second, at most, that the page is sent; what it draws is the browser's affair
 LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
+PUSH = 50.0  # at first: it staggers, and seldom falls [N s]
 PUSH_SECONDS = 0.1  # how long a push takes
 PUSH_SHOWN = 0.5  # how long its arrow is seen, also in slow motion [s]
 TURN = 15.0  # by a key [degrees]
@@ -249,7 +250,7 @@ class Controls:
         self.pause.on_click(lambda _: self.play_or_pause())
         gui.add_html(legend_of(told))
         with gui.add_folder("more", expand_by_default=False):
-            self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, 25.0)
+            self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, PUSH)
             self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)
             shown = ("Follow", "Nearest clip", "Begin anew after a fall")
             self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)

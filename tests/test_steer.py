@@ -453,7 +453,7 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         controls.turn = plain
         body, direction, _ = controls.blow
         along = np.array([math.cos(direction), math.sin(direction), 0.0])
-        assert body == pushes[0][0] and np.allclose(controls.impulse.value * along, pushes[0][1])
+        assert body == pushes[0][0] and np.allclose(50.0 * along, pushes[0][1])
         tab.mouse.click(60, 220)  # on the ground, beside it
         assert soon(lambda: controls.heading.value not in (30.0, 0.0))
         tab.keyboard.down("Shift")

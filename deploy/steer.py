@@ -52,9 +52,10 @@ REST = 2.0  # how long it lies after a fall, in the physics' time [s]
 ASIDE = 1.0  # the nearest clip stands so far from the character [m]
 MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
 CALM = 0.3  # time constant of a camera that goes around [s]
-FROM_BEHIND = (-0.8, 0.33, 0.5)  # gaze of the first view of who is commanded: past its legs the arrow is seen
-TRAIL = 100  # lines on the ground, each of TRAIL_SECONDS
-TRAIL_SECONDS = 0.2
+FROM_BEHIND = (-0.8, -0.33, 0.5)  # gaze of the first view of who is commanded: past its legs the arrow is seen
+TRAIL = 150  # lines on the ground, each of TRAIL_STEP
+TRAIL_STEP = 0.2  # [m]
+SAID_SECONDS = 0.2  # after so long the words on the page are new ones
 THERE = 0.5  # who is so near to where was clicked is there [m]
 RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
@@ -468,36 +469,39 @@ def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.
 class Trail:
     """The way that it went, on the ground.
 
-    The page draws new points of a line a while after a pose: a trail would end behind the figure. So its parts are
-    lines of their own, each a metre long and scaled. The last one is moved as the figure is; the oldest is the next."""
+    The page draws new points and sizes of a line a while after a pose: a trail would end behind the figure. So its
+    parts are lines of their own, of one length, and only posed. The last one ends under the figure; after TRAIL_STEP of
+    the way it stays, and the oldest is the next. They overlap, and those not in use are under the ground."""
 
     def __init__(self, server: Any) -> None:
-        ends = np.array([[0.0, 0.0], [1.0, 0.0]])
+        ends = np.array([[-1.5 * TRAIL_STEP, 0.0], [0.0, 0.0]])
         names = [f"/world/trail {n}" for n in range(TRAIL)]
         self.parts = [view.add_path(server.scene, name, ends, 0.02, view.colour_of(0, "")) for name in names]
-        self.begin = np.zeros(3)  # of the last part [m]
-        self.grown = math.inf  # when it has
+        self.ends: List[np.ndarray] = []  # of the two parts before the last one, at most (3,) [m]
+        self.steps = 0  # of the physics, when it was shown
 
-    def show(self, root: np.ndarray, moment: int) -> None:
-        """Let it end under the root (3,) [m] at a moment, or begin there anew if time has gone back."""
+    def show(self, root: np.ndarray, steps: int) -> None:
+        """Let it end under the root (3,) [m] after so many steps, or begin there anew if time has gone back."""
         spot = root * [1, 1, 0]
-        if moment < self.grown:
-            self.begin = spot
+        if not self.ends or steps < self.steps:
+            self.ends = [spot]
             for part in self.parts:
-                self.lay(part, spot)
-        self.lay(self.parts[-1], spot)
-        if moment > self.grown:
-            self.begin = spot
+                part.position = (0.0, 0.0, -1.0)
+        self.steps = steps
+        while np.linalg.norm(spot - self.ends[-1]) > TRAIL_STEP:  # several times if the machine was late
+            way = spot - self.ends[-1]
+            self.ends = [self.ends[-1], self.ends[-1] + TRAIL_STEP * way / np.linalg.norm(way)]
+            self.lay(self.ends[-1], way)
             self.parts = self.parts[1:] + self.parts[:1]
-            self.lay(self.parts[-1], spot)
-        self.grown = moment
+        for end in reversed(self.ends):
+            if np.linalg.norm(spot - end) > 0.5 * TRAIL_STEP:  # else it does not say which way
+                self.lay(spot, spot - end)
+                break
 
-    def lay(self, part: Any, end: np.ndarray) -> None:
-        """Let a part lead from where the last one begins to its end (3,) [m]."""
-        way = end - self.begin
-        part.position = self.begin
-        part.wxyz = view.yaw(math.atan2(way[1], way[0]))
-        part.scale = (max(float(np.linalg.norm(way)), 1e-3), 1.0, 1.0)
+    def lay(self, end: np.ndarray, way: np.ndarray) -> None:
+        """Let the last part end there (3,) [m], and lie along a way (3,)."""
+        self.parts[-1].position = end
+        self.parts[-1].wxyz = view.yaw(math.atan2(way[1], way[0]))
 
 
 def show_told(arrow: Any, mark: Any, walker: Walker, target: Optional[np.ndarray]) -> None:
@@ -571,13 +575,13 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         if controls.again.value and walker.down > REST:
             walker.reset()
         last = now
-        moment = int(walker.steps * walker.model.opt.timestep / TRAIL_SECONDS)
+        moment = int(walker.steps * walker.model.opt.timestep / SAID_SECONDS)
         with server.atomic():
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[0].numpy(), course)
             view.show(scene, walker.character, takes, 0, turn=eye.turn, aside=eye.aside())
             scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost.value
-            trail.show(takes[0].root[0].numpy(), moment)
+            trail.show(takes[0].root[0].numpy(), walker.steps)
             show_told(arrow, mark, walker, controls.target)
             show_push(blow, walker, controls.blow)
             if said != (moment, controls.playing, walker.speed, walker.end):

@@ -210,22 +210,36 @@ def test_what_it_walked_is_saved_as_a_roll_out(walker, controls, monkeypatch, tm
 
 
 def test_the_trail_has_no_gap():
-    """From its beginning to the figure: only poses are sent, of its last two parts at most, and the rest stays."""
+    """From its beginning to the figure, in a circle: lines are only posed, two a picture, and the rest stays."""
     lines = []
-    scene = SimpleNamespace(add_line_segments=lambda *_, **__: lines.append(SimpleNamespace()) or lines[-1])
-    trail = steer.Trail(SimpleNamespace(scene=scene))
-    trail.show(np.array([1.0, 0.0, 0.9]), 0)
-    for picture in range(1, 3 * steer.TRAIL):  # two of a part
-        before = [dict(vars(line)) for line in lines]
-        trail.show(np.array([1.0, 0.1 * picture, 0.9]), picture // 2)
-        assert sum(not np.array_equal(line.position, old["position"]) for line, old in zip(lines, before)) <= 1
-        assert sum(line.scale != old["scale"] for line, old in zip(lines, before)) <= 2
-        ends = sorted((line.position[1], line.position[1] + line.scale[0]) for line in lines)
-        assert all(begin <= end + 1e-9 for (_, end), (begin, _) in zip(ends, ends[1:]))
-        assert abs(ends[-1][1] - 0.1 * picture) < 2e-3 and ends[0][0] <= max(0.1 * picture - 0.19 * steer.TRAIL, 0.0)
-        assert all(np.allclose(line.wxyz, view.yaw(math.pi / 2)) for line in lines if line.scale[0] > 1e-3)
+
+    def add(_, points, *__, **___):
+        lines.append(SimpleNamespace(length=float(points[-1, 1, 0] - points[0, 0, 0])))
+        assert points[-1, 1, 0] == 0.0  # it ends where its position is
+        return lines[-1]
+
+    trail = steer.Trail(SimpleNamespace(scene=SimpleNamespace(add_line_segments=add)))
+    way = [np.array([0.8 * math.sin(x), 0.8 - 0.8 * math.cos(x), 0.9]) for x in np.arange(0.0, 60.0, 0.08)]  # 6.4 cm
+    trail.show(way[0], 0)
+    assert all(line.position[2] < 0.0 for line in lines)
+    for picture, spot in enumerate(way[1:], 1):
+        before = [line.position for line in lines]
+        trail.show(spot, picture)
+        moved = [line for line, old in zip(lines, before) if not np.array_equal(line.position, old)]
+        assert len(moved) <= 2 and (picture < 2 or any(np.allclose(x.position, spot * [1, 1, 0]) for x in moved))
+    laid = [line for line in lines if line.position[2] == 0.0]
+    assert len(laid) == steer.TRAIL and all(set(vars(line)) == {"length", "position", "wxyz"} for line in lines)
+    for back in range(round((steer.TRAIL - 2) * steer.TRAIL_STEP / 0.064)):  # each spot is on a line
+        spot, apart = way[-1 - back] * [1, 1, 0], []
+        for line in laid:
+            ahead, left, _ = view.axes_of(2.0 * math.atan2(line.wxyz[3], line.wxyz[0])).T @ (spot - line.position)
+            apart.append(math.hypot(left, max(ahead, -line.length - ahead, 0.0)))
+        assert min(apart) < 0.02
     trail.show(np.array([5.0, 0.0, 0.9]), 0)  # anew
-    assert all(np.allclose(line.position, [5.0, 0.0, 0.0]) and line.scale[0] == 1e-3 for line in lines)
+    assert all(line.position[2] < 0.0 for line in lines)
+    trail.show(np.array([6.5, 0.0, 0.9]), 1)  # late
+    ends = sorted(line.position[0] for line in lines if line.position[2] == 0.0)
+    assert ends[0] == pytest.approx(5.2) and ends[-1] == 6.5 and max(np.diff(ends)) < 0.21
 
 
 def test_a_push_is_an_impulse(walker):
@@ -441,14 +455,17 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         # held, they turn by 90 degrees a second and not by 15 at each of a keyboard's 30 repeats; others act once
         turns = []
         plain, controls.turn = controls.turn, turns.append
-        tab.evaluate("""async keys => {
+        tab.evaluate(
+            """async keys => {
             for (const key of keys) {
                 const begin = performance.now();
                 for (let repeat = false; performance.now() < begin + 1500; repeat = true) {
                     document.body.dispatchEvent(new KeyboardEvent("keydown", {key, repeat, bubbles: true}));
                     await new Promise(done => setTimeout(done, 10));
                 }
-            }}""", ["l", "p"])
+            }}""",
+            ["l", "p"],
+        )
         assert soon(lambda: len(pushes) == 1) and turns[0] == -steer.TURN and 5 <= len(turns) <= 10
         controls.turn = plain
         body, direction, _ = controls.blow

@@ -15,6 +15,7 @@ Dimension key: J bodies (row 0 is the root), C clips, R poses of these; frames, 
 
 import argparse
 import collections
+import html
 import itertools
 import math
 import os
@@ -61,6 +62,7 @@ RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
 KEYS = [("space", "pause"), ("G", "hide orange")]  # that are on no button
+CAMERA = ("arrows, WASD, drag", "camera")
 TOLD_VIEWS = "side, front, above, fixed in the world, behind"  # that key V goes through
 BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "R reset", "M slow", "V view", "T save"]  # as keys do
 MOUSE, TOLD_MOUSE = ("Shift, click", "a limb: push it"), ("click", "the ground: go there")
@@ -237,7 +239,7 @@ class Controls:
         self.eye = eye
         self.jobs: List[Any] = []  # for the thread of the physics
         self.blow = (0, 0.0, -math.inf)  # the last push: body, direction [rad, world], when [s]
-        self.readout = gui.add_markdown("")
+        self.readout = gui.add_html("")
         self.target: Optional[np.ndarray] = None  # where it is to go, on the ground (2,) [m, world]
         self.patience = 0.0  # how long it may try to [s]
         gui.add_html(help_of(told))
@@ -378,7 +380,7 @@ class Controls:
 
 def help_of(told: bool) -> str:
     """HTML of what keys and mouse do; told: the policy takes commands."""
-    mouse = [f"<b>{key}</b> {meaning}" for key, meaning in [*[TOLD_MOUSE] * told, MOUSE]]
+    mouse = [f"<b>{key}</b> {meaning}" for key, meaning in [*[TOLD_MOUSE] * told, MOUSE, CAMERA]]
     keys = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in KEYS)
     lines = "".join(f"<div>{row}</div>" for row in [*mouse, keys, "other keys as on the buttons:"])
     return f'<div style="{view.SMALL}">{lines}</div>'
@@ -474,7 +476,7 @@ class Trail:
     the way it stays, and the oldest is the next. They overlap, and those not in use are under the ground."""
 
     def __init__(self, server: Any) -> None:
-        ends = np.array([[-1.5 * TRAIL_STEP, 0.0], [0.0, 0.0]])
+        ends = np.array([[-1.1 * TRAIL_STEP, 0.0], [0.0, 0.0]])
         names = [f"/world/trail {n}" for n in range(TRAIL)]
         self.parts = [view.add_path(server.scene, name, ends, 0.02, view.colour_of(0, "")) for name in names]
         self.ends: List[np.ndarray] = []  # of the two parts before the last one, at most (3,) [m]
@@ -528,16 +530,20 @@ def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float, float]) -> N
 
 
 def readout(walker: Walker, share: float, near: str, playing: bool = True, wish: float = 1.0) -> str:
-    """What the page says: that it is over, its speed over the last second, the one it is told now [m/s], how fast the
-    physics runs if it does, and how near it is. wish: how fast it is to run, of real time; share: of that."""
+    """HTML of what the page says: its speed over the last second, the one it is told now [m/s]; that it is over, or how
+    fast the physics runs if it does; and how near it is. wish: how fast it is to run, of real time; share: of that.
+
+    It has room for four lines, so that what is below stays under the mouse."""
     speed = f"{short(walker.pace()[0])} m/s"
     if walker.policy.commanded:
         speed += f", told {short(walker.speed)} m/s"
-    over = walker.end and f"{walker.end}  \n"
     keeps_up = share > 0.97
     pace = f"at {100 * wish * (1.0 if keeps_up else share):.0f} % of real time" + ", as set" * keeps_up
     pace = "in real time" if keeps_up and wish == 1.0 else pace
-    return view.unbroken(f"{over}{speed}  \n{f'physics {pace}' if playing else 'paused'}  \nnearest: {near}")
+    state = [walker.end] * bool(walker.end) + ["paused"] * (not playing)
+    rows = [speed, ", ".join(state) or f"physics {pace}", f"nearest: {near}"]
+    lines = "".join(f"<div>{view.unbroken(html.escape(row))}</div>" for row in rows)
+    return f'<div style="{view.SMALL}; min-height:6em">{lines}</div>'
 
 
 def headline(walker: Walker, playing: bool) -> str:

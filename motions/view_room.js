@@ -1,8 +1,8 @@
 // Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
 // where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
 // head folds it. Labels in it are narrow, none where there is no text, and buttons stand in threes. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
-// into the middle of that, also when the panel is folded or opened. After a click keys are the page's again: else space
-// would press the same button once more. A key that is held steers six times a second, whatever the keyboard's rate; one
+// into the middle of that, also when the panel is folded or opened. Keys are the page's also after a click in the panel: else
+// space would press the same button once more. A key that is held steers six times a second, whatever the keyboard's rate; one
 // that pauses, pushes or the like acts once. Only once: the server may come again.
 if (!window.lookFrom) {
   const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
@@ -34,19 +34,21 @@ if (!window.lookFrom) {
   };
   window.lookFrom = (distance, share) => { breadth = share; fit(distance); };
   addEventListener("resize", () => fit());
-  const leave = () => setTimeout(() => {
-    const active = document.activeElement;
-    if (active && !active.matches("body, textarea, input:not([type=checkbox])")) active.blur();
-  });
-  for (const name of ["click", "pointerup"]) addEventListener(name, leave, true);  // a slider's drag may end elsewhere
   let due = 0;  // before that nothing repeats [ms]
   addEventListener("keydown", event => {
-    const apart = /^[jlik]$/i.test(event.key) ? 1000 / 6 : /^[ gmprtv]$/i.test(event.key) ? Infinity : 0;
-    if (!apart || /INPUT|TEXTAREA/.test(event.target.tagName)) return;
-    if (event.repeat && event.timeStamp < due) {
-      event.stopImmediatePropagation();
-      event.preventDefault();
-    } else due = event.repeat ? Math.max(due + apart, event.timeStamp + apart / 2) : event.timeStamp + apart;
+    const {key, code, repeat, target, timeStamp} = event;
+    if (!/^[ bgijklmnprtv]$/i.test(key) || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+    if (target.matches("textarea, input:not([type=checkbox])")) return;
+    const apart = /[jlik]/i.test(key) ? 1000 / 6 : /[bn]/i.test(key) ? 0 : Infinity;
+    if (target === document.body && !(repeat && timeStamp < due)) {
+      due = repeat ? Math.max(due + apart, timeStamp + apart / 2) : timeStamp + apart;
+      return;
+    }
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    if (target === document.body) return;
+    target.blur();
+    document.body.dispatchEvent(new KeyboardEvent("keydown", {key, code, repeat, bubbles: true, cancelable: true}));
   }, true);
   let room = free();
   setInterval(() => {

@@ -18,6 +18,7 @@ FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-
 PAGES = {"view": ["../motions/view.py"], "steer": ["../deploy/steer.py", "../pretrained/heading.pt"]}
 MOMENT = "3.2"  # of view.png [s]
 WALKS = 7000  # steer.png is taken after so long [ms]
+TURNS = 1800  # and so much later, on a curve [ms]
 
 
 def pose(tab: Page, name: str) -> None:
@@ -26,6 +27,9 @@ def pose(tab: Page, name: str) -> None:
         for key in "iillll":
             tab.keyboard.press(key)
         tab.wait_for_timeout(WALKS)
+        for key in "jjjj":
+            tab.keyboard.press(key)
+        tab.wait_for_timeout(TURNS)
     tab.keyboard.press("Space")
     tab.get_by_role("button", name="Play").wait_for()
     if name == "view":

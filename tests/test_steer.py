@@ -95,7 +95,8 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     """Its speed is that of the last second, 30 control steps; to sway is not to go. The one told is that of now."""
     walker.recent.extend([(9.0, 9.0)] * 7 + [(0.5, 3.0)] * 15 + [(1.0, -3.0)] * 15)
     assert walker.pace() == pytest.approx((0.75, 0.0))
-    rows = lambda *arguments: re.findall("<div>(.*?)</div>", steer.readout(*arguments).replace("\u00a0", " "))  # noqa: E731
+    said_by = lambda *given: steer.readout(*given).replace("\u00a0", " ")  # noqa: E731
+    rows = lambda *given: re.findall("<div>(.*?)</div>", said_by(*given))  # noqa: E731
     said = rows(walker, 1.0, "near, .2 m")
     assert said == [".75 m/s, told 1.50 m/s", "physics in real time", "nearest: near, .2 m"]
     for share, wish, pace in ((0.5, 1.0, "50 %"), (1.0, 0.2, "20 %"), (0.5, 0.2, "10 %")):

@@ -391,7 +391,7 @@ def replaced(path, old, new, count=1):
         ('pos="0 0 0.236151"', 'pos="0 0 1e30"', 1, "pos"),
         ('pos="0 0 0.236151"', 'pos="0 0 1e8"', 1, "from its rest pose on"),
         ('axis="0 1 0" limited="true" range="-160 0"', 'axis="0 0 0" limited="true" range="-160 0"', 1, "axis"),
-        ('type="sphere" pos="0 0 0.07"', 'type="mesh" pos="0 0 0.07"', 1, "mesh"),
+        ('type="sphere" pos="0 0 0.07"', 'type="mesh" pos="0 0 0.07"', 1, "geom pelvis: must be"),
         ("<geom name[^>]*/>", "", 0, ""),
         ('<geom name="head"[^>]*/>', "", 1, ""),
     ],

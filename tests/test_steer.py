@@ -493,28 +493,27 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
             places.add(below.bounding_box()["y"])
         assert len(places) == 1
         # space is the page's, whatever was clicked on
-        tab.set_viewport_size({"width": 720, "height": 700})
         more = tab.get_by_text("more", exact=True)
         more.click()
         box = tab.get_by_role("checkbox").last
         box.click()
         assert soon(lambda: not controls.again.value)
-        for clicked in (box, more, *[tab.locator("[data-dock-minimize]").first] * 2):
+        fold = tab.locator("[data-dock-minimize]").first
+        for clicked in (box, fold):
             clicked.click()
-            tab.wait_for_timeout(500)
+            tab.wait_for_timeout(300)
             folded, playing = tab.locator("[aria-label='Expand panel']").count(), controls.playing
             tab.keyboard.press("Space")
             assert soon(lambda playing=playing: controls.playing != playing)
-            tab.wait_for_timeout(500)
+            tab.wait_for_timeout(300)
             assert tab.locator("[aria-label='Expand panel']").count() == folded and controls.again.value
         assert not controls.playing
         # the head says what it does, also when the panel is folded
-        tab.locator("[data-dock-minimize]").first.click()
         tab.get_by_text("keys · paused").wait_for()
         tab.keyboard.press("Space")
         tab.get_by_text(re.compile(r"keys · \d*\.\d\d\sm/s")).wait_for()
         tab.keyboard.press("Space")
-        tab.locator("[data-dock-minimize]").first.click()
+        fold.click()
         before = controls.heading.value
         tab.get_by_role("button", name="J left").click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))

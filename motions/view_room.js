@@ -50,6 +50,8 @@ if (!window.lookFrom) {
     target.blur();
     document.body.dispatchEvent(new KeyboardEvent("keydown", {key, code, repeat, bubbles: true, cancelable: true}));
   }, true);
+  // a number that is entered gives the keys back to the page
+  addEventListener("keydown", ({key, target}) => key === "Enter" && target.matches("input") && setTimeout(() => target.blur()));
   let room = free();
   setInterval(() => {
     if (free() !== room && breadth) fit();

@@ -517,6 +517,13 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         before = controls.heading.value
         tab.get_by_role("button", name="J left").click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
+        # so they are after a number was entered
+        number = tab.locator("input[type=text]").first
+        number.fill("90")
+        number.press("Enter")
+        assert soon(lambda: controls.heading.value == 90.0)
+        tab.keyboard.press("j")
+        assert soon(lambda: controls.heading.value == 90.0 + steer.TURN)
         # on a narrow screen the panel is folded at first, else it hides the legs
         tab.set_viewport_size({"width": 390, "height": 700})
         tab.reload()

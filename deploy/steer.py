@@ -43,7 +43,7 @@ from motions.tools import one_line, one_line_parser
 
 PICTURES = 60.0  # a second, at most, that the page is sent; what it draws is the browser's affair
 LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
-PUSH = 50.0  # at first: it staggers, and seldom falls [N s]
+PUSH = 50.0  # at first: it staggers, and may fall [N s]
 PUSH_SECONDS = 0.1  # how long a push takes
 PUSH_SHOWN = 0.5  # how long its arrow is seen, also in slow motion [s]
 TURN = 15.0  # by a key [degrees]

@@ -1,9 +1,10 @@
 // Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
 // where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
-// head folds it. Labels in it are narrow, none where there is no text, and buttons stand in threes. lookFrom has the camera go so far away that all are seen in what the panel leaves free, and puts them
-// into the middle of that, also when the panel is folded or opened. Keys are the page's also after a click in the panel: else
-// space would press the same button once more. A key that is held steers six times a second, whatever the keyboard's rate; one
-// that pauses, pushes or the like acts once. Only once: the server may come again.
+// head folds it. Labels in it are narrow, none where there is no text, and buttons stand in threes. lookFrom has the camera go
+// so far away that all are seen in what the panel leaves free, and puts them into the middle of that, also when the panel is
+// folded or opened. Keys are the page's also after a click in the panel: else space would press the same button once more. A
+// key that is held steers six times a second, whatever the keyboard's rate; one that pauses, pushes or the like acts once. All
+// this is done once: the server may come again.
 if (!window.lookFrom) {
   const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
   const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";

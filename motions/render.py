@@ -5,7 +5,7 @@
     python motions/render.py ROLLOUT.npz OUT.png --compare CLIP.npz    # a cycle of the clip above, the roll-out below
     python motions/render.py ROLLOUT.npz OUT.mp4 --compare CLIP.npz    # both in one film, the roll-out behind
     python motions/render.py ROLLOUT.npz OUT.mp4 --ghost CLIP.npz      # the clip, outlined, in the roll-out's place
-    python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --turn 90
+    python motions/render.py ROLLOUT.npz OUT.mp4 --commands COMMANDS.csv --fixed
     python motions/render.py ROLLOUT.npz OUT.webp --compare CLIP.npz --loop   # a cycle that shows no seam
 
 CLIP is any file in the format of motions/README.md: a clip in motions/ or a roll-out that `--evaluate` has written. A
@@ -755,6 +755,13 @@ def right_of(azimuths: np.ndarray) -> np.ndarray:
     return np.stack((np.sin(angle), -np.cos(angle), np.zeros_like(angle)), -1)
 
 
+def across(path: np.ndarray, azimuth: float) -> float:
+    """The azimuth nearest to another [degrees] from which a path (T, 2) leads across the picture, as far as it can."""
+    axis = np.linalg.svd(path - path.mean(0), full_matrices=False)[2][0]  # (2,) along which it is longest
+    found = math.degrees(math.atan2(axis[0], -axis[1]))  # right_of is that axis then
+    return found + 180.0 * round((azimuth - found) / 180.0)
+
+
 def framed(
     points: np.ndarray,
     reach: np.ndarray,
@@ -846,6 +853,7 @@ def film(
     text: Optional[int] = None,
     loop: Optional[Loop] = None,
     title: str = "",
+    fixed: bool = False,
 ) -> Pictures:
     """Every n-th of the poses, seen from the front right by a camera that goes along on the ground, smoothly.
 
@@ -854,7 +862,8 @@ def film(
     told: what is drawn on the ground; turn: how far the camera turns meanwhile [degrees]; again: the film is shown in a
     loop, so the floor is to lead from its end to its start; names: what is written on it, of the poses and the other's;
     fast: see FAST; legend: what is written instead of limbs, time and speed; text: see font_of; loop: the part of the
-    poses that is filmed (all); title: what the motion is called, written first."""
+    poses that is filmed (all); title: what the motion is called, written first; fixed: the camera stands still
+    where it sees the whole way, as wide as may be."""
     look = FILM_OF_PATH if told else FILM
     wide = 0.0
     look = FILM_OF_TWO if other and not ghost else look
@@ -866,17 +875,22 @@ def film(
         azimuths = look["azimuth"] + math.degrees(loop.turn) * (
             (np.arange(len(poses[0])) - loop.first) / loop.count - 0.5
         )
+    way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
+    whole = np.concatenate((way, told.path.numpy())) if told else way
+    if fixed:
+        azimuths = np.full(len(way), across(whole, look["azimuth"]))
     if other and not ghost:
-        other, beside, wide = apart(poses, other, azimuths if loop else look["azimuth"] + 0.5 * turn)
+        other, beside, wide = apart(poses, other, azimuths if loop or fixed else look["azimuth"] + 0.5 * turn)
     everyone = [poses] + ([other] if other else [])
     position, rotation = (torch.cat(x, 1) for x in zip(*everyone))  # (T, 1 or 2 J, 3), (T, 1 or 2 J, 4)
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
     focus = np.pad(smooth(middle, round(0.5 * fps)), ((0, 0), (0, 1)))  # over half a second to either side
-    speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
-    way = smooth(poses[0][:, 0, :2].double().numpy(), round(0.5 * fps))
+    speed = np.linalg.norm(np.gradient(smooth(middle, round(0.5 * fps)), axis=0), axis=1) * fps  # (T,) [m/s]
+    if fixed:
+        focus[:, :2] = 0.5 * (whole.min(0) + whole.max(0))
     tiles = Tiles(focus[loop.first, :2], focus[loop.first + loop.count, :2], loop.turn) if loop else None
-    pattern = seamless(focus[::every, 0]) if again and not loop else PATTERN
+    pattern = seamless(focus[::every, 0]) if again and not loop and not fixed else PATTERN
     step = max(round(PATH_STEP * fps), 1)
     font = font_of(size[1], text)
     margin = size[1] // 26  # of the map
@@ -890,7 +904,7 @@ def film(
     longest = "99.9 s   9.99 m/s, told 9.99" if told else "99.9 s   9.99 m/s"
     taken = boxes_of([*lines, (longest if legend is None else "", "")], font)
     inset = round(MAP * size[1]) + 2 * margin
-    taken += [(size[0] - inset, 0, size[0], inset)] if told else []
+    taken += [(size[0] - inset, 0, size[0], inset)] if told and not fixed else []
     there, reach = zip(*(outline(character, x) for x in everyone))
     if told:
         there = (*there, np.stack([corners_of(arrow_at(told, way, t)) for t in range(len(way))]))
@@ -909,7 +923,7 @@ def film(
             image = stage.image.fromarray(stage.draw(position[t], rotation[t], focus[t], marks, tiles))
             asked = f", told {told.speed[t]:.2f}" if told else ""
             now = f"{(t - shown.start) / fps:.1f} s   {speed[t]:.2f} m/s{asked}" if legend is None else ""
-            if told:
+            if told and not fixed:
                 inset = from_above(told, way, t, step, size[1])
                 image.paste(inset, (size[0] - inset.width - margin, margin))
             write_on(image, [*lines, (now, "")], font)
@@ -978,6 +992,7 @@ def parse() -> argparse.Namespace:
     add("--ghost", metavar="CLIP", help="the clip that a roll-out imitates, outlined in its place (films)")
     add("--commands", metavar="FILE", help="what a roll-out was told, a file of --eval-commands: drawn on the ground")
     add("--fast", action="store_true", help="films with rougher edges, in half the time")
+    add("--fixed", action="store_true", help="films: the camera stands still and sees the whole way")
     add("--turn", type=float, default=0.0, help="how far a film's camera turns to the left [degrees] (default 0)")
     begin = "default 0; in a strip that compares, where the clip first begins anew"
     add("--start", type=float, help=f"first pose [s] ({begin})")
@@ -1026,10 +1041,12 @@ def parse() -> argparse.Namespace:
         raise InputError("--size: expected a width and a height from 16 to 4096")
     if args.ghost and args.compare:
         raise InputError("--ghost and --compare: one of them, the clip in the roll-out's place or beside it")
-    if args.ending == ".png" and (args.ghost or args.commands or args.turn or args.fast):
-        raise InputError("--ghost, --commands, --turn and --fast are for films, .mp4, .gif or .webp")
-    if args.loop and (args.ending == ".png" or args.commands or args.turn):
-        raise InputError("--loop is for films, .mp4, .gif or .webp, without --commands and --turn")
+    if args.ending == ".png" and (args.ghost or args.commands or args.turn or args.fast or args.fixed):
+        raise InputError("--ghost, --commands, --turn, --fixed and --fast are for films, .mp4, .gif or .webp")
+    if args.loop and (args.ending == ".png" or args.commands or args.turn or args.fixed):
+        raise InputError("--loop is for films, .mp4, .gif or .webp, without --commands, --turn and --fixed")
+    if args.fixed and args.turn:
+        raise InputError("--fixed and --turn: one of them, the camera stands still or turns")
     if not abs(args.turn) <= 3600:
         raise InputError("--turn: expected degrees from -3600 to 3600")
     if args.ending == ".mp4" and any(side % 2 for side in args.size):
@@ -1129,6 +1146,7 @@ def main() -> None:
                 text=args.text,
                 loop=loop and loop._replace(first=loop.first - first),
                 title=args.title,
+                fixed=args.fixed,
             )
             pictures = film(character, poses, other, clip.fps, args.size, every, **more)
             if loop:

@@ -480,6 +480,24 @@ def test_command_path_map_ghost_and_a_camera_that_turns(draw, root, tmp_path):
     assert turned[1] > 2 * turned[0]
 
 
+def test_a_camera_that_stands_still_sees_the_whole_way(draw, root, tmp_path):
+    """Nothing but the figure, the path and the legend changes; there is no map; a long way leads across the picture."""
+    for way, azimuth, seen in (([0.0, 9.0], 120.0, 180.0), ([0.0, -9.0], 90.0, 0.0), ([9.0, 0.0], 120.0, 90.0)):
+        path = np.linspace([0.0, 0.0], way, 9)
+        found = render.across(path, azimuth)
+        assert (found - seen) % 180.0 == pytest.approx(0.0, abs=1e-9) and abs(found - azimuth) <= 90.0 + 1e-9
+        assert abs(render.right_of(np.array([found]))[0, :2] @ way) == pytest.approx(9.0)
+    (tmp_path / "c.csv").write_text("0, 0, 1\n")
+    told = "--commands", tmp_path / "c.csv", "--fixed", "--legend", "", "--text", 6
+    pictures, _ = draw(root / "motions/walk.npz", "a.mp4", *SMALL, "--seconds", 4, *told)
+    differs = np.abs(pictures[0] - pictures[-1]).max(-1) > 40
+    assert 0.005 < differs.mean() < 0.1  # the floor does not move
+    side = round(render.MAP * 90)
+    assert np.median(pictures[:, 3 : 3 + side, 157 - side : 157]) < 245
+    places = [np.argwhere(p[30:, :, 0] - p[30:, :, 2] > 60)[:, 1].mean() for p in pictures[[0, -1]]]  # orange
+    assert abs(places[1] - places[0]) > 40  # pixels of 160
+
+
 def test_the_map_shows_the_whole_way():
     """A square commanded from (0, 0) to (4, 4), of which half is done; +X is to the right, +Y up."""
     path = torch.tensor([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0], [0.0, 4.0]])
@@ -740,7 +758,9 @@ def test_a_jump_stays_in_the_picture(draw, root):
         ("strip.png", ("--turn", 90), "are for films"),
         ("strip.png", ("--fast",), "are for films"),
         ("strip.png", ("--loop",), "--loop is for films"),
-        ("film.mp4", ("--loop", "--turn", 9), "without --commands and --turn"),
+        ("film.mp4", ("--loop", "--turn", 9), "without --commands, --turn and --fixed"),
+        ("film.mp4", ("--fixed", "--turn", 9), "stands still or turns"),
+        ("strip.png", ("--fixed",), "--fixed and --fast are for films"),
         ("film.mp4", ("--poses", 7), "--poses is for strips"),
         ("strip.png", ("--compar", "a.npz"), "--compar: there is no such option"),
         ("film.mp4", ("--turn", "nan"), "--turn: expected degrees"),

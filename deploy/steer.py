@@ -45,7 +45,7 @@ PICTURES = 60.0  # a second, at most, that the page is sent; what it draws is th
 LATE = 0.25  # what the machine does not manage beyond this is dropped [s]
 PUSH = 50.0  # at first: it staggers, and may fall [N s]
 PUSH_SECONDS = 0.1  # how long a push takes
-PUSH_SHOWN = 0.5  # how long its arrow is seen, also in slow motion [s]
+PUSH_SHOWN = 0.5  # how long its arrow is seen, in the physics' time [s]
 TURN = 15.0  # by a key [degrees]
 FASTER = 0.25  # by a key [m/s]
 SLOW = 0.2  # how fast time passes in slow motion
@@ -55,21 +55,26 @@ MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
 CALM = 0.3  # time constant of a camera that goes around [s]
 FROM_BEHIND = (-0.8, -0.33, 0.5)  # gaze of the first view of who is commanded: past its legs the arrow is seen
 TRAIL = 150  # lines on the ground, each of TRAIL_STEP
-TRAIL_STEP = 0.2  # [m]
+TRAIL_STEP = 0.1  # [m]
 SAID_SECONDS = 0.2  # after so long the words on the page are new ones
 THERE = 0.5  # who is so near to where was clicked is there [m]
+CAREFUL = 1.5  # nearer to it than it comes in so long it slows down [s]
+PATIENCE = 6.0  # it may take so long, and half as long again as the way does [s]
+COMPASS = 0.65  # radius of the marks around the character [m]
 RECORDED = 600.0  # of what it walked so much can be saved, the last of it [s]
 POSES = 20_000  # that a pose is compared to, at most
 FORGET = 0.5  # time constant of the distance to each clip [s]
-KEYS = [("space", "pause"), ("G", "hide orange")]  # that are on no button
-CAMERA = ("arrows, WASD, drag", "camera")
+NEARER = 0.9  # a clip is taken for the nearest one when its distance is so much of the last one's,
+LONGER = 1.0  # or when it has been nearer for so long, more than a stride [s]
 TOLD_VIEWS = "side, front, above, fixed in the world, behind"  # that key V goes through
-BUTTONS = ["J left", "I faster", "L right", "P push", "K slower", "R reset", "M slow", "V view", "T save"]  # as keys do
-MOUSE, TOLD_MOUSE = ("Shift, click", "a limb: push it"), ("click", "the ground: go there")
+STEER, TEST = ["J left", "L right", "K slower", "I faster"], ["P push", "R restart"]  # buttons, as keys do
+HELP = ["<b>Shift, click</b> a limb: push it", "<b>arrows, WASD, drag</b> camera"]
+TOLD_HELP = "<b>click</b> the ground: go there"
 LEGEND = [
     (view.colour_of(0, ""), "the policy, and the way it went"),
     (view.colour_of(1, ""), "nearest moment of its clips"),
     (view.RED, "touches the ground; a push"),
+    (view.COLOURS["grey"], f"grid: 1 m; marks around it: {TURN:.0f}°"),
 ]
 TOLD_LEGEND = (view.GREEN, "what it is told; your click")
 
@@ -80,6 +85,11 @@ TOLD_LEGEND = (view.GREEN, "what it is told; your click")
 def wrap(degrees: float) -> float:
     """The same direction between -180 and 180 degrees."""
     return (degrees + 180.0) % 360.0 - 180.0
+
+
+def degrees(angle: float) -> str:
+    """An angle [rad] between -180 and 180 degrees, or "-" if there is none."""
+    return "-" if math.isnan(angle) else f"{round(wrap(math.degrees(angle)))}°"
 
 
 class Walker:
@@ -95,7 +105,9 @@ class Walker:
         self.model = loaded.env.sim.model
         self.data = mujoco.MjData(self.model)
         self.substeps = loaded.args.substeps
-        self.name = "/".join(os.path.abspath(loaded.args.checkpoint).split(os.sep)[-2:])
+        folder, file = os.path.abspath(loaded.args.checkpoint).split(os.sep)[-2:]
+        self.name = f"{folder}/{file}"
+        self.title = folder if file in ("best.pt", "latest.pt") else file  # short, of the panel
         self.rate = 1.0 / (self.substeps * self.model.opt.timestep)  # of the control steps [1/s]
         self.starts = export.starts(loaded.env)  # qpos (n, nq), qvel (n, nv)
         self.row = -1  # of these, the one that it has begun with
@@ -117,7 +129,7 @@ class Walker:
         # at the last control steps: its velocity ahead and to the left of where it is told to go [m/s]
         self.recent = collections.deque(maxlen=count)
         self.owed = 0.0  # time that has passed, but not yet in the physics [s]
-        self.pushed = 0  # physics steps until a push ends
+        self.pushed = -math.inf  # physics steps until a push ends; less than none after it
         self.end = ""  # why it is over: that it fell, or that its clip has ended
         self.down = 0.0  # for how long it has been, in the physics [s]
 
@@ -159,6 +171,13 @@ class Walker:
         ahead, left = np.mean(self.recent or [(0.0, 0.0)], axis=0)
         return math.hypot(ahead, left), self.heading + math.atan2(left, ahead)
 
+    def course(self) -> float:
+        """The direction in which it has gone in the last second [rad, world], nan if it has not gone anywhere."""
+        if self.pace()[0] < view.STILL:
+            return math.nan
+        x, y = (self.walked[-1] - self.walked[max(len(self.walked) - 1 - self.recent.maxlen, 0)])[:2]
+        return math.atan2(y, x)
+
     def state(self) -> ml.MotionState:
         """State of batch (1,) at this moment, which may lie between two steps."""
         qpos = self.data.qpos.copy()
@@ -197,10 +216,10 @@ class Walker:
 
 
 class Nearest:
-    """Which clip a pose is nearest to, and where in it, by distances over half a second, which do not flicker."""
+    """Which clip a pose is nearest to, and where in it, by distances over half a second; it does not flicker between a
+    clip and its mirrored form, as of a gait that is the same on both sides each is nearer in turn."""
 
-    def __init__(self, motions: ml.MotionLib, rate: float) -> None:
-        """rate: poses a second that it will be shown."""
+    def __init__(self, motions: ml.MotionLib) -> None:
         first = np.unique(motions.files, return_index=True)[1]  # of a clip at several rates
         length = torch.zeros_like(motions.length)  # (C,) that is looked at [s]
         length[first] = motions.length[first]
@@ -209,17 +228,23 @@ class Nearest:
         self.clip = torch.cat([torch.full(time.shape, c, dtype=torch.long) for c, time in enumerate(times)])  # (R,)
         self.time = torch.cat(times)  # (R,) [s]
         self.poses = reference_poses(motions, self.clip, self.time)  # (R, J-1, 3) [m]
-        self.keep = math.exp(-1.0 / (rate * FORGET))
         self.distance = torch.ones(len(times))  # (C,) smooth [m]
+        self.now = 0  # the clip
+        self.overtaken = 0.0  # for how long another one has been nearer [s]
 
-    def __call__(self, pose: Tensor) -> Tuple[int, float, float]:
-        """pose (J-1, 3) (see evaluation.relative_positions) -> clip, time in it [s], smooth distance [m]."""
+    def __call__(self, pose: Tensor, seconds: float) -> Tuple[int, float, float]:
+        """pose (J-1, 3) (see evaluation.relative_positions), and the time since the last one [s] -> clip, time in it
+        [s], smooth distance [m]."""
         distance = (self.poses - pose).norm(dim=-1).mean(-1)  # (R,) [m]
         best = torch.full_like(self.distance, math.inf).scatter_reduce(0, self.clip, distance, "amin")  # (C,)
-        self.distance = self.keep * self.distance + (1.0 - self.keep) * best
-        clip = int(self.distance.argmin())
-        row = int(torch.where(self.clip == clip, distance, math.inf).argmin())
-        return clip, float(self.time[row]), float(self.distance[clip])
+        keep = math.exp(-seconds / FORGET)
+        self.distance = keep * self.distance + (1.0 - keep) * best
+        other = int(self.distance.argmin())
+        self.overtaken = self.overtaken + seconds if other != self.now else 0.0
+        if self.distance[other] < NEARER * self.distance[self.now] or self.overtaken > LONGER:
+            self.now = other
+        row = int(torch.where(self.clip == self.now, distance, math.inf).argmin())
+        return self.now, float(self.time[row]), float(self.distance[self.now])
 
 
 # ---- 2. The page -----------------------------------------------------------------------------------------------------
@@ -227,6 +252,8 @@ class Nearest:
 
 class Controls:
     """What stands beside the picture, and what keys and mouse do. The sliders hold what the character is told."""
+
+    lock = threading.Lock()  # viser does what keys ask for in several threads at once
 
     def __init__(
         self, server: Any, scene: view.Scene, walker: Walker, speeds: Tuple[float, float], eye: view.Eye
@@ -238,18 +265,23 @@ class Controls:
         self.scene = scene
         self.eye = eye
         self.jobs: List[Any] = []  # for the thread of the physics
-        self.blow = (0, 0.0, -math.inf)  # the last push: body, direction [rad, world], when [s]
+        self.blow = (0, 0.0)  # the last push: body, direction [rad, world]
         self.readout = gui.add_html("")
-        self.target: Optional[np.ndarray] = None  # where it is to go, on the ground (2,) [m, world]
-        self.patience = 0.0  # how long it may try to [s]
+        self.said: Tuple[Any, ...] = ()  # what the page's words are of
+        self.news = ""  # of keys: what was pushed or saved
+        self.forget()
         gui.add_html(help_of(told))
-        buttons = gui.add_button_group("", [x for x in BUTTONS if told or x[0] not in "JILK"])
-        buttons.on_click(lambda event: self.jobs_of[event.target.value[0]]())
+        groups = {"steer": STEER if told else [], "test": TEST, "look": ["T save"]}
+        buttons = [gui.add_button_group(name, texts) for name, texts in groups.items() if texts]
+        for group in buttons:
+            group.on_click(lambda event: self.jobs_of[event.target.value[0]]())
+        self.looks = buttons[-1]
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, min(max(1.5, speeds[0]), speeds[1]), visible=told)
-        self.pause = gui.add_button("Pause")
+        text = f'<div style="{view.SMALL}">it cannot stand: {speeds[0]:g} m/s is the least</div>'
+        gui.add_html(view.unbroken(text), visible=speeds[0] > 0.0)
+        self.pause = gui.add_button("Pause (space)")
         self.playing = True
-        self.saved = gui.add_markdown("", visible=False)
         self.pause.on_click(lambda _: self.play_or_pause())
         gui.add_html(legend_of(told))
         with gui.add_folder("more", expand_by_default=False):
@@ -271,7 +303,7 @@ class Controls:
 
     def keys(self, server: Any, told: bool) -> Dict[str, Callable]:
         """Bind the keys -> what each does; W, A, S, D, Q, E and the arrows are the camera's."""
-        commands = {"space": ("Pause", self.play_or_pause), "R": ("Reset", lambda: self.jobs.append(self.walker.reset))}
+        commands = {"space": ("Pause", self.play_or_pause), "R": ("Restart", self.restart)}
         commands["P"] = ("Push from a random side", self.push_somewhere)
         commands["M"] = ("Slow motion", self.slow_or_not)
         commands["G"] = ("With or without the nearest clip", self.with_or_without)
@@ -301,7 +333,7 @@ class Controls:
     def play_or_pause(self) -> None:
         """Let time stand still, or go on."""
         self.playing = not self.playing
-        self.pause.label = "Pause" if self.playing else "Play"
+        self.pause.label = ("Pause" if self.playing else "Play") + " (space)"
 
     def with_or_without(self) -> None:
         """Show the nearest clip, or not."""
@@ -311,35 +343,67 @@ class Controls:
         """Slow motion, or real time."""
         self.pace.value = SLOW if self.pace.value == 1.0 else 1.0
 
+    def label(self) -> None:
+        """Have the buttons that switch say what is on."""
+        slow, orange = ("on" if x else "off" for x in (self.pace.value < 1.0, self.ghost.value))
+        views = (TOLD_VIEWS if self.walker.policy.commanded else view.VIEWS).split(
+            ", "
+        )  # the first one is the last here
+        texts = (f"V view: {views[self.eye.now - 1].split()[0]}", f"M slow-mo: {slow}", f"G orange: {orange}", "T save")
+        if self.looks.options != texts:
+            self.looks.options = texts
+
+    def say(self, share: float, near: Tuple[str, float]) -> None:
+        """Say what is new, and the rest every SAID_SECONDS, on the panel and over the heads at once: see readout."""
+        self.label()
+        moment = int(self.walker.steps * self.walker.model.opt.timestep / SAID_SECONDS)
+        words = (moment, self.playing, self.walker.end, near[0], self.news, self.target is None)
+        words += (self.heading.value, self.speed.value, self.pace.value)
+        if self.said != words:
+            self.said, state = words, state_of(self)
+            self.readout.content = readout(self, share, near)
+            self.scene.labels[0].text = "policy" + f": {state}" * bool(state)
+            self.scene.labels[1].text = f"clip {near[0]}"
+
+    def restart(self) -> None:
+        """Begin anew, with the same command; where was clicked is forgotten."""
+        self.forget()
+        self.jobs.append(self.walker.reset)
+        self.news = "restarted; told as before" if self.walker.policy.commanded else "restarted"
+
     def save(self) -> None:
         """Save what it walked, and say where, or why not, here and in the terminal."""
         try:
             if len(self.walker.walked) < 2:
                 raise OSError(0, "it has not walked yet")
             path = self.walker.save()
-            said, more = (
-                f"{path}, {(len(self.walker.walked) - 1) / self.walker.rate:.1f} s",
-                f"; python motions/view.py {path}",
-            )
+            self.news = f"saved {path}, {(len(self.walker.walked) - 1) / self.walker.rate:.1f} s"
+            print(f"{self.news}; python motions/view.py {path}", flush=True)
         except OSError as error:
-            said, more = f"{error.filename or 'steered.npz'}: {error.strerror or error}; nothing is saved", ""
-        print(said + more, flush=True)
-        self.saved.content = view.unbroken(said)
-        self.saved.visible = True
+            self.news = f"not saved: {error.strerror or error}"
+            print(f"{error.filename or 'steered.npz'}, {self.news}", flush=True)
 
     def turn(self, degrees: float) -> None:
         """Turn the heading to the left by so much."""
-        self.target = None
-        self.heading.value = wrap(self.heading.value + degrees)
+        self.forget()
+        with self.lock:
+            self.heading.value = wrap(self.heading.value + degrees)
 
     def faster(self, step: float) -> None:
         """Raise the speed by a step [m/s], within the slider's range."""
-        self.speed.value = min(max(self.speed.value + step, self.speed.min), self.speed.max)
+        with self.lock:
+            self.speed.value = min(max(self.speed.value + step, self.speed.min), self.speed.max)
 
     def by_hand(self, client: Any) -> None:
         """Forget where it was to go if somebody has moved the slider of the heading."""
         if client is not None:
-            self.target = None
+            self.forget()
+
+    def forget(self) -> None:
+        """Let it go as the sliders say, no longer to where was clicked."""
+        self.target: Optional[np.ndarray] = None  # where it is to go, on the ground (2,) [m, world]
+        self.most = math.inf  # how fast it may be near to that [m/s]
+        self.went = ""  # how far it still is, or what came of it
 
     def go_to(self, origin: Tuple[float, ...], direction: Tuple[float, ...]) -> None:
         """Head for where a ray from `origin` (3,) in `direction` (3,), in the page's world [m], meets the ground."""
@@ -347,29 +411,35 @@ class Controls:
             # the page moves the world, not the camera
             shifted = self.eye.in_world(np.array(origin) - self.scene.world.position)
             target = (shifted - self.eye.in_world(direction) * shifted[2] / direction[2])[:2]
-            way = np.linalg.norm(target - self.walker.data.qpos[:2])
-            self.patience = 4.0 + 1.5 * way / max(self.speed.value, 0.5)  # it may turn around what is near for ever
+            self.way = np.linalg.norm(target - self.walker.data.qpos[:2])  # [m]
+            self.tried = 0.0  # for how long [s]
             self.target = target
             self.seek(0.0)
 
     def seek(self, seconds: float) -> None:
-        """Turn the heading to where was clicked, until it is there or has had its time; then it goes on. `seconds` have
-        passed in the physics."""
-        target = self.target
-        if target is None:
+        """Turn the heading to where was clicked, and slow down near to it, until it is there, has fallen or has had its
+        time, as it may circle for ever; then it goes on as the sliders say. `seconds` have passed in the physics."""
+        if self.target is None:
             return
-        way = target - self.walker.data.qpos[:2]
-        self.patience -= seconds
-        if np.linalg.norm(way) < THERE or self.patience < 0.0:
-            self.target = None
-        else:
+        way = self.target - self.walker.data.qpos[:2]
+        left = np.linalg.norm(way)
+        self.tried += seconds
+        if left > THERE and not self.walker.end and self.tried < PATIENCE + 1.5 * self.way / max(self.speed.value, 0.5):
             self.heading.value = round(math.degrees(math.atan2(way[1], way[0])))
+            self.most = max(left / CAREFUL, self.speed.min)
+            self.went = f"{short(left, 1)} m to go"
+            return
+        self.forget()
+        self.went = f"there, after {short(self.tried, 1)} s; it walks on"
+        if left > THERE:
+            self.went = "gave up: " + (self.walker.end or f"{short(left, 1)} m off after {short(self.tried, 1)} s")
 
     def push(self, body: int, direction: Tuple[float, ...]) -> None:
         """Push a body along a direction (3,) of the page, on the ground."""
         along = self.eye.in_world(direction) * [1, 1, 0]
         impulse = self.impulse.value * along / max(np.linalg.norm(along), 1e-6)
-        self.blow = (body, math.atan2(along[1], along[0]), time.perf_counter())
+        self.blow = (body, math.atan2(along[1], along[0]))
+        self.news = f"pushed: {self.impulse.value:g} N s towards {degrees(self.blow[1])}"
         self.jobs.append(lambda: self.walker.push(body, impulse))
 
     def push_somewhere(self) -> None:
@@ -379,10 +449,8 @@ class Controls:
 
 
 def help_of(told: bool) -> str:
-    """HTML of what keys and mouse do; told: the policy takes commands."""
-    mouse = [f"<b>{key}</b> {meaning}" for key, meaning in [*[TOLD_MOUSE] * told, MOUSE, CAMERA]]
-    keys = " &nbsp; ".join(f"<b>{key}</b> {meaning}" for key, meaning in KEYS)
-    lines = "".join(f"<div>{row}</div>" for row in [*mouse, keys, "other keys as on the buttons:"])
+    """HTML of what the mouse does; told: the policy takes commands."""
+    lines = "".join(f"<div>{row}</div>" for row in [*[TOLD_HELP] * told, *HELP])
     return f'<div style="{view.SMALL}">{lines}</div>'
 
 
@@ -394,8 +462,8 @@ def legend_of(told: bool) -> str:
 
 def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene, Tuple, Tensor, view.Eye]:
     """The viewer's scene with the character, its trail and the nearest clip; an arrow that shows where it is to go, one
-    of a push, and a mark where was clicked; the way from the character to the nearest clip (3,) [m], which does not
-    swing around in turns; what key V does."""
+    of a push, a mark where was clicked, a compass; the way from the character to the nearest clip (3,) [m], which does
+    not swing around in turns; what key V does."""
     state = walker.state()
     root = state.root_position.expand(2, -1)
     rotations = state.rotations.expand(2, -1, -1)
@@ -422,7 +490,19 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     mark.visible = False
     line = [[[0.0, 0.0, 0.9], [0.0, 0.0, 0.05]]]  # down to its middle, to be seen from the side too
     server.scene.add_arrows("/world/mark/down", np.array(line, np.float32), view.GREEN, head_length=0.2)
-    return scene, (arrow, blow, mark), aside, eye
+    return scene, (arrow, blow, mark, compass_of(server)), aside, eye
+
+
+def compass_of(server: Any) -> Tuple[Any, Any]:
+    """Marks in a circle on the ground, as far apart as a key turns, a long one at 0 degrees -> the handle of these, and
+    of the words at that."""
+    angles = np.arange(0.0, 360.0, TURN)
+    ends = np.where(angles == 0.0, 0.3, np.where(angles % 90.0 == 0.0, 0.12, 0.05))  # lengths [m]
+    ways = np.stack((np.cos(np.radians(angles)), np.sin(np.radians(angles)), np.zeros(len(angles))), 1)
+    lines = np.stack((COMPASS * ways, (COMPASS + ends)[:, None] * ways), 1) + [0.0, 0.0, 0.008]  # (n, 2, 3)
+    look = dict(thickness=2, thickness_units="screen")
+    marks = server.scene.add_line_segments("/world/compass", lines.astype(np.float32), view.COLOURS["grey"], **look)
+    return marks, server.scene.add_label("/compass 0", "0°", anchor="center-center", font_screen_scale=0.8)
 
 
 def eye_of(server: Any, scene: view.Scene, takes: List[view.Take], told: bool) -> view.Eye:
@@ -450,22 +530,25 @@ def follow(course: float, walker: Walker, seconds: float) -> float:
     return course + (1.0 - math.exp(-seconds / CALM)) * math.remainder(way - course, math.tau)
 
 
-def picture(walker: Walker, nearest: Nearest, aside: Tensor) -> Tuple[List[view.Take], Tensor, str]:
-    """What is shown now: character and nearest clip, the lowest points of the bodies (1, J) [m], and how near it is.
+def picture(
+    walker: Walker, nearest: Nearest, aside: Tensor, seconds: float
+) -> Tuple[List[view.Take], Tensor, Tuple[str, float]]:
+    """What is shown now: character and nearest clip, the lowest points of the bodies (1, J) [m], and the name of that
+    clip and how near it is [m].
 
-    aside (3,): from the one to the other [m]."""
+    aside (3,): from the one to the other [m]; seconds: in the physics, since the last picture."""
     motions = walker.env.motions
     state = walker.state()
     position, rotation = ml.forward_kinematics(walker.character, state.root_position, state.rotations)
     lowest = ml.lowest_points(walker.character, position, rotation)
-    clip, moment, distance = nearest(relative_positions(position, state.rotations[:, 0])[0])
+    clip, moment, distance = nearest(relative_positions(position, state.rotations[:, 0])[0], seconds)
     other = motions.state(torch.tensor([clip]), torch.tensor([moment]))
     here = (state.root_position, state.rotations)
     root, rotations = view.place(other.root_position, other.rotations, *here, "pinned", 1)
     takes = [view.Take("policy", *here, lowest <= view.TOUCH)]
     takes.append(view.Take("nearest clip", root + aside, rotations, lowest > math.inf))
     name = os.path.basename(motions.files[clip]).replace(".npz", "")
-    return takes, lowest, f"{name}, {short(distance, 3)} m"
+    return takes, lowest, (name, distance)
 
 
 class Trail:
@@ -506,6 +589,14 @@ class Trail:
         self.parts[-1].wxyz = view.yaw(math.atan2(way[1], way[0]))
 
 
+def show_compass(compass: Tuple[Any, Any], eye: view.Eye, root: np.ndarray) -> None:
+    """Have the compass around the root (3,) [m]; its words are in no node that moves, as names over heads are."""
+    marks, words = compass
+    marks.position = root * [1, 1, 0]
+    zero = marks.position + np.array([COMPASS + 0.45, 0.0, 0.0])
+    words.position = view.axes_of(eye.turn) @ zero + eye.scene.world.position
+
+
 def show_told(arrow: Any, mark: Any, walker: Walker, target: Optional[np.ndarray]) -> None:
     """Have the arrow point where it is told to go, as long as a second of that way; the mark is at the target (2,) [m],
     if there is one."""
@@ -518,10 +609,11 @@ def show_told(arrow: Any, mark: Any, walker: Walker, target: Optional[np.ndarray
         mark.visible = target is not None
 
 
-def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float, float]) -> None:
-    """Have the arrow point at the middle of the body that was pushed, along the force, if that was just now."""
-    body, direction, moment = pushed
-    visible = time.perf_counter() - moment < PUSH_SHOWN
+def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float]) -> None:
+    """Have the arrow point at the middle of the body that was pushed, along the force, if that was just now in the
+    physics, so that slow motion and pause show it for longer."""
+    body, direction = pushed
+    visible = walker.pushed * walker.model.opt.timestep > PUSH_SECONDS - PUSH_SHOWN
     if visible:
         arrow.position = walker.data.xipos[body + 1]  # body 0 is MuJoCo's world
         arrow.wxyz = view.yaw(direction)
@@ -529,45 +621,51 @@ def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float, float]) -> N
         arrow.visible = visible
 
 
-def readout(walker: Walker, share: float, near: str, playing: bool = True, wish: float = 1.0) -> str:
-    """HTML of what the page says: its speed over the last second, the one it is told now [m/s]; that it is over, or how
-    fast the physics runs if it does; and how near it is. wish: how fast it is to run, of real time; share: of that.
-
-    It has room for four lines, so that what is below stays under the mouse."""
-    speed = f"{short(walker.pace()[0])} m/s"
+def readout(controls: Any, share: float, near: Tuple[str, float]) -> str:
+    """HTML of what the page says: speed and heading over the last second, and those that it is told now; that it is
+    over, or how fast the physics runs, share of what is wanted; the nearest clip, and how near it is [m]; what came of
+    keys and clicks. The lines are always as many, and none breaks, so that what is below stays under the mouse."""
+    walker = controls.walker
+    speed, heading = f"speed {short(walker.pace()[0])} m/s", f"heading {degrees(walker.course())}"
     if walker.policy.commanded:
         speed += f", told {short(walker.speed)} m/s"
-    keeps_up = share > 0.97
-    pace = f"at {100 * wish * (1.0 if keeps_up else share):.0f} % of real time" + ", as set" * keeps_up
-    pace = "in real time" if keeps_up and wish == 1.0 else pace
-    state = [walker.end] * bool(walker.end) + ["paused"] * (not playing)
-    rows = [speed, ", ".join(state) or f"physics {pace}", f"nearest: {near}"]
-    lines = "".join(f"<div>{view.unbroken(html.escape(row))}</div>" for row in rows)
-    return f'<div style="{view.SMALL}; min-height:6em">{lines}</div>'
+        heading += f", told {degrees(walker.goal)}"
+    state = state_of(controls) or pace_of(share, controls.pace.value)
+    rows = [speed, heading, state, f"nearest: {near[0]}", f"bodies on average {short(near[1], 3)} m apart"]
+    look = "height:1.4em; overflow:hidden; white-space:nowrap; text-overflow:ellipsis"
+    lines = [f'<div style="{look}">{html.escape(row)}</div>' for row in [*rows, controls.went, controls.news]]
+    return f'<div style="{view.SMALL}">{"".join(lines)}</div>'
 
 
-def headline(walker: Walker, playing: bool) -> str:
-    """The panel's head, seen also when that is folded: the speed, or that it is over, or that time stands still."""
-    words = [walker.end] * bool(walker.end) + ["paused"] * (not playing)
-    return f"keys · {view.unbroken(', '.join(words) or short(walker.pace()[0]) + ' m/s')}"
+def state_of(controls: Any) -> str:
+    """That it is over, or that time stands still, if so."""
+    return ", ".join([controls.walker.end] * bool(controls.walker.end) + ["paused"] * (not controls.playing))
+
+
+def pace_of(share: float, wish: float) -> str:
+    """How fast the physics runs: what it is to, of real time, and its share of that."""
+    if share > 0.97:
+        share = 1.0
+    pace = f"{100 * wish * share:.0f} % of " if wish * share < 1.0 else ""
+    return ("slow motion: " if wish < 1.0 else "physics: ") + pace + "real time"
 
 
 def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
     """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy")
-    scene, (arrow, blow, mark), aside, eye = build(server, walker, meshes)
+    server.gui.set_panel_label(walker.title)
+    scene, (arrow, blow, mark, compass), aside, eye = build(server, walker, meshes)
     controls = Controls(server, scene, walker, speeds, eye)
-    nearest = Nearest(walker.env.motions, PICTURES)
+    nearest = Nearest(walker.env.motions)
     trail = Trail(server)
     course = 0.0  # of a camera that goes around [rad]
-    said: Tuple[Any, ...] = ()  # what the page's words are of
     share = 1.0  # of the time that is to pass, that passes in the physics; over a second
     last = time.perf_counter()
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
         walker.goal = math.radians(controls.heading.value)
-        walker.speed = controls.speed.value
+        walker.speed = min(controls.speed.value, controls.most)
         controls.work()
         passed = 0.0  # in the physics [s]
         if controls.playing:
@@ -576,12 +674,11 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
         controls.seek(passed)
         course = follow(course, walker, now - last)
         moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
-        takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float())
+        takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float(), passed)
         walker.watch(lowest, passed)
         if controls.again.value and walker.down > REST:
             walker.reset()
         last = now
-        moment = int(walker.steps * walker.model.opt.timestep / SAID_SECONDS)
         with server.atomic():
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[0].numpy(), course)
@@ -589,12 +686,9 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
             scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost.value
             trail.show(takes[0].root[0].numpy(), walker.steps)
             show_told(arrow, mark, walker, controls.target)
+            show_compass(compass, eye, takes[0].root[0].numpy())
             show_push(blow, walker, controls.blow)
-            if said != (moment, controls.playing, walker.speed, walker.end):
-                said = (moment, controls.playing, walker.speed, walker.end)
-                controls.readout.content = readout(walker, share, near, controls.playing, controls.pace.value)
-                server.gui.set_panel_label(headline(walker, controls.playing))
-                scene.labels[1].text = "clip " + near.split(",")[0]
+            controls.say(share, near)
 
 
 # ---- 3. The command --------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def take(browser: Any, name: str) -> None:
     page = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True)
     try:
         address = next(found[0] for found in map(re.compile(r"http\S+").search, page.stdout) if found)
-        tab = browser.new_page(viewport={"width": 1100, "height": 640})
+        tab = browser.new_page(viewport={"width": 1100, "height": 660})
         tab.set_default_timeout(120_000)  # [ms]
         tab.goto(f"{address}?fixedDpr=1")  # viser would lower the resolution
         tab.wait_for_function("window.__viserMutable && __viserMutable.nodeRefFromName['/world/centre']")

@@ -1,18 +1,18 @@
 // Script of the page: viser's notices do not lie on the figures, nor a slider's handle on the words at its ends, and
 // where its panel stands at the bottom, as on narrow screens, it scrolls and leaves the figures free, and a click on its
-// head folds it. Labels in it are narrow, none where there is no text, and buttons stand in threes. lookFrom has the camera go
-// so far away that all are seen in what the panel leaves free, and puts them into the middle of that, also when the panel is
-// folded or opened. Keys are the page's also after a click in the panel: else space would press the same button once more. A
-// key that is held steers six times a second, whatever the keyboard's rate; one that pauses, pushes or the like acts once. All
-// this is done once: the server may come again.
+// head folds it. Labels in it are narrow, and buttons stand in twos, beside the name of their group. lookFrom has the camera
+// go so far away that all are seen in what the panel leaves free, and puts them into the middle of that, also when the panel
+// is folded or opened. Keys are the page's also after a click in the panel: else space would press the same button once more,
+// and an arrow move a slider. A key that is held steers six times a second, whatever the keyboard's rate; one that pauses,
+// pushes or the like acts once. All this is done once: the server may come again.
 if (!window.lookFrom) {
   const sheet = ".mantine-Paper-root[style*='position: fixed'][style*='bottom: 0px']";
   const head = sheet + " [style*='cursor: pointer'][style*='height: 3.5em']";
   const look = ".mantine-Notifications-root, .mantine-Slider-mark {display: none !important}"
-    + ".mantine-Slider-markLabel {margin-top: 4px} .mantine-Slider-root {margin-bottom: 4px}"
+    + ".mantine-Slider-markLabel {margin-top: 7px} .mantine-Slider-root {margin-bottom: 7px}"
     + "[style*='width: 7.25em'], [style*='width: 6.6125em'] {width: 5.6em !important; padding-right: 4px !important}"
-    + "button[style*='fit-content'] {flex-basis: 28% !important}"
-    + "[style*='width: 7.25em']:has(label:empty) {display: none}"
+    + "button[style*='fit-content'] {flex-basis: 45% !important; padding: 0 2px}"
+    + "[style*='width: 7.25em']:has(+ * button[style*='fit-content']) {width: 2.6em !important}"
     + sheet + " {max-height: 42vh !important; overflow-y: auto !important; max-width: 100vw}"
     + head + "::after {content: '▴'; margin-left: 0.6em}" + head + ":has(button)::after {content: '▾'}";
   document.head.insertAdjacentHTML("beforeend", `<style>${look}</style>`);
@@ -51,8 +51,17 @@ if (!window.lookFrom) {
     target.blur();
     document.body.dispatchEvent(new KeyboardEvent("keydown", {key, code, repeat, bubbles: true, cancelable: true}));
   }, true);
-  // a number that is entered gives the keys back to the page
-  addEventListener("keydown", ({key, target}) => key === "Enter" && target.matches("input") && setTimeout(() => target.blur()));
+  // a number that is entered and a slider that is let go give the keys back to the page
+  const leave = kind => setTimeout(() => document.activeElement.matches(kind) && document.activeElement.blur());
+  addEventListener("keydown", ({key}) => key === "Enter" && leave("input"));
+  addEventListener("pointerup", () => leave(".mantine-Slider-root, .mantine-Slider-root *"), true);
+  // viser marks what is under the pointer when that moves, and what goes on its way stays marked: not for longer than this
+  let rest = 0;
+  addEventListener("pointermove", ({target}) => {
+    clearTimeout(rest);
+    const leaves = () => target.dispatchEvent(new PointerEvent("pointerleave", {bubbles: true}));
+    if (target.matches("canvas")) rest = setTimeout(leaves, 300);
+  });
   let room = free();
   setInterval(() => {
     if (free() !== room && breadth) fit();

@@ -91,17 +91,28 @@ def test_time_passes_in_whole_steps_and_pictures_lie_between(walker):
     assert kept == pytest.approx(steer.LATE - 0.5 * step) and walker.steps <= 2 + steer.LATE / step
 
 
+def said_by(walker, share=1.0, near=("near", 0.2), wish=1.0, playing=True, went="", news=""):
+    """Lines that the page says."""
+    given = dict(walker=walker, pace=SimpleNamespace(value=wish), playing=playing, went=went, news=news)
+    said = steer.readout(SimpleNamespace(**given), share, near)
+    assert said.count("<div") == 8 and said.count("nowrap") == 7  # as many whatever is on, and none breaks
+    return re.findall("<div [^>]*nowrap[^>]*>(.*?)</div>", said)
+
+
 def test_what_the_page_says_of_speed_and_time(loaded, walker):
     """Its speed is that of the last second, 30 control steps; to sway is not to go. The one told is that of now."""
     walker.recent.extend([(9.0, 9.0)] * 7 + [(0.5, 3.0)] * 15 + [(1.0, -3.0)] * 15)
     assert walker.pace() == pytest.approx((0.75, 0.0))
-    said_by = lambda *given: steer.readout(*given).replace("\u00a0", " ")  # noqa: E731
-    rows = lambda *given: re.findall("<div>(.*?)</div>", said_by(*given))  # noqa: E731
-    said = rows(walker, 1.0, "near, .2 m")
-    assert said == [".75 m/s, told 1.50 m/s", "physics in real time", "nearest: near, .2 m"]
-    for share, wish, pace in ((0.5, 1.0, "50 %"), (1.0, 0.2, "20 %"), (0.5, 0.2, "10 %")):
-        as_set = ", as set" * (share == 1.0)
-        assert rows(walker, share, "near", True, wish)[1] == f"physics at {pace} of real time{as_set}"
+    walker.walked.extend(np.r_[x, x, walker.data.qpos[2:]] for x in (0.0, 0.1))
+    said = said_by(walker, went="2.3 m to go", news="a < b")
+    assert said[:3] == ["speed .75 m/s, told 1.50 m/s", "heading 45°, told 0°", "physics: real time"]
+    assert said[3:] == ["nearest: near", "bodies on average .200 m apart", "2.3 m to go", "a &lt; b"]
+    for share, wish, pace in (
+        (0.5, 1.0, "physics: 50 %"),
+        (1.0, 0.2, "slow motion: 20 %"),
+        (0.5, 0.2, "slow motion: 10 %"),
+    ):
+        assert said_by(walker, share, wish=wish)[2] == f"{pace} of real time"
     walker.data.qvel[:2] = 0.0, 3.5
     walker.heading = walker.goal = math.pi / 2  # which is ahead then
     walker.step()
@@ -109,16 +120,27 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     assert speed == pytest.approx(math.hypot(25.5, 3.0) / 30)
     assert course == pytest.approx(math.pi / 2 - math.atan2(3.0, 25.5))
     walker.speed = 3.0
-    assert ", told 3.00\u00a0m/s" in steer.readout(walker, 1.0, "near")
+    assert ", told 3.00 m/s" in said_by(walker)[0] and ", told 90°" in said_by(walker)[1]
     walker.speed = 1.5
     walker.watch(torch.zeros(1, 15), 0.1)  # all of it on the ground
-    assert rows(walker, 1.0, "near")[1] == "it fell"
-    said = [steer.headline(walker, playing) for playing in (True, False)]
-    assert said == ["keys · it fell", "keys · it fell, paused"]
+    assert [said_by(walker, playing=playing)[2] for playing in (True, False)] == ["it fell", "it fell, paused"]
     walker.reset()
-    assert rows(walker, 1.0, "near", False)[:2] == [".00 m/s, told 1.50 m/s", "paused"]
-    told_nothing = rows(steer.Walker(loaded["walk"]), 0.2, "near")
-    assert "told" not in told_nothing[0] and told_nothing[1] == "physics at 20 % of real time"
+    assert said_by(walker, playing=False)[:3] == ["speed .00 m/s, told 1.50 m/s", "heading -, told 90°", "paused"]
+    told_nothing = said_by(steer.Walker(loaded["walk"]), 0.2)
+    assert not any("told" in row for row in told_nothing) and told_nothing[2] == "physics: 20 % of real time"
+
+
+def test_the_heading_on_the_page_is_measured(walker):
+    """It is where the character went in the last second, not where it is told to go."""
+    walker.goal = math.radians(60.0)
+    for _ in range(480):
+        walker.step()
+    before = walker.data.qpos[:2].copy()
+    walker.goal = 0.0
+    for _ in range(120):
+        walker.step()
+    x, y = walker.data.qpos[:2] - before
+    assert walker.course() == pytest.approx(math.atan2(y, x), abs=0.05) and 0.2 < walker.course() < 0.9
 
 
 def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
@@ -135,64 +157,127 @@ def test_how_long_it_lies_is_time_of_the_physics(loaded, walker):
     assert alone.ended(up) == "its clip has ended"
 
 
-def test_what_the_page_says_of_keys():
+def test_the_panel_has_the_name_of_the_policy(loaded):
+    for path, title in (("pretrained/heading.pt", "heading.pt"), ("runs/run__seed-2/best.pt", "run__seed-2")):
+        args = SimpleNamespace(**{**vars(loaded["heading"].args), "checkpoint": path})
+        assert steer.Walker(loaded["heading"]._replace(args=args)).title == title
+
+
+def test_what_the_page_says_of_the_mouse():
     told, alone = (steer.help_of(x) + steer.legend_of(x) for x in (True, False))
-    assert all(f"<b>{key}</b>" in told for key in ("space", "G", "click", "Shift, click", "arrows, WASD, drag"))
-    assert "limb: push" in alone and not any(text in alone for text in ("go there", "what it is told"))
+    assert all(f"<b>{key}</b>" in told for key in ("click", "Shift, click", "arrows, WASD, drag"))
+    assert "limb: push" in alone and "grid: 1 m; marks around it: 15°" in alone
+    assert not any(text in alone for text in ("go there", "what it is told"))
 
 
 @pytest.fixture
 def controls(walker):
     """What keys and mouse do, without a page."""
     bare = steer.Controls.__new__(steer.Controls)
-    bare.walker, bare.target = walker, None
-    bare.heading, bare.speed = SimpleNamespace(value=0.0), SimpleNamespace(value=1.5)
+    bare.walker, bare.jobs = walker, []
+    bare.heading, bare.speed = SimpleNamespace(value=0.0), SimpleNamespace(value=1.5, min=1.0)
+    bare.impulse, bare.pace = SimpleNamespace(value=60.0), SimpleNamespace(value=1.0)
+    bare.said, bare.news, bare.playing = (), "", True
+    bare.forget()
     bare.eye = SimpleNamespace(in_world=np.array)
     bare.scene = SimpleNamespace(world=SimpleNamespace(position=np.zeros(3)))
     return bare
 
 
-@pytest.mark.parametrize("target", [(4.0, 3.0), (-2.0, -3.0)])
-def test_it_walks_to_where_was_clicked_and_goes_on(walker, controls, target):
+def test_no_key_is_lost(controls):
+    """Each press is done in a thread of its own: the next one may begin before it has ended."""
+
+    class Slow:
+        min, max, now = -1000.0, 1000.0, 0.0
+
+        @property
+        def value(self):
+            before = self.now
+            time.sleep(0.01)
+            return before
+
+        @value.setter
+        def value(self, value):
+            self.now = value
+
+    for name, act in (("heading", controls.turn), ("speed", controls.faster)):
+        setattr(controls, name, Slow())
+        threads = [threading.Thread(target=act, args=(15.0,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert getattr(controls, name).now == 60.0
+
+
+def test_figure_and_panel_name_the_same_clip(controls):
+    """Also when it changes between two times at which the numbers on the panel do."""
+    controls.label = lambda: None
+    controls.readout, controls.scene.labels = SimpleNamespace(), [SimpleNamespace(), SimpleNamespace()]
+    for name in ("run", "run (mirrored)"):
+        controls.say(1.0, (name, 0.04))
+        assert f">nearest: {name}<" in controls.readout.content and controls.scene.labels[1].text == f"clip {name}"
+
+
+@pytest.mark.parametrize("speed, target", [(1.5, (4.0, 3.0)), (1.5, (-2.0, -3.0)), (3.25, (0.8, 1.0))])
+def test_it_walks_to_where_was_clicked_and_goes_on(walker, controls, speed, target):
+    """Also to what is nearer than it can turn at its speed, as it slows down; then it is as fast again."""
+    controls.speed.value = walker.speed = speed
+    for _ in range(240):
+        walker.step()
+    target = walker.data.qpos[:2] + target
     controls.go_to((*target, 5.0), (0.0, 0.0, -1.0))
     assert np.allclose(controls.target, target)
-    nearest = math.inf
-    for _ in range(12 * 120):
-        walker.goal = math.radians(controls.heading.value)
+    left, steps, told = np.linalg.norm(walker.data.qpos[:2] - target), 0, [speed]
+    assert controls.went == f"{steer.short(left, 1)} m to go"
+    while controls.target is not None and steps < 12 * 120:
+        walker.goal, walker.speed = math.radians(controls.heading.value), min(speed, controls.most)
+        told.append(walker.speed)
         walker.step()
-        nearest = min(nearest, np.linalg.norm(walker.data.qpos[:2] - target))
+        left = np.linalg.norm(walker.data.qpos[:2] - target)
+        steps += 1
         controls.seek(walker.model.opt.timestep)
-        if controls.target is None:
-            break
-    assert nearest < steer.THERE and controls.target is None and not walker.ended(torch.full((1, 15), 0.1))
-    before = controls.heading.value
+        assert left < steer.THERE or controls.went == f"{steer.short(left, 1)} m to go"
+    assert left < steer.THERE and not walker.ended(torch.full((1, 15), 0.1)) and steps < 5 * 120
+    assert min(told) == 1.0 and controls.most == math.inf
+    said, before = f"there, after {steer.short(steps / 120, 1)} s; it walks on", controls.heading.value
     controls.seek(1.0)
-    assert controls.heading.value == before
+    assert (controls.went, controls.heading.value) == (said, before)
 
 
 def test_it_does_not_try_for_ever(walker, controls):
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))  # 3 m, 2 s
-    for seconds, there in ((6.9, True), (0.2, False)):
+    for seconds, there in ((8.9, True), (0.2, False)):
         controls.seek(seconds)
         assert (controls.target is not None) == there
+    assert controls.went == "gave up: 3.0 m off after 9.1 s"
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, 1.0))  # at the sky
     assert controls.target is None
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
     controls.by_hand(None)
     assert controls.target is not None
     controls.by_hand(7)
-    assert controls.target is None
+    assert controls.target is None and controls.went == ""
+    controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
+    walker.end = "it fell"
+    controls.seek(0.0)
+    assert controls.target is None and controls.went == "gave up: it fell"
+    controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
+    controls.restart()
+    controls.work()
+    assert (controls.target, controls.went, controls.most) == (None, "", math.inf)
+    assert (walker.end, controls.news, controls.speed.value) == ("", "restarted; told as before", 1.5)
 
 
 def test_what_it_walked_is_saved_as_a_roll_out(walker, controls, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(60 * walker.substeps):
         walker.step()
-    spot, controls.saved = walker.data.qpos[:3].copy(), SimpleNamespace()
+    spot = walker.data.qpos[:3].copy()
     walker.step()
     controls.save()
-    assert capsys.readouterr().out == "steered-1.npz, 2.0 s; python motions/view.py steered-1.npz\n"
-    assert controls.saved.content.startswith("steered-1.npz") and controls.saved.visible
+    assert capsys.readouterr().out == "saved steered-1.npz, 2.0 s; python motions/view.py steered-1.npz\n"
+    assert controls.news == "saved steered-1.npz, 2.0 s"
     assert walker.save() == "steered-2.npz"
     clip = ml.load_clip("steered-1.npz", walker.character.body_names)
     assert clip.fps == pytest.approx(30.0) and len(clip.root_position) == 61
@@ -202,12 +287,14 @@ def test_what_it_walked_is_saved_as_a_roll_out(walker, controls, monkeypatch, tm
     walker.reset()
     assert not walker.walked
     controls.save()
-    assert "nothing" in capsys.readouterr().out and not (tmp_path / "steered-3.npz").exists()
+    assert "not saved" in capsys.readouterr().out and not (tmp_path / "steered-3.npz").exists()
     walker.step()
     walker.walked.append(walker.walked[0])
     monkeypatch.setattr(steer, "save_clip", lambda path, *_: (_ for _ in ()).throw(OSError(28, "disk full", path)))
     controls.save()
-    assert capsys.readouterr().out == "steered-3.npz: disk full; nothing is saved\n"
+    assert (
+        capsys.readouterr().out == "steered-3.npz, not saved: disk full\n" and controls.news == "not saved: disk full"
+    )
 
 
 def test_the_trail_has_no_gap():
@@ -220,7 +307,9 @@ def test_the_trail_has_no_gap():
         return lines[-1]
 
     trail = steer.Trail(SimpleNamespace(scene=SimpleNamespace(add_line_segments=add)))
-    way = [np.array([0.8 * math.sin(x), 0.8 - 0.8 * math.cos(x), 0.9]) for x in np.arange(0.0, 60.0, 0.08)]  # 6.4 cm
+    way = [
+        np.array([0.8 * math.sin(x), 0.8 - 0.8 * math.cos(x), 0.9]) for x in np.arange(0.0, 60.0, 0.08)
+    ]  # 6.4 cm apart
     trail.show(way[0], 0)
     assert all(line.position[2] < 0.0 for line in lines)
     for picture, spot in enumerate(way[1:], 1):
@@ -240,7 +329,8 @@ def test_the_trail_has_no_gap():
     assert all(line.position[2] < 0.0 for line in lines)
     trail.show(np.array([6.5, 0.0, 0.9]), 1)  # late
     ends = sorted(line.position[0] for line in lines if line.position[2] == 0.0)
-    assert ends[0] == pytest.approx(5.2) and ends[-1] == 6.5 and max(np.diff(ends)) < 0.21
+    assert ends[0] == pytest.approx(5.0 + steer.TRAIL_STEP) and ends[-1] == 6.5
+    assert max(np.diff(ends)) < 1.01 * steer.TRAIL_STEP
 
 
 def test_a_push_is_an_impulse(walker):
@@ -263,12 +353,27 @@ def test_a_push_is_an_impulse(walker):
 
 def test_the_nearest_clip(loaded):
     motions = loaded["heading"].env.motions
-    nearest = steer.Nearest(motions, 30.0)
+    nearest = steer.Nearest(motions)
     for clip in (0, 6, 15, 18):  # as recorded: what is played faster has the same poses
         for _ in range(60):
             pose = reference_poses(motions, torch.tensor([clip]), torch.tensor([0.4]))[0]
-            found, moment, distance = nearest(pose)
+            found, moment, distance = nearest(pose, 1.0 / 30.0)
         assert found == clip and abs(moment - 0.4) < 0.02 and distance < 0.02
+    assert [nearest(pose * 2.0, 0.0)[i] for i in (0, 2)] == [clip, distance]  # in a pause
+
+
+def test_a_clip_and_its_mirrored_form_do_not_flicker(loaded):
+    """Of a gait that is the same on both sides each is nearer in turn; what is clearly nearer is taken soon."""
+    nearest = steer.Nearest(loaded["heading"].env.motions)
+    nearest.poses, nearest.clip, nearest.time = torch.zeros(3, 1, 3), torch.tensor([0, 1, 2]), torch.zeros(3)
+    nearest.poses[:, 0, 0] = torch.tensor([-0.1, 0.1, 0.9])
+    nearest.distance = torch.ones(3)
+    at = lambda x: nearest(torch.tensor([[x, 0.0, 0.0]]), 1.0 / 30.0)[0]  # noqa: E731
+    found = [at(0.02 * math.sin(2.0 * math.pi * n / 18)) for n in range(300)]  # a step takes .6 s
+    assert len(set(found[30:])) == 1
+    assert [at(0.9) for _ in range(30)][-1] == 2
+    assert [at(0.004) for _ in range(30)][-1] == 1
+    assert [at(-0.004) for _ in range(120)][::119] == [1, 0]  # as it stays the nearer one
 
 
 def test_bodies_grow_on_all_sides(character):
@@ -326,7 +431,9 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         for key, wish in (("L", -15.0), ("J", 0.0), ("L", -15.0)):
             controls.jobs_of[key]()
             assert controls.heading.value == wish
-        assert {button[0] for button in steer.BUTTONS} <= set(controls.jobs_of)
+        assert {text[0] for text in (*steer.STEER, *steer.TEST, *controls.looks.options)} == set(controls.jobs_of) - {
+            "space"
+        }
         for key, wish in (("I", 0.25), ("K", 0.0)):
             controls.jobs_of[key]()
             assert controls.speed.value - 1.5 == pytest.approx(wish)
@@ -375,6 +482,14 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         )  # they move
         controls.with_or_without()
         assert soon(lambda: not controls.scene.bodies[1][0].visible and not controls.scene.labels[1].visible)
+        # buttons that switch say what is on, also if it was switched elsewhere
+        controls.pace.value = 0.5
+        assert soon(lambda: controls.looks.options == ("V view: side", "M slow-mo: on", "G orange: off", "T save"))
+        controls.slow_or_not()
+        assert soon(lambda: controls.looks.options[1] == "M slow-mo: off")
+        # figure and panel name the same clip, in the same picture; the figure says what is the matter
+        who, clip = (label.text for label in controls.scene.labels)
+        assert f">nearest: {clip[5:]}<" in controls.readout.content and who.endswith("paused")
         controls.jobs.append(walker.reset)
         assert soon(lambda: walker.steps == 0)
         # who comes alone finds time going on, and both figures; who comes later what the others have
@@ -382,7 +497,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         for alone in (False, True):
             controls.welcome(SimpleNamespace(get_clients=lambda alone=alone: {n: None for n in range(2 - alone)}))
             assert (controls.playing, controls.ghost.value) == (alone, alone)
-        assert soon(lambda: "physics" in controls.readout.content and controls.pause.label == "Pause")
+        assert soon(lambda: "physics" in controls.readout.content and controls.pause.label == "Pause (space)")
 
 
 def test_the_camera_goes_with_who_goes(walker):
@@ -397,20 +512,49 @@ def test_the_camera_goes_with_who_goes(walker):
     assert steer.follow(1.0, walker, 9.0) == 1.0
 
 
-def test_a_push_is_seen(walker, monkeypatch):
-    """Half a second long, on the clock of the wall, an arrow ends at the body, and points along the force."""
-    now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+def test_a_push_is_seen_and_said(walker, controls):
+    """Half a second long, in the physics, an arrow ends at the body, and points along the force."""
     walker.step()
     arrow = SimpleNamespace(visible=False)
     hand = walker.character.body_names.index("left_hand" if "left_hand" in walker.character.body_names else "head")
-    pushed = (hand, math.pi / 2, 100.0)
-    for seconds, visible in ((0.01, True), (0.45, True), (0.55, False)):
-        now[0] = 100.0 + seconds
-        steer.show_push(arrow, walker, pushed)
+    steer.show_push(arrow, walker, (hand, 0.0))
+    assert not arrow.visible
+    controls.push(hand, (0.0, 2.0, -1.0))
+    controls.work()
+    assert controls.news == "pushed: 60 N s towards 90°" and controls.blow == (hand, math.pi / 2)
+    for steps, visible in ((0, True), (54, True), (8, False)):  # a picture in a pause, after .45 s and .52 s
+        for _ in range(steps):
+            walker.step()
+        steer.show_push(arrow, walker, controls.blow)
         assert arrow.visible == visible
+        if visible:
+            assert np.allclose(arrow.position, walker.data.xipos[hand + 1])
     assert np.allclose(arrow.wxyz, [math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)])  # along +Y
-    assert np.allclose(arrow.position, walker.data.xipos[hand + 1])
+    walker.push(hand, np.zeros(3))
+    walker.reset()
+    steer.show_push(arrow, walker, controls.blow)
+    assert not arrow.visible
+
+
+def test_the_compass_lies_in_the_world():
+    """Its long mark points along +X of the world, which lies turned in the picture, and so do its words."""
+    made = {}
+
+    def add(name, what, *_, **__):
+        made[name] = SimpleNamespace(lines=what)
+        return made[name]
+
+    compass = steer.compass_of(SimpleNamespace(scene=SimpleNamespace(add_line_segments=add, add_label=add)))
+    marks, words = compass
+    lengths = np.linalg.norm(np.diff(marks.lines, axis=1)[:, 0], axis=1)
+    ways = np.degrees(np.arctan2(marks.lines[:, 1, 1], marks.lines[:, 1, 0])) % 360.0
+    assert np.allclose(np.sort(ways), np.arange(0.0, 360.0, 15.0), atol=0.1) and ways[lengths.argmax()] < 0.1
+    eye = SimpleNamespace(
+        turn=math.pi / 2, scene=SimpleNamespace(world=SimpleNamespace(position=np.array([1.0, 2.0, 0.0])))
+    )
+    steer.show_compass(compass, eye, np.array([3.0, 0.0, 0.9]))
+    assert words.lines == "0°" and np.allclose(marks.position, [3.0, 0.0, 0.0])
+    assert np.allclose(words.position, [1.0, 2.0 + 3.0 + steer.COMPASS + 0.45, 0.0])
 
 
 def test_it_begins_anew_after_a_fall(loaded, monkeypatch):
@@ -441,6 +585,54 @@ def test_it_begins_anew_after_a_fall(loaded, monkeypatch):
         assert walker.row == row and "it fell" in controls.readout.content
 
 
+def test_keys_are_the_pages(tab, monkeypatch):  # noqa: F811
+    """Whatever was clicked; a page without figures is quick."""
+    scripts = []
+    monkeypatch.setattr(view, "run_script", lambda _, script: scripts.append(script))
+    panel = SimpleNamespace(set_width=lambda _: None)
+    view.entitle(SimpleNamespace(gui=SimpleNamespace(set_panel_label=lambda _: None, main_panel=panel)), "Steer it")
+    tab.set_content("""<canvas></canvas><br><input type=checkbox checked><input type=text><button>B</button>
+        <div class=mantine-Slider-root tabindex=-1>S</div>""")
+    tab.evaluate("""() => {
+        window.seen = [];
+        document.body.addEventListener("keydown", event => event.target === document.body && seen.push(event.key));
+        document.body.addEventListener("pointerleave", () => seen.push("left"));
+        document.querySelector("div").addEventListener("keydown", event => seen.push("moved"))}""")
+    tab.add_script_tag(content=scripts[0])
+    seen = lambda: tab.evaluate("() => seen.splice(0)")  # noqa: E731
+    # held, they turn by 90 degrees a second and not by 15 at each of a keyboard's repeats; others act once
+    code = """async key => {
+        const begin = performance.now();
+        for (let n = 0; n < 100; n++) {
+            document.body.dispatchEvent(new KeyboardEvent("keydown", {key, repeat: n > 0, bubbles: true}));
+            await new Promise(done => setTimeout(done, 10));
+        }
+        return 1e-3 * (performance.now() - begin)}"""
+    seconds = tab.evaluate(code, "l")
+    turns = seen()
+    assert set(turns) == {"l"} and 3 <= len(turns) <= 2.0 + 6.0 * seconds
+    tab.evaluate(code, "p")
+    assert seen() == ["p"]
+    # space presses nothing that was clicked on, and the arrows move no slider
+    for clicked, key in (("[type=checkbox]", " "), ("button", " "), ("div", "ArrowLeft")):
+        tab.locator(clicked).click()
+        tab.wait_for_timeout(50)
+        tab.keyboard.press(key)
+        assert seen() == [key]
+    assert not tab.locator("[type=checkbox]").is_checked()
+    # nor does a key type into a number that was entered
+    number = tab.locator("[type=text]")
+    number.fill("90")
+    tab.keyboard.press("j")
+    number.press("Enter")
+    tab.wait_for_timeout(50)
+    tab.keyboard.press("j")
+    assert number.input_value() == "90j" and seen() == ["j"]
+    # who is marked under the pointer is so while that moves
+    tab.mouse.move(30, 30)
+    tab.wait_for_function("() => seen.includes('left')")
+
+
 def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
     with served(loaded["heading"], monkeypatch) as (address, walker, controls):
         pushes = []
@@ -450,26 +642,10 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         wait_for(tab, f"{PELVIS}/right_thigh/right_shin/right_foot")
         tab.locator("canvas").first.wait_for()
         assert tab.title() == "Steer the policy"
-        for key in "jji":
+        for key in "jjip":
             tab.keyboard.press(key)
-        assert soon(lambda: controls.heading.value == 30.0 and controls.speed.value == 1.75)
-        # held, they turn by 90 degrees a second and not by 15 at each of a keyboard's repeats; others act once
-        turns = []
-        plain, controls.turn = controls.turn, turns.append
-        code = """async key => {
-            const begin = performance.now();
-            for (let n = 0; n < 100; n++) {
-                const event = {key, repeat: n > 0, bubbles: true};
-                document.body.dispatchEvent(new KeyboardEvent("keydown", event));
-                await new Promise(done => setTimeout(done, 10));
-            }
-            return 1e-3 * (performance.now() - begin)}"""
-        seconds = tab.evaluate(code, "l")
-        tab.evaluate(code, "p")
-        assert soon(lambda: len(pushes) == 1 and len(turns) >= 3)
-        assert set(turns) == {-steer.TURN} and len(turns) <= 2.0 + 6.0 * seconds
-        controls.turn = plain
-        body, direction, _ = controls.blow
+        assert soon(lambda: controls.heading.value == 30.0 and controls.speed.value == 1.75 and pushes)
+        body, direction = controls.blow
         along = np.array([math.cos(direction), math.sin(direction), 0.0])
         assert body == pushes[0][0] and np.allclose(50.0 * along, pushes[0][1])
         tab.mouse.click(60, 220)  # on the ground, beside it
@@ -483,54 +659,52 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         assert soon(lambda: len(pushes) > 1 or tab.mouse.click(*tab.evaluate(code, [PELVIS, next(heights)])))
         tab.keyboard.up("Shift")
         tab.keyboard.press("Space")
-        tab.get_by_role("button", name="Play").wait_for()
+        play = tab.get_by_role("button", name="Play")
+        play.wait_for()
         tab.get_by_text(re.compile(r"told[\s\S]*paused")).first.wait_for()
-        # a long name of a clip moves no button
-        below, places = tab.get_by_role("button", name="P push"), set()
-        for near in ("run, .045 m", "walk_forward (mirrored), .045 m"):
-            controls.readout.content = steer.readout(walker, 1.0, near, False)
-            tab.get_by_text(f"nearest: {near.split(',')[0]}").wait_for()
-            places.add(below.bounding_box()["y"])
+        # whatever is said, what is below stays where it is
+        places, controls.say = set(), lambda *_: None
+        for name, news in (
+            ("run", ""),
+            ("walk_forward (mirrored)", "not saved: no space is left on this device at all"),
+        ):
+            controls.news, controls.went = news, news
+            controls.readout.content = steer.readout(controls, 1.0, (name, 0.045))
+            tab.get_by_text(f"nearest: {name}").wait_for()
+            places.add(play.bounding_box()["y"])
         assert len(places) == 1
-        # space is the page's, whatever was clicked on
-        more = tab.get_by_text("more", exact=True)
-        more.click()
-        box = tab.get_by_role("checkbox").last
-        box.click()
-        assert soon(lambda: not controls.again.value)
+        del controls.say
+        assert tab.get_by_text(re.compile("1.m/s is the least")).count() == 1
+        # two buttons stand side by side, beside the name of their group; they say what is on
+        tab.keyboard.press("m")
+        left, right, slow = (tab.get_by_role("button", name=x) for x in ("J left", "L right", "M slow-mo: on"))
+        slow.wait_for()
+        one, other, third = (x.bounding_box() for x in (left, right, slow))
+        assert one["y"] == other["y"] and other["x"] == third["x"] > one["x"] + 60.0 and one["x"] > 720 - 264 + 30
+        # space folds no panel, and an arrow moves no slider that was clicked on
         fold = tab.locator("[data-dock-minimize]").first
-        for clicked in (box, fold):
-            clicked.click()
-            tab.wait_for_timeout(300)
-            folded, playing = tab.locator("[aria-label='Expand panel']").count(), controls.playing
-            tab.keyboard.press("Space")
-            assert soon(lambda playing=playing: controls.playing != playing)
-            tab.wait_for_timeout(300)
-            assert tab.locator("[aria-label='Expand panel']").count() == folded and controls.again.value
-        assert not controls.playing
-        # the head says what it does, also when the panel is folded
-        tab.get_by_text("keys · paused").wait_for()
+        fold.click()
+        tab.get_by_text("heading.pt").wait_for()
         tab.keyboard.press("Space")
-        tab.get_by_text(re.compile(r"keys · \d*\.\d\d\sm/s")).wait_for()
-        tab.keyboard.press("Space")
+        assert soon(lambda: controls.playing)
+        assert not left.is_visible()
         fold.click()
         before = controls.heading.value
-        tab.get_by_role("button", name="J left").click()
+        left.click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
-        # so they are after a number was entered
-        number = tab.locator("input[type=text]").first
-        number.fill("90")
-        number.press("Enter")
-        assert soon(lambda: controls.heading.value == 90.0)
+        tab.locator(".mantine-Slider-root").first.click(position={"x": 60, "y": 5})
+        assert soon(lambda: controls.heading.value not in (before, steer.wrap(before + steer.TURN)))
+        tab.wait_for_timeout(300)  # viser may send it once more
+        before = controls.heading.value
+        tab.keyboard.press("ArrowLeft")
         tab.keyboard.press("j")
-        assert soon(lambda: controls.heading.value == 90.0 + steer.TURN)
+        assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
         # on a narrow screen the panel is folded at first, else it hides the legs
         tab.set_viewport_size({"width": 390, "height": 700})
         tab.reload()
         tab.wait_for_function("window.lookFrom && document.querySelector('.mantine-Paper-root')")
-        left = tab.get_by_role("button", name="J left")
         assert soon(lambda: not left.is_visible())
-        tab.get_by_text("keys · ").click()
+        tab.get_by_text("heading.pt").click()
         left.wait_for()
         assert tab.get_by_text("nearest:").is_visible()
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]

@@ -24,7 +24,7 @@ TURNS = 1800  # and so much later, on a curve [ms]
 def pose(tab: Page, name: str) -> None:
     """Bring the page to where its picture is taken, and let time stand still."""
     if name == "steer":
-        for key in "iillll":
+        for key in "iill":
             tab.keyboard.press(key)
         tab.wait_for_timeout(WALKS)
         for key in "jjjj":

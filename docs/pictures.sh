@@ -3,11 +3,11 @@
 #
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
-# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/clips.png, six films of a cycle (docs/walk.webp, run, spinkick,
-# cartwheel, jump, roll), docs/figure_eight.mp4, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/clips.png, films of a cycle (docs/run.webp, spinkick, cartwheel,
+# backflip), docs/figure_eight.webp, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
 # requirements-motions.txt and an OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/
-# stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of the first roll-out; it begins where
-# the clip begins anew, so that both leap there at most.
+# stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of the first roll-out; it begins where the clip begins anew, so that
+# both leap there at most. The back-flip's episodes begin where the clip begins: from its take-off some fall (docs/results.md).
 set -e
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -27,15 +27,19 @@ done
 strip() {  # NAME ROLL-OUT TITLE POSES: one cycle
     "$python" motions/render.py "$2" "$scratch/$1.png" --compare "motions/$1.npz" --size 840 500 --poses "$4" --text 28 --title "$3" --legend ""
 }
-for name in run spinkick cartwheel jump roll dance_a crawl; do
-    "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --out "$scratch/$name"
+for name in run spinkick cartwheel backflip roll dance_a crawl; do
+    mode=random
+    [ "$name" = backflip ] && mode=start
+    "$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$scratch/pretrained/$name.pt" --eval-episodes 4 --eval-seconds 10 --reset-mode $mode \
+        --out "$scratch/$name"
 done
 strip walk docs/rollouts/walk.npz walk 7
-for name in run cartwheel jump roll; do
+for name in run cartwheel roll; do
     strip "$name" "$scratch/$name/rollouts/000.npz" "$name" 7
 done
 strip crawl "$scratch/crawl/rollouts/000.npz" crawl 4  # who lies is long
 strip spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick 7
+strip backflip "$scratch/backflip/rollouts/000.npz" back-flip 9
 strip dance_a "$scratch/dance_a/rollouts/000.npz" dance 7
 "$python" - "$scratch" <<'END'
 import sys
@@ -43,7 +47,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-names = (("walk", "run"), ("spinkick", "cartwheel"), ("jump", "roll"), ("dance_a", "crawl"))
+names = (("walk", "run"), ("spinkick", "cartwheel"), ("backflip", "roll"), ("dance_a", "crawl"))
 rows = [[Image.open(f"{sys.argv[1]}/{name}.png") for name in row] for row in names]
 high = [max(strip.height for strip in row) for row in rows]
 picture = Image.new("RGB", (2 * rows[0][0].width + 24, sum(high)), "white")
@@ -55,13 +59,12 @@ END
 loop() {  # NAME ROLL-OUT TITLE: one cycle, shown again and again
     "$python" motions/render.py "$2" "docs/$1.webp" --compare "motions/$1.npz" --loop --title "$3" --legend "" --size 560 350 --text 29
 }
-loop walk docs/rollouts/walk.npz walk
-for name in run cartwheel jump roll; do
-    loop "$name" "$scratch/$name/rollouts/000.npz" "$name"
-done
+loop run "$scratch/run/rollouts/000.npz" run
+loop cartwheel "$scratch/cartwheel/rollouts/000.npz" cartwheel
 loop spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick
-"$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.mp4 --commands motions/figure_eight.csv --turn 90 \
-    --title "told to walk a figure-eight"
+loop backflip "$scratch/backflip/rollouts/000.npz" back-flip
+"$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.webp --commands motions/figure_eight.csv --fixed \
+    --title "told to walk a figure-eight" --legend "" --size 1000 340 --text 19
 "$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html
 
 "$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0

@@ -52,9 +52,10 @@ if (!window.lookFrom) {
     document.body.dispatchEvent(new KeyboardEvent("keydown", {key, code, repeat, bubbles: true, cancelable: true}));
   }, true);
   // a number that is entered and a slider that is let go give the keys back to the page
-  const leave = kind => setTimeout(() => document.activeElement.matches(kind) && document.activeElement.blur());
-  addEventListener("keydown", ({key}) => key === "Enter" && leave("input"));
-  addEventListener("pointerup", () => leave(".mantine-Slider-root, .mantine-Slider-root *"), true);
+  addEventListener("keydown", ({key, target}) => key === "Enter" && target.matches("input") && setTimeout(() => target.blur()));
+  addEventListener("pointerup", () => {
+    if (document.activeElement.closest(".mantine-Slider-root")) document.activeElement.blur();
+  }, true);
   // viser marks what is under the pointer when that moves, and what goes on its way stays marked: not for longer than this
   let rest = 0;
   addEventListener("pointermove", ({target}) => {

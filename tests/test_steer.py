@@ -689,12 +689,14 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
         assert soon(lambda: controls.playing)
         assert not left.is_visible()
         fold.click()
+        controls.forget()  # else it turns to where was clicked
         before = controls.heading.value
         left.click()
         assert soon(lambda: controls.heading.value == steer.wrap(before + steer.TURN))
         tab.locator(".mantine-Slider-root").first.click(position={"x": 60, "y": 5})
         assert soon(lambda: controls.heading.value not in (before, steer.wrap(before + steer.TURN)))
-        tab.wait_for_timeout(300)  # viser may send it once more
+        tab.wait_for_function("() => document.activeElement === document.body")
+        tab.wait_for_timeout(500)  # viser may send it once more
         before = controls.heading.value
         tab.keyboard.press("ArrowLeft")
         tab.keyboard.press("j")

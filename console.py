@@ -61,7 +61,7 @@ def amount(n: int) -> str:
 
 def progress(done: int, total: int, length: float = math.nan, longest: int = 0, error: float = math.nan) -> str:
     """How far a training is, and what is known of length, longest [steps], error [m]: a bar has 20 of 80 columns."""
-    parts = [f"{amount(done)}/{amount(total)}", *[f"lasts {short(length, 0)}/{longest} steps"] * math.isfinite(length)]
+    parts = [f"{amount(done)}/{amount(total)}", *[f"up for {short(length, 0)}/{longest} steps"] * math.isfinite(length)]
     parts += [f"error {short(error, 2 if error >= 0.0995 else 3)} m"] * math.isfinite(error)
     text = ", ".join(parts)
     return text if len(text) <= 44 else text.replace(" steps", "")  # 16 are of "99:59:59 left"
@@ -83,11 +83,11 @@ def sentence(args: Any, motions: MotionLib, metrics: Dict[str, Any]) -> str:
     wanted = motions.statistics()[1] if wanted is None else wanted
     own = metrics.get("path_speed_m_s", metrics.get("speed_m_s"))
     turns = [short(metrics[name]) for name in ("turns_per_cycle", "clip_turns_per_cycle") if name in metrics]
-    told = [f"turns {' of '.join(turns)} a cycle"] * (len(turns) == 2)  # of a cartwheel, which need not get anywhere
-    parts += [f"speed {short(own)} of {short(wanted)} m/s"] if abs(wanted) >= 0.3 else told
+    told = f"turns {' of '.join(turns)} a cycle"  # of a cartwheel, which need not get anywhere
+    parts += [f"speed {short(own)} of {short(wanted)} m/s"] if abs(wanted) >= 0.3 else [told] * (len(turns) == 2)
     parts += [text.format(short(metrics[name], digits)) for name, (text, digits) in TOLD.items() if name in metrics]
-    early = falls > count / 2 and args.total_timesteps < 1_000_000
-    return ", ".join(parts) + "\nmost fell; most clips take 1 to 10 million samples: --total-timesteps 3000000" * early
+    advice = "falls count as 1 m a step; most clips take 1 to 10 M: --total-timesteps 3000000"
+    return "\n".join([", ".join(parts), *[advice] * (falls > count / 2 and args.total_timesteps < 1_000_000)])
 
 
 def four_digits(x: Any) -> Any:

@@ -120,7 +120,7 @@ FIGURES = dict(episodes=32, fall_rate=0.0, pose_error_m=0.0223, speed_m_s=1.0412
             dict(fall_rate=1.0),
             dict(total_timesteps=299_008),
             "32 episodes, 32 falls, pose error .022 m, speed 1.04 of .97 m/s\n"
-            "most fell; most clips take 1 to 10 million samples: --total-timesteps 3000000",
+            "falls count as 1 m a step; most clips take 1 to 10 M: --total-timesteps 3000000",
         ),
         (dict(turns_per_cycle=1.02, clip_turns_per_cycle=1.0), dict(target_speed=0.05), TURNS),
         ({}, dict(target_speed=0.05), TURNS.split(", turns")[0]),  # who need not get anywhere has no speed
@@ -146,9 +146,9 @@ def test_how_far_a_training_is():
         *("0", "999", "9999", "299k", "1.23M", "20M", "1.5G"),
     ]
     assert console.progress(0, 299_008) == console.progress(0, 299_008, math.nan, 300) == "0/299k"
-    assert console.progress(4096, 10**7, 78.4, 300) == "4096/10M, lasts 78/300 steps"
-    assert console.progress(262_144, 399_360, 66.0, 300, 0.8618) == "262k/399k, lasts 66/300 steps, error .86 m"
-    assert console.progress(262_144, 399_360, 300.0, 300, 0.0121) == "262k/399k, lasts 300/300 steps, error .012 m"
+    assert console.progress(4096, 10**7, 78.4, 300) == "4096/10M, up for 78/300 steps"
+    assert console.progress(262_144, 399_360, 66.0, 300, 0.8618) == "262k/399k, up for 66/300 steps, error .86 m"
+    assert console.progress(262_144, 399_360, 300.0, 300, 0.0121) == "262k/399k, up for 300/300, error .012 m"
 
 
 @pytest.mark.parametrize("total", [4096, 399_360, 3_000_000, 12_345_678, 123_456_789, 5_123_456_789])
@@ -226,7 +226,7 @@ def test_a_clock_that_is_set_back_is_no_speed(monkeypatch):
     run.bar.total = 128
     Run.count(run, 1, {"episode/length": 1.0}, "")
     assert 0 < run.rate <= 32 and progress["samples"] == 64
-    run.bar.set_description_str.assert_called_once_with("64/128, lasts 1/300 steps", refresh=False)
+    run.bar.set_description_str.assert_called_once_with("64/128, up for 1/300 steps", refresh=False)
 
 
 def test_where_there_is_no_bar_the_first_line_comes_early(monkeypatch, capsys):
@@ -242,5 +242,5 @@ def test_where_there_is_no_bar_the_first_line_comes_early(monkeypatch, capsys):
         clock[0] = float(second)
         Run.count(run, second, {"episode/length": 5.0}, "")
         said += [second] * bool(err := capsys.readouterr().err)
-        assert not err or err.endswith(", lasts 5/300 steps, 100 samples/s\n")
+        assert not err or err.endswith(", up for 5/300 steps, 100 samples/s\n")
     assert said == [10, 70, 130]

@@ -364,8 +364,8 @@ def test_evaluation_repeats_the_one_of_the_training(trained, run_script, checkpo
 
 
 # pretrained policy: script, episodes, largest pose error [m], what it is there for and at least how much of it.
-# The clips of run, jump and crawl have 3.55, .59 and .19 m/s, those of cartwheel to back-flip .377, .779, .493, .613, .572
-# turns a second.
+# The clips of run, jump and crawl have 3.55, .59 and .19 m/s, those of cartwheel to back-flip .377, .779, .493, .613
+# and .572 turns a second.
 PRETRAINED = {
     "walk": (SCRIPT, 8, 0.04, "task_reward", 0.9),
     "heading": (HEADING, 8, 0.1, "task_return", 0.65),

@@ -56,8 +56,11 @@ CALM = 0.3  # time constant of a camera that goes around [s]
 FROM_BEHIND = (-0.8, -0.33, 0.5)  # gaze of the first view of who is commanded: past its legs the arrow is seen
 TRAIL = 150  # lines on the ground, each of TRAIL_STEP
 TRAIL_STEP = 0.1  # [m]
+NEWS_SECONDS = 8.0  # what came of a key or a click is said for so long
 SAID_SECONDS = 0.2  # after so long the words on the page are new ones
+BODY = 0.15  # a click so near to the middle of a body is on it [m]
 THERE = 0.5  # who is so near to where was clicked is there [m]
+FAR = 30.0  # what is farther is no place to go to: at the horizon the ground is endless [m]
 CAREFUL = 1.5  # nearer to it than it comes in so long it slows down [s]
 PATIENCE = 6.0  # it may take so long, and half as long again as the way does [s]
 COMPASS = 0.65  # radius of the marks around the character [m]
@@ -111,6 +114,7 @@ class Walker:
         self.rate = 1.0 / (self.substeps * self.model.opt.timestep)  # of the control steps [1/s]
         self.starts = export.starts(loaded.env)  # qpos (n, nq), qvel (n, nv)
         self.row = -1  # of these, the one that it has begun with
+        self.episode = 0  # how often it has begun
         self.goal = 0.0  # where it is to go [rad, world]
         self.heading = 0.0  # that it is told, which turns there [rad, world]
         self.speed = 0.0  # that it is told [m/s]
@@ -119,6 +123,7 @@ class Walker:
     def reset(self) -> None:
         """Begin anew, from the next start."""
         self.row = (self.row + 1) % len(self.starts[0])
+        self.episode += 1
         self.mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = self.starts[0][self.row]
         self.data.qvel[:] = self.starts[1][self.row]
@@ -220,31 +225,34 @@ class Nearest:
     clip and its mirrored form, as of a gait that is the same on both sides each is nearer in turn."""
 
     def __init__(self, motions: ml.MotionLib) -> None:
-        first = np.unique(motions.files, return_index=True)[1]  # of a clip at several rates
-        length = torch.zeros_like(motions.length)  # (C,) that is looked at [s]
-        length[first] = motions.length[first]
-        every = max(float(length.sum()) / POSES, 1.0 / 60.0)  # [s]
-        times = [torch.arange(0.0, end, every) for end in length.tolist()]
-        self.clip = torch.cat([torch.full(time.shape, c, dtype=torch.long) for c, time in enumerate(times)])  # (R,)
+        self.listed = np.unique(motions.files, return_index=True)[1]  # (F,) of a clip at several rates one
+        lengths = motions.length[self.listed]  # [s]
+        every = max(float(lengths.sum()) / POSES, 1.0 / 60.0)  # [s]
+        times = [torch.arange(0.0, end, every) for end in lengths.tolist()]
+        self.clip = torch.cat(
+            [torch.full(time.shape, n, dtype=torch.long) for n, time in enumerate(times)]
+        )  # (R,) of F
         self.time = torch.cat(times)  # (R,) [s]
-        self.poses = reference_poses(motions, self.clip, self.time)  # (R, J-1, 3) [m]
-        self.distance = torch.ones(len(times))  # (C,) smooth [m]
-        self.now = 0  # the clip
+        self.poses = reference_poses(motions, torch.from_numpy(self.listed)[self.clip], self.time)  # (R, J-1, 3) [m]
+        self.distance = torch.ones(len(times))  # (F,) smooth [m]
+        self.now = 0  # of F
         self.overtaken = 0.0  # for how long another one has been nearer [s]
+        self.episode = -1
 
-    def __call__(self, pose: Tensor, seconds: float) -> Tuple[int, float, float]:
-        """pose (J-1, 3) (see evaluation.relative_positions), and the time since the last one [s] -> clip, time in it
-        [s], smooth distance [m]."""
+    def __call__(self, pose: Tensor, seconds: float, episode: int = 0) -> Tuple[int, float, float]:
+        """pose (J-1, 3) (see evaluation.relative_positions), the time since the last one [s], and of which episode it
+        is: what was before does not count in another one -> clip, time in it [s], smooth distance [m]."""
         distance = (self.poses - pose).norm(dim=-1).mean(-1)  # (R,) [m]
-        best = torch.full_like(self.distance, math.inf).scatter_reduce(0, self.clip, distance, "amin")  # (C,)
-        keep = math.exp(-seconds / FORGET)
+        best = torch.full_like(self.distance, math.inf).scatter_reduce(0, self.clip, distance, "amin")  # (F,)
+        anew, self.episode = episode != self.episode, episode
+        keep = 0.0 if anew else math.exp(-seconds / FORGET)
         self.distance = keep * self.distance + (1.0 - keep) * best
         other = int(self.distance.argmin())
         self.overtaken = self.overtaken + seconds if other != self.now else 0.0
-        if self.distance[other] < NEARER * self.distance[self.now] or self.overtaken > LONGER:
+        if anew or self.distance[other] < NEARER * self.distance[self.now] or self.overtaken > LONGER:
             self.now = other
         row = int(torch.where(self.clip == self.now, distance, math.inf).argmin())
-        return self.now, float(self.time[row]), float(self.distance[self.now])
+        return int(self.listed[self.now]), float(self.time[row]), float(self.distance[self.now])
 
 
 # ---- 2. The page -----------------------------------------------------------------------------------------------------
@@ -253,6 +261,8 @@ class Nearest:
 class Controls:
     """What stands beside the picture, and what keys and mouse do. The sliders hold what the character is told."""
 
+    shown: Tuple[str, ...] = ()  # what came of keys and clicks, and
+    since = 0.0  # when that was new [s]
     lock = threading.Lock()  # viser does what keys ask for in several threads at once
 
     def __init__(
@@ -356,8 +366,13 @@ class Controls:
     def say(self, share: float, near: Tuple[str, float]) -> None:
         """Say what is new, and the rest every SAID_SECONDS, on the panel and over the heads at once: see readout."""
         self.label()
+        now = time.perf_counter()
+        if self.shown != (self.went, self.news):
+            self.shown, self.since = (self.went, self.news), now
+        elif self.target is None and now - self.since > NEWS_SECONDS:
+            self.went = self.news = ""
         moment = int(self.walker.steps * self.walker.model.opt.timestep / SAID_SECONDS)
-        words = (moment, self.playing, self.walker.end, near[0], self.news, self.target is None)
+        words = (moment, self.playing, self.walker.end, near[0], self.news, self.target is None, bool(self.went))
         words += (self.heading.value, self.speed.value, self.pace.value)
         if self.said != words:
             self.said, state = words, state_of(self)
@@ -406,12 +421,19 @@ class Controls:
         self.went = ""  # how far it still is, or what came of it
 
     def go_to(self, origin: Tuple[float, ...], direction: Tuple[float, ...]) -> None:
-        """Head for where a ray from `origin` (3,) in `direction` (3,), in the page's world [m], meets the ground."""
-        if direction[2] < 0:
-            # the page moves the world, not the camera
-            shifted = self.eye.in_world(np.array(origin) - self.scene.world.position)
-            target = (shifted - self.eye.in_world(direction) * shifted[2] / direction[2])[:2]
+        """Head for where a ray from `origin` (3,) in `direction` (3,), in the page's world [m], meets the ground, but
+        not if it meets the character."""
+        # the page moves the world, not the camera
+        shifted = self.eye.in_world(np.array(origin) - self.scene.world.position)
+        along = self.eye.in_world(np.array(direction) / np.linalg.norm(direction))
+        beside = np.linalg.norm(np.cross(self.walker.data.xipos[1:] - shifted, along), axis=1)  # of bodies (J,) [m]
+        if along[2] < 0 and beside.min() > BODY:
+            target = (shifted - along * shifted[2] / along[2])[:2]
+            self.forget()
             self.way = np.linalg.norm(target - self.walker.data.qpos[:2])  # [m]
+            if self.way > FAR or self.walker.end:
+                self.went = f"not now: {self.walker.end}" if self.walker.end else f"too far: {self.way:.0f} m"
+                return
             self.tried = 0.0  # for how long [s]
             self.target = target
             self.seek(0.0)
@@ -426,7 +448,10 @@ class Controls:
         self.tried += seconds
         if left > THERE and not self.walker.end and self.tried < PATIENCE + 1.5 * self.way / max(self.speed.value, 0.5):
             self.heading.value = round(math.degrees(math.atan2(way[1], way[0])))
-            self.most = max(left / CAREFUL, self.speed.min)
+            ahead = self.walker.data.qvel[:2] @ way > 0.5 * left * np.linalg.norm(
+                self.walker.data.qvel[:2]
+            )  # 60 degrees
+            self.most = max(left / CAREFUL * ahead, self.speed.min)  # who runs the wrong way is slow, too
             self.went = f"{short(left, 1)} m to go"
             return
         self.forget()
@@ -541,7 +566,7 @@ def picture(
     state = walker.state()
     position, rotation = ml.forward_kinematics(walker.character, state.root_position, state.rotations)
     lowest = ml.lowest_points(walker.character, position, rotation)
-    clip, moment, distance = nearest(relative_positions(position, state.rotations[:, 0])[0], seconds)
+    clip, moment, distance = nearest(relative_positions(position, state.rotations[:, 0])[0], seconds, walker.episode)
     other = motions.state(torch.tensor([clip]), torch.tensor([moment]))
     here = (state.root_position, state.rotations)
     root, rotations = view.place(other.root_position, other.rotations, *here, "pinned", 1)

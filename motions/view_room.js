@@ -51,6 +51,12 @@ if (!window.lookFrom) {
     target.blur();
     document.body.dispatchEvent(new KeyboardEvent("keydown", {key, code, repeat, bubbles: true, cancelable: true}));
   }, true);
+  // a comma in a number is its decimal point
+  addEventListener("keydown", event => {
+    if (event.key !== "," || !event.target.matches("input[inputmode]")) return;
+    event.preventDefault();
+    document.execCommand("insertText", false, ".");
+  }, true);
   // a number that is entered and a slider that is let go give the keys back to the page
   addEventListener("keydown", ({key, target}) => key === "Enter" && target.matches("input") && setTimeout(() => target.blur()));
   addEventListener("pointerup", () => {

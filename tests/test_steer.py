@@ -219,6 +219,17 @@ def test_figure_and_panel_name_the_same_clip(controls):
         assert f">nearest: {name}<" in controls.readout.content and controls.scene.labels[1].text == f"clip {name}"
 
 
+def test_news_are_said_for_a_while(controls, monkeypatch):
+    controls.label = lambda: None
+    controls.readout, controls.scene.labels = SimpleNamespace(), [SimpleNamespace(), SimpleNamespace()]
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    controls.news, controls.went = "restarted", "there"
+    for clock[0], said in ((100.0, True), (107.0, True), (108.1, False)):
+        controls.say(1.0, ("run", 0.04))
+        assert (">restarted<" in controls.readout.content, ">there<" in controls.readout.content) == (said, said)
+
+
 @pytest.mark.parametrize("speed, target", [(1.5, (4.0, 3.0)), (1.5, (-2.0, -3.0)), (3.25, (0.8, 1.0))])
 def test_it_walks_to_where_was_clicked_and_goes_on(walker, controls, speed, target):
     """Also to what is nearer than it can turn at its speed, as it slows down; then it is as fast again."""
@@ -253,6 +264,14 @@ def test_it_does_not_try_for_ever(walker, controls):
     assert controls.went == "gave up: 3.0 m off after 9.1 s"
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, 1.0))  # at the sky
     assert controls.target is None
+    controls.go_to((*controls.walker.data.qpos[:2], 5.0), (0.0, 0.0, -1.0))  # at its head
+    assert controls.target is None
+    controls.go_to((0.0, 0.0, 5.0), (0.0, 400.0, -5.0))
+    assert controls.target is None and controls.went == "too far: 400 m"
+    controls.walker.end = "it fell"
+    controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
+    assert controls.target is None and controls.went == "not now: it fell"
+    controls.walker.end = ""
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
     controls.by_hand(None)
     assert controls.target is not None
@@ -267,6 +286,15 @@ def test_it_does_not_try_for_ever(walker, controls):
     controls.work()
     assert (controls.target, controls.went, controls.most) == (None, "", math.inf)
     assert (walker.end, controls.news, controls.speed.value) == ("", "restarted; told as before", 1.5)
+
+
+def test_who_runs_the_wrong_way_to_where_was_clicked_is_slow(walker, controls):
+    controls.speed.value = 3.5
+    controls.go_to((9.0, 0.0, 5.0), (0.0, 0.0, -1.0))
+    for way, least, most in (((3.0, 0.5), 5.0, 9.0), ((0.5, 3.0), 1.0, 1.0), ((-3.0, 0.0), 1.0, 1.0)):
+        walker.data.qvel[:2] = way
+        controls.seek(0.01)
+        assert least <= controls.most <= most
 
 
 def test_what_it_walked_is_saved_as_a_roll_out(walker, controls, monkeypatch, tmp_path, capsys):
@@ -360,6 +388,9 @@ def test_the_nearest_clip(loaded):
             found, moment, distance = nearest(pose, 1.0 / 30.0)
         assert found == clip and abs(moment - 0.4) < 0.02 and distance < 0.02
     assert [nearest(pose * 2.0, 0.0)[i] for i in (0, 2)] == [clip, distance]  # in a pause
+    assert nearest(pose, 1.0)[2] < 0.02 < nearest(pose * 2.0, 0.0, 1)[2]  # after it what counts is as before
+    found, moment, distance = nearest(reference_poses(motions, torch.tensor([0]), torch.tensor([0.4]))[0], 0.0, 2)
+    assert found == 0 and distance < 0.02  # another episode: what was before does not count
 
 
 def test_a_clip_and_its_mirrored_form_do_not_flicker(loaded):
@@ -367,7 +398,7 @@ def test_a_clip_and_its_mirrored_form_do_not_flicker(loaded):
     nearest = steer.Nearest(loaded["heading"].env.motions)
     nearest.poses, nearest.clip, nearest.time = torch.zeros(3, 1, 3), torch.tensor([0, 1, 2]), torch.zeros(3)
     nearest.poses[:, 0, 0] = torch.tensor([-0.1, 0.1, 0.9])
-    nearest.distance = torch.ones(3)
+    nearest.distance, nearest.listed = torch.ones(3), np.arange(3)
     at = lambda x: nearest(torch.tensor([[x, 0.0, 0.0]]), 1.0 / 30.0)[0]  # noqa: E731
     found = [at(0.02 * math.sin(2.0 * math.pi * n / 18)) for n in range(300)]  # a step takes .6 s
     assert len(set(found[30:])) == 1
@@ -591,7 +622,8 @@ def test_keys_are_the_pages(tab, monkeypatch):  # noqa: F811
     monkeypatch.setattr(view, "run_script", lambda _, script: scripts.append(script))
     panel = SimpleNamespace(set_width=lambda _: None)
     view.entitle(SimpleNamespace(gui=SimpleNamespace(set_panel_label=lambda _: None, main_panel=panel)), "Steer it")
-    tab.set_content("""<canvas></canvas><br><input type=checkbox checked><input type=text><button>B</button>
+    tab.set_content("""<canvas></canvas><br><input type=checkbox checked><input type=text inputmode=decimal>
+        <button>B</button>
         <div class=mantine-Slider-root tabindex=-1>S</div>""")
     tab.evaluate("""() => {
         window.seen = [];
@@ -628,6 +660,11 @@ def test_keys_are_the_pages(tab, monkeypatch):  # noqa: F811
     tab.wait_for_timeout(50)
     tab.keyboard.press("j")
     assert number.input_value() == "90j" and seen() == ["j"]
+    # a comma is a decimal point
+    number.fill("2")
+    number.press(",")
+    number.press("5")
+    assert number.input_value() == "2.5"
     # who is marked under the pointer is so while that moves
     tab.mouse.move(30, 30)
     tab.wait_for_function("() => seen.includes('left')")

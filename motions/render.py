@@ -899,7 +899,7 @@ def film(
     ]
     under = named if title and other and not ghost else []  # of the figures, if these names are short
     lines = [(title, "")] * bool(title) + [x for x in named if x not in under]
-    lines += [(LIMBS if legend is None else legend, "")]
+    lines += [(LIMBS if legend is None else legend, "")] * (legend != "")
     lines += [("green: where it was told to go", "told"), ("blue line: the way it went", "done")] if told else []
     longest = "99.9 s   9.99 m/s, told 9.99" if told else "99.9 s   9.99 m/s"
     taken = boxes_of([*lines, (longest if legend is None else "", "")], font)

@@ -64,7 +64,7 @@ loop cartwheel "$scratch/cartwheel/rollouts/000.npz" cartwheel
 loop spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick
 loop backflip "$scratch/backflip/rollouts/000.npz" back-flip
 "$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.webp --commands motions/figure_eight.csv --fixed \
-    --title "told to walk a figure-eight" --legend "" --size 1000 340 --text 19
+    --title "told to walk a figure-eight" --legend "" --size 960 300 --text 15
 "$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html
 
 "$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0

@@ -77,7 +77,6 @@ LEGEND = [
     (view.colour_of(0, ""), "the policy, and the way it went"),
     (view.colour_of(1, ""), "nearest moment of its clips"),
     (view.RED, "touches the ground; a push"),
-    (view.COLOURS["grey"], f"grid: 1 m; marks around it: {TURN:.0f}°"),
 ]
 TOLD_LEGEND = (view.GREEN, "what it is told; your click")
 
@@ -373,7 +372,7 @@ class Controls:
             self.went = self.news = ""
         moment = int(self.walker.steps * self.walker.model.opt.timestep / SAID_SECONDS)
         words = (moment, self.playing, self.walker.end, near[0], self.news, self.target is None, bool(self.went))
-        words += (self.heading.value, self.speed.value, self.pace.value)
+        words += (self.walker.goal, self.walker.speed, self.pace.value)  # not the sliders: a key may turn them just now
         if self.said != words:
             self.said, state = words, state_of(self)
             self.readout.content = readout(self, share, near)
@@ -481,7 +480,8 @@ def help_of(told: bool) -> str:
 
 def legend_of(told: bool) -> str:
     """HTML of what colours mean; told: the policy takes commands."""
-    legend = "".join(view.DOT.format(f"rgb{colour}", text) for colour, text in [*LEGEND, *[TOLD_LEGEND] * told])
+    grid = (view.COLOURS["grey"], "grid: 1 m" + f"; marks around it: {TURN:.0f}°" * told)
+    legend = "".join(view.DOT.format(f"rgb{colour}", text) for colour, text in [*LEGEND, grid, *[TOLD_LEGEND] * told])
     return f'<div style="{view.SMALL}">{legend}</div>'
 
 
@@ -513,9 +513,12 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
         server.scene, "/world/mark", 0.3 * np.stack((np.cos(corners), np.sin(corners)), 1), 0.012, view.GREEN
     )
     mark.visible = False
+    compass = compass_of(server)
+    for part in compass:
+        part.visible = walker.policy.commanded
     line = [[[0.0, 0.0, 0.9], [0.0, 0.0, 0.05]]]  # down to its middle, to be seen from the side too
     server.scene.add_arrows("/world/mark/down", np.array(line, np.float32), view.GREEN, head_length=0.2)
-    return scene, (arrow, blow, mark, compass_of(server)), aside, eye
+    return scene, (arrow, blow, mark, compass), aside, eye
 
 
 def compass_of(server: Any) -> Tuple[Any, Any]:
@@ -623,10 +626,10 @@ def show_compass(compass: Tuple[Any, Any], eye: view.Eye, root: np.ndarray) -> N
 
 
 def show_told(arrow: Any, mark: Any, walker: Walker, target: Optional[np.ndarray]) -> None:
-    """Have the arrow point where it is told to go, as long as a second of that way; the mark is at the target (2,) [m],
-    if there is one."""
+    """Have the arrow point where it is to go, as long as a second of that way; the mark is at the target (2,) [m], if
+    there is one."""
     arrow.position = walker.state().root_position[0].numpy() * [1, 1, 0]
-    arrow.wxyz = view.yaw(walker.heading)
+    arrow.wxyz = view.yaw(walker.goal)  # as the panel says; the command turns there at export.TURN_RATE
     arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
     if target is not None:
         mark.position = (*target, 0.0)

@@ -218,6 +218,19 @@ def test_figure_and_panel_name_the_same_clip(controls):
         controls.say(1.0, (name, 0.04))
         assert f">nearest: {name}<" in controls.readout.content and controls.scene.labels[1].text == f"clip {name}"
 
+    controls.playing = False
+    controls.heading.value = 90.0  # a key, at this moment
+    controls.say(1.0, (name, 0.04))
+    controls.walker.goal = math.pi / 2.0
+    controls.say(1.0, (name, 0.04))
+    assert ", told 90°<" in controls.readout.content
+
+
+def test_the_arrow_points_where_it_is_to_go(walker):
+    walker.goal, arrow = math.pi / 2.0, SimpleNamespace()
+    steer.show_told(arrow, SimpleNamespace(visible=False), walker, None)
+    assert np.allclose(arrow.wxyz, [math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)]) and arrow.scale[0] == walker.speed
+
 
 def test_news_are_said_for_a_while(controls, monkeypatch):
     controls.label = lambda: None

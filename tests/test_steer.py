@@ -166,7 +166,7 @@ def test_the_panel_has_the_name_of_the_policy(loaded):
 def test_what_the_page_says_of_the_mouse():
     told, alone = (steer.help_of(x) + steer.legend_of(x) for x in (True, False))
     assert all(f"<b>{key}</b>" in told for key in ("click", "Shift, click", "arrows, WASD, drag"))
-    assert "limb: push" in alone and "grid: 1 m; marks around it: 15°" in alone
+    assert "limb: push" in alone and "grid: 1 m<" in alone and "grid: 1 m; marks around it: 15°<" in told
     assert not any(text in alone for text in ("go there", "what it is told"))
 
 

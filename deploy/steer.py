@@ -89,7 +89,7 @@ def wrap(degrees: float) -> float:
     return (degrees + 180.0) % 360.0 - 180.0
 
 
-def degrees(angle: float) -> str:
+def in_degrees(angle: float) -> str:
     """An angle [rad] between -180 and 180 degrees, or "-" if there is none."""
     return "-" if math.isnan(angle) else f"{round(wrap(math.degrees(angle)))}°"
 
@@ -228,9 +228,8 @@ class Nearest:
         lengths = motions.length[self.listed]  # [s]
         every = max(float(lengths.sum()) / POSES, 1.0 / 60.0)  # [s]
         times = [torch.arange(0.0, end, every) for end in lengths.tolist()]
-        self.clip = torch.cat(
-            [torch.full(time.shape, n, dtype=torch.long) for n, time in enumerate(times)]
-        )  # (R,) of F
+        which = [torch.full(time.shape, n, dtype=torch.long) for n, time in enumerate(times)]
+        self.clip = torch.cat(which)  # (R,) of F
         self.time = torch.cat(times)  # (R,) [s]
         self.poses = reference_poses(motions, torch.from_numpy(self.listed)[self.clip], self.time)  # (R, J-1, 3) [m]
         self.distance = torch.ones(len(times))  # (F,) smooth [m]
@@ -355,10 +354,9 @@ class Controls:
     def label(self) -> None:
         """Have the buttons that switch say what is on."""
         slow, orange = ("on" if x else "off" for x in (self.pace.value < 1.0, self.ghost.value))
-        views = (TOLD_VIEWS if self.walker.policy.commanded else view.VIEWS).split(
-            ", "
-        )  # the first one is the last here
-        texts = (f"V view: {views[self.eye.now - 1].split()[0]}", f"M slow-mo: {slow}", f"G orange: {orange}", "T save")
+        views = TOLD_VIEWS if self.walker.policy.commanded else view.VIEWS
+        now = views.split(", ")[self.eye.now - 1].split()[0]  # the first one is the last here
+        texts = (f"V view: {now}", f"M slow-mo: {slow}", f"G orange: {orange}", "T save")
         if self.looks.options != texts:
             self.looks.options = texts
 
@@ -447,9 +445,8 @@ class Controls:
         self.tried += seconds
         if left > THERE and not self.walker.end and self.tried < PATIENCE + 1.5 * self.way / max(self.speed.value, 0.5):
             self.heading.value = round(math.degrees(math.atan2(way[1], way[0])))
-            ahead = self.walker.data.qvel[:2] @ way > 0.5 * left * np.linalg.norm(
-                self.walker.data.qvel[:2]
-            )  # 60 degrees
+            velocity = self.walker.data.qvel[:2]
+            ahead = velocity @ way > 0.5 * left * np.linalg.norm(velocity)  # by less than 60 degrees beside it
             self.most = max(left / CAREFUL * ahead, self.speed.min)  # who runs the wrong way is slow, too
             self.went = f"{short(left, 1)} m to go"
             return
@@ -463,7 +460,7 @@ class Controls:
         along = self.eye.in_world(direction) * [1, 1, 0]
         impulse = self.impulse.value * along / max(np.linalg.norm(along), 1e-6)
         self.blow = (body, math.atan2(along[1], along[0]))
-        self.news = f"pushed: {self.impulse.value:g} N s towards {degrees(self.blow[1])}"
+        self.news = f"pushed: {self.impulse.value:g} N s towards {in_degrees(self.blow[1])}"
         self.jobs.append(lambda: self.walker.push(body, impulse))
 
     def push_somewhere(self) -> None:
@@ -654,10 +651,10 @@ def readout(controls: Any, share: float, near: Tuple[str, float]) -> str:
     over, or how fast the physics runs, share of what is wanted; the nearest clip, and how near it is [m]; what came of
     keys and clicks. The lines are always as many, and none breaks, so that what is below stays under the mouse."""
     walker = controls.walker
-    speed, heading = f"speed {short(walker.pace()[0])} m/s", f"heading {degrees(walker.course())}"
+    speed, heading = f"speed {short(walker.pace()[0])} m/s", f"heading {in_degrees(walker.course())}"
     if walker.policy.commanded:
         speed += f", told {short(walker.speed)} m/s"
-        heading += f", told {degrees(walker.goal)}"
+        heading += f", told {in_degrees(walker.goal)}"
     state = state_of(controls) or pace_of(share, controls.pace.value)
     rows = [speed, heading, state, f"nearest: {near[0]}", f"bodies on average {short(near[1], 3)} m apart"]
     look = "height:1.4em; overflow:hidden; white-space:nowrap; text-overflow:ellipsis"

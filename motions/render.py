@@ -17,11 +17,12 @@ most like its start; the camera turns as the motion does meanwhile. It prints th
 last picture to the first beside their way. The poses of a strip are drawn apart, however near they were, with their
 times from the first on; it is as high as they need. --commands draws what a roll-out of the heading task was told (see
 --eval-commands): an arrow, which shines through legs, the path commanded, the path taken, and a map of both in a
-corner. A clip that is compared is in the roll-out's phase (same_phase), at its place and with its heading, so what
-differs is the pose. If that is much, a warning says so. It needs MuJoCo, an OpenGL that draws without a screen (EGL or
-OSMesa; the environment variable MUJOCO_GL picks one), and for films `pip install -r requirements-motions.txt`. Without
-a graphics card 20 s of film (600 pictures of 960 x 540) take a minute and a half of CPU time; --fast halves that. What
-takes longer than ten seconds says how long it will be.
+corner. With --fixed the camera stands still, where it sees the whole way, and there is no map. A clip that is compared
+is in the roll-out's phase (same_phase), at its place and with its heading, so what differs is the pose. If that is
+much, a warning says so. It needs MuJoCo, an OpenGL that draws without a screen (EGL or OSMesa; the environment variable
+MUJOCO_GL picks one), and for films `pip install -r requirements-motions.txt`. Without a graphics card 20 s of film (600
+pictures of 960 x 540) take a minute and a half of CPU time; --fast halves that. What takes longer than ten seconds says
+how long it will be.
 Bad input ends with one line that says what is wrong, and exit code 2; OUT is then what it was before.
 
 Dimension key: T poses, N figures in a picture, J bodies (row 0 is the root), H x W pixels.
@@ -886,7 +887,7 @@ def film(
     who = ["policy", "ghost" if ghost else "clip"] if other else [kind_of(names)]
     middle = torch.stack([p[:, 0, :2] for p, _ in everyone]).mean(0).double().numpy()
     focus = np.pad(smooth(middle, round(0.5 * fps)), ((0, 0), (0, 1)))  # over half a second to either side
-    speed = np.linalg.norm(np.gradient(smooth(middle, round(0.5 * fps)), axis=0), axis=1) * fps  # (T,) [m/s]
+    speed = np.linalg.norm(np.gradient(focus[:, :2], axis=0), axis=1) * fps  # (T,) [m/s]
     if fixed:
         focus[:, :2] = 0.5 * (whole.min(0) + whole.max(0))
     tiles = Tiles(focus[loop.first, :2], focus[loop.first + loop.count, :2], loop.turn) if loop else None

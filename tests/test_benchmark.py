@@ -1,4 +1,5 @@
-"""benchmark/time_to_walk.py, table.py and heading.py, as a whole, with tiny trainings; skrl_amp.py without skrl.
+"""benchmark/time_to_walk.py, table.py and heading.py, as a whole, with tiny trainings; skrl_amp.py without skrl;
+learning_curves.py and falls_by_start.py.
 
 Where no signal is sent to them, they run in this process; what they start are processes, but with `at_once`."""
 
@@ -12,12 +13,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import amp_ppo_isaacgym as amp
+import motion_lib as ml
+import report
 
 pytest.importorskip("mujoco")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
+import falls_by_start
 import heading
+import learning_curves
 import skrl_amp
 import table
 import time_to_walk
@@ -183,6 +189,46 @@ def test_minutes_without_the_interruption(tmp_path):
         (tmp_path / name).write_text("{}")
         os.utime(str(tmp_path / name), (moment, moment))
     assert minutes(str(tmp_path), [130.0, 160.0, 1030.0, 1060.0]) == pytest.approx([0.5, 1.0, 1.5, 2.0])
+
+
+# ---- learning_curves.py, falls_by_start.py ----
+
+
+def test_the_curves_are_drawn(main, root, tmp_path):
+    """A picture; of a clip that was not trained, too: nothing but the published figures is in it."""
+    raw = root / "benchmark" / "table.jsonl"
+    main(learning_curves, str(tmp_path / "a.png"), "--runs", str(raw), "--clips", "walk", "spin")
+    main(learning_curves, str(tmp_path / "b.png"), "--runs", str(tmp_path / "none"), "--clips", "walk", "spin")
+    drawn, empty = [(tmp_path / name).read_bytes() for name in ("a.png", "b.png")]
+    assert drawn[:4] == empty[:4] == b"\x89PNG" and len(drawn) > len(empty)
+
+
+@pytest.fixture
+def evaluated(tmp_path, character, walk):
+    """Folder of an evaluation: episodes that begin at .1, .1 and 1 s of the walk, of which the last two fell."""
+    dt = 1 / 30
+    clips = []
+    for start, steps in ((0.1, 15), (0.1, 6), (1.0, 9)):
+        times = start + dt * torch.arange(steps + 1)
+        state = walk.state(torch.zeros(steps + 1, dtype=torch.long), times)
+        turned = ml.turn_state(state, ml.quat_from_yaw(torch.tensor(0.7)))  # with a heading that is not the clip's
+        clips.append(ml.Clip(30.0, "clamp", turned.root_position.numpy(), turned.rotations.numpy()))
+    report.write_rollouts(str(tmp_path / "rollouts"), clips, character.body_names, "roll-out of x.pt", 15)
+    return str(tmp_path)
+
+
+def test_falls_by_start(main, root, evaluated, tmp_path):
+    """The walk lasts 1.267 s, so that its four parts begin at 0, .32, .63 and .95 s."""
+    raw = tmp_path / "falls.json"
+    clip = str(root / "motions" / "walk.npz")
+    said, _ = main(falls_by_start, evaluated, clip, "--parts", "4", "--out", str(raw))
+    assert "| 0.00 to 0.32 | 2 | 1 | 0.2 |" in said and "| 0.95 to 1.27 | 1 | 1 | 0.3 |" in said
+    assert said.splitlines()[-1] == "2 of 3 fall"
+    assert [x["episodes"] for x in json.loads(raw.read_text())] == [2, 0, 0, 1]
+    with pytest.raises(SystemExit, match="no rollouts"):
+        main(falls_by_start, str(tmp_path / "rollouts"), clip)
+    with pytest.raises(SystemExit, match="no such motion file"):
+        main(falls_by_start, evaluated, str(tmp_path / "walk.npz"))
 
 
 # ---- heading.py ----

@@ -3,11 +3,12 @@
 #
 #     sh docs/pictures.sh              # PYTHON=... names another Python
 #
-# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/clips.png, films of a cycle (docs/run.webp, spinkick, cartwheel,
-# backflip), docs/figure_eight.webp, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
+# It writes docs/rollouts/*.npz (what `python motions/view.py` shows), docs/clips.png, films of a cycle (docs/walk.webp, run, spinkick, cartwheel,
+# backflip), docs/figure_eight.webp, docs/curves.png, docs/walk.html and, with playwright and Chromium, docs/view.png and docs/steer.png. It needs
 # requirements-motions.txt and an OpenGL (motions/README.md). The evaluations are of copies of the checkpoints, so that the roll-outs in pretrained/
-# stay what they are. Eight minutes, by estimate, on two CPU cores. Each film is of the first roll-out; it begins where the clip begins anew, so that
-# both leap there at most. The back-flip's episodes begin where the clip begins: from its take-off some fall (docs/results.md).
+# stay what they are; the walk's film is of a training of 1 million samples (runs/pictures__walk...). Ten minutes, by estimate, on two CPU cores. Each
+# film is of the first roll-out; it begins where the clip begins anew, so that both leap there at most. The back-flip's episodes begin where the clip
+# begins: from its take-off some fall (docs/results.md).
 set -e
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -57,8 +58,11 @@ for row, low, tall in zip(rows, np.cumsum(high), high):
 picture.save("docs/clips.png", optimize=True)
 END
 loop() {  # NAME ROLL-OUT TITLE: one cycle, shown again and again
-    "$python" motions/render.py "$2" "docs/$1.webp" --compare "motions/$1.npz" --loop --title "$3" --legend "" --size 560 350 --text 29
+    "$python" motions/render.py "$2" "docs/$1.webp" --compare "motions/$1.npz" --loop --title "$3" --legend "" --size 560 350 --text 36
 }
+"$python" amp_ppo_isaacgym.py --total-timesteps 1000000 --exp-name pictures
+"$python" amp_ppo_isaacgym.py --evaluate --checkpoint "$(ls -td runs/pictures__walk* | head -n 1)" --out "$scratch/short"
+loop walk "$scratch/short/rollouts/000.npz" walk
 loop run "$scratch/run/rollouts/000.npz" run
 loop cartwheel "$scratch/cartwheel/rollouts/000.npz" cartwheel
 loop spinkick "$scratch/spinkick/rollouts/000.npz" spin-kick
@@ -66,6 +70,7 @@ loop backflip "$scratch/backflip/rollouts/000.npz" back-flip
 "$python" motions/render.py "$scratch/heading/rollouts/000.npz" docs/figure_eight.webp --commands motions/figure_eight.csv --fixed \
     --title "told to walk a figure-eight" --legend "" --size 960 300 --text 15
 "$python" motions/view.py docs/rollouts/walk.npz motions/walk.npz --layout beside --html docs/walk.html
+"$python" benchmark/learning_curves.py docs/curves.png
 
 "$python" -c 'import playwright' 2>/dev/null && command -v chromium >/dev/null || exit 0
 "$python" docs/page_pictures.py

@@ -125,7 +125,7 @@ def test_every_command_of_the_readme(root, copy, run_script, monkeypatch):
         assert "Traceback" not in done.result() and "not all could be written" not in done.result(), words
     made = {path.relative_to(copy) for path in copy.rglob("*")} - before
     assert {Path("mine.bvh"), Path("mine.npz"), Path("walk.png"), Path("runs")} <= made
-    assert len(list((copy / "runs").glob("walk*"))) == 3 and len(list((copy / "runs").glob("*"))) == 7
+    assert len(list((copy / "runs").glob("walk*"))) == 1 and len(list((copy / "runs").glob("*"))) == 5
     assert not any(path.parts[0] == "pretrained" for path in made)
     shown = [path for path in made if path.parts[:2] == ("runs", "evaluations") and path.name == "index.html"]
     assert sorted(re.sub(r"_\d{8}-\d{6}", "_TIME", str(path.parent.name)) for path in shown) == [

@@ -148,11 +148,11 @@ def imitation(
     lived = frame[:T] <= steps[:, None]  # (E, T)
     if lived.any():
         metrics["pose_error_on_clock_m"] = float((poses - reference[:, :T]).norm(dim=-1).mean(-1)[lived].mean())
-    whole = steps == limit  # before a fall the warping path may run ahead
+    # before a fall the warping path may run ahead; in a clip that does not loop, and ends in a held pose, it may stop
+    whole = (steps == limit) & motions.loop[clip]
     if whole.any():
-        # slope of the warping path: frames of the clip, which may end, for a frame of the episode
-        left = torch.where(motions.loop[clip], len(frame), ((motions.length[clip] - start) / dt).round())
-        metrics["tempo"] = float(torch.minimum(end + 1, left)[whole].sum() / steps[whole].sum())
+        # slope of the warping path: frames of the clip for a frame of the episode
+        metrics["tempo"] = float((end + 1)[whole].sum() / steps[whole].sum())
     if more:
         # mean over all joints of |(x_j - x_root) - (y_j - y_root)|, the root among them   (AMP paper, section 8.1)
         relative = [x - x[:, :, :1] for x in (position[:, 1:], theirs[0])]

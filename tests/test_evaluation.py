@@ -202,13 +202,12 @@ def test_tempo_of_who_stands_still(walk):
     assert figures["tempo"] < 0.3
 
 
-def test_tempo_of_a_clip_that_ends(root, character):
-    """Half a second of a punch, and the end, which is held: at twice the speed half the clip's time is taken."""
+def test_a_clip_that_ends_has_no_tempo(root, character):
+    """A punch ends in a pose that is held: where the warping path ends there says nothing."""
     motions = ml.MotionLib(str(root / "motions/punch.npz"), character)
-    start = motions.length - 0.5  # (1,)
     clip = torch.zeros(1, dtype=torch.long)
-    assert imitate(motions, clip, start, 1.0, 15)[0]["tempo"] == pytest.approx(1.0, abs=0.07)
-    assert imitate(motions, clip, start, 1.0, 30)[0]["tempo"] == pytest.approx(0.5, abs=0.04)
+    figures = imitate(motions, clip, motions.length - 0.5, 1.0, 15)[0]
+    assert "tempo" not in figures and figures["pose_error_on_clock_m"] < 1e-6
 
 
 def test_the_three_rules_by_hand(walk):

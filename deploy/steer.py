@@ -7,8 +7,7 @@
 The camera goes behind who is told where to go; key V looks from elsewhere. Beside it stands the moment of the clips
 that its pose is nearest to. Physics runs in real time, whatever the page draws. Key T saves what it walked as a
 roll-out, steered-1.npz, for motions/view.py and motions/render.py.
-Any other option goes to the script, --motion-file CLIP for instance. Bad input ends with one line that says what is
-wrong, and exit code 2.
+Any other option goes to the script, --motion-file CLIP for instance. Bad input ends with one line and exit code 2.
 
 Dimension key: J bodies (row 0 is the root), C clips, R poses of these; frames, units: motion_lib.py.
 """
@@ -53,7 +52,8 @@ REST = 2.0  # how long it lies after a fall, in the physics' time [s]
 ASIDE = 1.0  # the nearest clip stands so far from the character [m]
 MEAN_SECONDS = 1.0  # about a stride: over this speeds are averaged
 CALM = 0.3  # time constant of a camera that goes around [s]
-FROM_BEHIND = (-0.8, -0.33, 0.5)  # gaze of the first view of who is commanded: past its legs the arrow is seen
+FROM_BEHIND = (-0.955, 0.0, 0.297)  # gaze of the first view of who is commanded: the horizon is seen, and the arrow
+FIELD = 40.0  # of view then [degrees], as a long lens that sees a horizon looks along the ground
 TRAIL = 150  # lines on the ground, each of TRAIL_STEP
 TRAIL_STEP = 0.1  # [m]
 NEWS_SECONDS = 8.0  # what came of a key or a click is said for so long
@@ -85,13 +85,13 @@ TOLD_LEGEND = (view.GREEN, "what it is told; your click")
 
 
 def wrap(degrees: float) -> float:
-    """The same direction between -180 and 180 degrees."""
-    return (degrees + 180.0) % 360.0 - 180.0
+    """The same direction above -180 and up to 180 degrees."""
+    return 180.0 - (180.0 - degrees) % 360.0
 
 
 def in_degrees(angle: float) -> str:
-    """An angle [rad] between -180 and 180 degrees, or "-" if there is none."""
-    return "-" if math.isnan(angle) else f"{round(wrap(math.degrees(angle)))}°"
+    """An angle [rad] above -180 and up to 180 degrees, or "-" if there is none."""
+    return "-" if math.isnan(angle) else f"{wrap(round(math.degrees(angle))):.0f}°"
 
 
 class Walker:
@@ -114,20 +114,24 @@ class Walker:
         self.starts = export.starts(loaded.env)  # qpos (n, nq), qvel (n, nv)
         self.row = -1  # of these, the one that it has begun with
         self.episode = 0  # how often it has begun
+        self.speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))  # that it was trained for [m/s]
         self.goal = 0.0  # where it is to go [rad, world]
-        self.heading = 0.0  # that it is told, which turns there [rad, world]
         self.speed = 0.0  # that it is told [m/s]
         self.reset()
 
-    def reset(self) -> None:
-        """Begin anew, from the next start."""
+    def reset(self, anew: bool = True) -> None:
+        """Begin anew, from the next start, and count anew, if that is wished."""
+        if anew:
+            self.seconds = 0.0  # of the physics [s]
+            self.metres = 0.0  # of its way [m]
+            self.falls = 0
         self.row = (self.row + 1) % len(self.starts[0])
         self.episode += 1
         self.mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = self.starts[0][self.row]
         self.data.qvel[:] = self.starts[1][self.row]
         self.steps = 0  # of the physics since then
-        self.heading = 0.0  # as the starts face; step() turns it to the goal, as all at once it may stumble
+        self.heading = 0.0  # that it is told [rad, world]; step() turns it to the goal: all at once it may stumble
         self.walked = collections.deque(maxlen=round(RECORDED * self.rate))  # qpos (nq,) at the control steps
         count = round(MEAN_SECONDS * self.rate)
         # at the last control steps: its velocity ahead and to the left of where it is told to go [m/s]
@@ -151,6 +155,8 @@ class Walker:
             cos, sin = math.cos(self.heading), math.sin(self.heading)
             self.walked.append(self.data.qpos.copy())
             x, y = self.data.qvel[:2]
+            self.seconds += 1.0 / self.rate
+            self.metres += math.hypot(x, y) / self.rate
             self.recent.append((cos * x + sin * y, cos * y - sin * x))
             seen = [torch.from_numpy(x)[None] for x in (self.data.qpos, self.data.qvel)]
             told = [torch.tensor([[self.heading, self.speed]], dtype=torch.float64)] if self.policy.commanded else []
@@ -190,8 +196,7 @@ class Walker:
         return self.policy.coordinates.read(*now)
 
     def ended(self, lowest: Tensor) -> str:
-        """Why it is over, or "": it fell, by the script's own rule, or its clip has ended; lowest (1, J): of each body
-        [m]."""
+        """Why it is over, or "": it fell, by the script's own rule, or its clip has ended; lowest (1, J) [m]."""
         clip = self.env.clip[self.row : self.row + 1]
         now = self.env.time[self.row : self.row + 1] + self.steps * self.model.opt.timestep
         over = ~self.env.motions.loop[clip] & (now > self.env.motions.length[clip])
@@ -201,14 +206,14 @@ class Walker:
 
     def watch(self, lowest: Tensor, seconds: float) -> None:
         """See whether it is over, and count for how long: `seconds` have passed in the physics."""
-        self.end = self.end or self.ended(lowest)
+        if not self.end:
+            self.end = self.ended(lowest)
+            self.falls += self.end == "it fell"
         if self.end:
             self.down += seconds
 
     def save(self) -> str:
-        """Write what it walked since it began as a roll-out, steered-1.npz or the next number -> the file's path.
-
-        Raises OSError."""
+        """Write what it walked as a roll-out, steered-1.npz or the next number -> the file's path. Raises OSError."""
         qpos = torch.from_numpy(np.stack(self.walked)).float()  # (T, nq)
         state = self.policy.coordinates.read(qpos, torch.zeros(len(qpos), self.model.nv))
         clip = ml.Clip(self.rate, "clamp", state.root_position.numpy(), state.rotations.numpy())
@@ -261,16 +266,15 @@ class Controls:
 
     shown: Tuple[str, ...] = ()  # what came of keys and clicks, and
     since = 0.0  # when that was new [s]
+    wish = 0.0  # speed on the way to the last click, and, if it is as slow as can be since, to the next one [m/s]
+    turned: Optional[float] = None  # heading that was typed, if it was beyond the slider's range [degrees]
     lock = threading.Lock()  # viser does what keys ask for in several threads at once
 
-    def __init__(
-        self, server: Any, scene: view.Scene, walker: Walker, speeds: Tuple[float, float], eye: view.Eye
-    ) -> None:
-        """speeds: range of the commands that it was trained with [m/s]."""
-        gui = server.gui
+    def __init__(self, server: Any, walker: Walker, eye: view.Eye) -> None:
+        gui, speeds = server.gui, walker.speeds
         told = walker.policy.commanded
         self.walker = walker
-        self.scene = scene
+        self.scene = eye.scene
         self.eye = eye
         self.jobs: List[Any] = []  # for the thread of the physics
         self.blow = (0, 0.0)  # the last push: body, direction [rad, world]
@@ -286,17 +290,16 @@ class Controls:
         self.looks = buttons[-1]
         self.heading = gui.add_slider("Heading [°]", -180.0, 180.0, 1.0, 0.0, visible=told)
         self.speed = gui.add_slider("Speed [m/s]", *speeds, 0.05, min(max(1.5, speeds[0]), speeds[1]), visible=told)
-        text = f'<div style="{view.SMALL}">it cannot stand: {speeds[0]:g} m/s is the least</div>'
-        gui.add_html(view.unbroken(text), visible=speeds[0] > 0.0)
         self.pause = gui.add_button("Pause (space)")
         self.playing = True
+        self.ghost = True  # the nearest clip is shown
         self.pause.on_click(lambda _: self.play_or_pause())
         gui.add_html(legend_of(told))
         with gui.add_folder("more", expand_by_default=False):
             self.impulse = gui.add_slider("Push [N s]", 5.0, 150.0, 5.0, PUSH)
-            self.pace = gui.add_slider("Time (1 is real)", 0.05, 1.0, 0.05, 1.0)
-            shown = ("Follow", "Nearest clip", "Begin anew after a fall")
-            self.follow, self.ghost, self.again = (gui.add_checkbox(x, True) for x in shown)
+            self.pace = gui.add_slider("Time (1: real)", 0.05, 1.0, 0.05, 1.0)
+            self.follow = gui.add_checkbox("Follow", True)
+            self.again = gui.add_checkbox("Auto-restart", True, hint=f"begin anew {REST:g} s after a fall")
         self.heading.on_update(lambda event: self.by_hand(event.client))
         self.jobs_of = self.keys(server, told)
         self.mouse(server, told)
@@ -307,7 +310,7 @@ class Controls:
         if len(server.get_clients()) == 1:
             if not self.playing:
                 self.play_or_pause()
-            self.ghost.value = True
+            self.ghost = True
 
     def keys(self, server: Any, told: bool) -> Dict[str, Callable]:
         """Bind the keys -> what each does; W, A, S, D, Q, E and the arrows are the camera's."""
@@ -345,7 +348,7 @@ class Controls:
 
     def with_or_without(self) -> None:
         """Show the nearest clip, or not."""
-        self.ghost.value = not self.ghost.value
+        self.ghost = not self.ghost
 
     def slow_or_not(self) -> None:
         """Slow motion, or real time."""
@@ -353,7 +356,7 @@ class Controls:
 
     def label(self) -> None:
         """Have the buttons that switch say what is on."""
-        slow, orange = ("on" if x else "off" for x in (self.pace.value < 1.0, self.ghost.value))
+        slow, orange = ("on" if x else "off" for x in (self.pace.value < 1.0, self.ghost))
         views = TOLD_VIEWS if self.walker.policy.commanded else view.VIEWS
         now = views.split(", ")[self.eye.now - 1].split()[0]  # the first one is the last here
         texts = (f"V view: {now}", f"M slow-mo: {slow}", f"G orange: {orange}", "T save")
@@ -378,7 +381,7 @@ class Controls:
             self.scene.labels[1].text = f"clip {near[0]}"
 
     def restart(self) -> None:
-        """Begin anew, with the same command; where was clicked is forgotten."""
+        """Begin anew, with the same command; where was clicked is forgotten, and what has been counted."""
         self.forget()
         self.jobs.append(self.walker.reset)
         self.news = "restarted; told as before" if self.walker.policy.commanded else "restarted"
@@ -404,12 +407,23 @@ class Controls:
     def faster(self, step: float) -> None:
         """Raise the speed by a step [m/s], within the slider's range."""
         with self.lock:
-            self.speed.value = min(max(self.speed.value + step, self.speed.min), self.speed.max)
+            self.speed.value = self.within(self.speed, self.speed.value + step)
+
+    def within(self, slider: Any, value: float) -> float:
+        """The value within the slider's range; says so if it was not, as what is being typed may be."""
+        if not slider.min <= value <= slider.max:
+            learned = "learned " * (slider is self.speed)
+            self.news = f"{slider.label.split()[0]}: {learned}{slider.min:g} to {slider.max:g}, not {value:g}"
+        return min(max(value, slider.min), slider.max)
 
     def by_hand(self, client: Any) -> None:
-        """Forget where it was to go if somebody has moved the slider of the heading."""
+        """Forget where it was to go if somebody has moved the slider of the heading, or typed one, which may be any."""
         if client is not None:
             self.forget()
+            if abs(self.heading.value) != 180.0:  # its box makes that of what is beyond, when it is left
+                self.turned = wrap(self.heading.value) if abs(self.heading.value) > 180.0 else None
+            if self.turned is not None:
+                self.heading.value = self.turned
 
     def forget(self) -> None:
         """Let it go as the sliders say, no longer to where was clicked."""
@@ -431,13 +445,17 @@ class Controls:
             if self.way > FAR or self.walker.end:
                 self.went = f"not now: {self.walker.end}" if self.walker.end else f"too far: {self.way:.0f} m"
                 return
+            if self.speed.value == self.speed.min:
+                self.speed.value = max(self.wish, self.speed.min)
+            self.wish = 0.0
             self.tried = 0.0  # for how long [s]
             self.target = target
             self.seek(0.0)
 
     def seek(self, seconds: float) -> None:
         """Turn the heading to where was clicked, and slow down near to it, until it is there, has fallen or has had its
-        time, as it may circle for ever; then it goes on as the sliders say. `seconds` have passed in the physics."""
+        time, as it may circle for ever; then it goes on as the sliders say. There it goes straight on, as slowly as it
+        can, since it cannot stand. `seconds` have passed in the physics."""
         if self.target is None:
             return
         way = self.target - self.walker.data.qpos[:2]
@@ -451,9 +469,13 @@ class Controls:
             self.went = f"{short(left, 1)} m to go"
             return
         self.forget()
-        self.went = f"there, after {short(self.tried, 1)} s; it walks on"
         if left > THERE:
             self.went = "gave up: " + (self.walker.end or f"{short(left, 1)} m off after {short(self.tried, 1)} s")
+            return
+        self.went = f"there, after {short(self.tried, 1)} s; on at {self.speed.min:g} m/s"
+        self.wish = self.speed.value
+        self.speed.value = self.speed.min
+        self.heading.value = round(wrap(math.degrees(self.walker.pace()[1])))
 
     def push(self, body: int, direction: Tuple[float, ...]) -> None:
         """Push a body along a direction (3,) of the page, on the ground."""
@@ -499,16 +521,16 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
     scene.paths.pop().remove()  # its way is the trail
     everyone = [*takes, takes[1]._replace(root=root - aside)]  # as if there was one on either side: it is in the middle
     eye = eye_of(server, scene, everyone, walker.policy.commanded)
-    line = [[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]]
-    arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, head_length=0.2)
+    line = [[[0.0, 0.0, 0.25], [1.0, 0.0, 0.25]]]
+    look = dict(shaft_radius=0.06, head_radius=0.25, head_length=0.3)  # from behind it is seen past the legs
+    arrow = server.scene.add_arrows("/world/goal", np.array(line, np.float32), view.GREEN, **look)
     arrow.visible = walker.policy.commanded
     line = [[[-0.9, 0.0, 0.0], [-0.15, 0.0, 0.0]]]  # up to the body's side
     look = dict(shaft_radius=0.03, head_radius=0.07, head_length=0.2, visible=False)
     blow = server.scene.add_arrows("/world/push", np.array(line, np.float32), view.RED, **look)
     corners = np.linspace(0.0, math.tau, 49)
-    mark = view.add_path(
-        server.scene, "/world/mark", 0.3 * np.stack((np.cos(corners), np.sin(corners)), 1), 0.012, view.GREEN
-    )
+    ring = 0.3 * np.stack((np.cos(corners), np.sin(corners)), 1)
+    mark = view.add_path(server.scene, "/world/mark", ring, 0.012, view.GREEN)
     mark.visible = False
     compass = compass_of(server)
     for part in compass:
@@ -519,8 +541,7 @@ def build(server: Any, walker: Walker, meshes: view.Meshes) -> Tuple[view.Scene,
 
 
 def compass_of(server: Any) -> Tuple[Any, Any]:
-    """Marks in a circle on the ground, as far apart as a key turns, a long one at 0 degrees -> the handle of these, and
-    of the words at that."""
+    """Marks in a circle on the ground, TURN apart, a long one at 0 degrees -> handles of these and of its words."""
     angles = np.arange(0.0, 360.0, TURN)
     ends = np.where(angles == 0.0, 0.3, np.where(angles % 90.0 == 0.0, 0.12, 0.05))  # lengths [m]
     ways = np.stack((np.cos(np.radians(angles)), np.sin(np.radians(angles)), np.zeros(len(angles))), 1)
@@ -533,17 +554,15 @@ def compass_of(server: Any) -> Tuple[Any, Any]:
 def eye_of(server: Any, scene: view.Scene, takes: List[view.Take], told: bool) -> view.Eye:
     """What key V goes through, with the camera where the first view has it: behind who is told where to go, so that its
     left is the picture's."""
-    view.aim(server, takes, "beside")
     eye = view.Eye(server, scene, takes, "beside")
     spots = [None, (-ASIDE, view.BEHIND * ASIDE), (0.0, -ASIDE), None]  # left in the picture, from side and front too
     lines = [spot and [(0.0, 0.0), spot] for spot in spots]
     fixed, *others = [one._replace(places=line, focus=(0.0, 0.0)) for one, line in zip(eye.views, lines)]
     eye.views = [fixed, *others]
     if told:
-        behind = fixed._replace(gaze=FROM_BEHIND, turns=True, places=[(0.0, 0.0), (0.0, ASIDE)])
-        eye.views = [behind, *others, fixed]
-        camera = server.initial_camera
-        camera.position, camera.look_at = view.camera_of(takes, behind)
+        behind = fixed._replace(gaze=FROM_BEHIND, distance=fixed.distance / view.LENS, field=FIELD)
+        eye.views = [behind._replace(turns=True, places=[(0.0, 0.0), (0.0, ASIDE)]), *others, fixed]
+    view.aim(server, takes, eye.views[0])
     return eye
 
 
@@ -623,11 +642,10 @@ def show_compass(compass: Tuple[Any, Any], eye: view.Eye, root: np.ndarray) -> N
 
 
 def show_told(arrow: Any, mark: Any, walker: Walker, target: Optional[np.ndarray]) -> None:
-    """Have the arrow point where it is to go, as long as a second of that way; the mark is at the target (2,) [m], if
-    there is one."""
+    """Have the arrow point where it is to go, as long as a second of that way, and the mark at a target (2,) [m]."""
     arrow.position = walker.state().root_position[0].numpy() * [1, 1, 0]
     arrow.wxyz = view.yaw(walker.goal)  # as the panel says; the command turns there at export.TURN_RATE
-    arrow.scale = (max(walker.speed, 0.1), 1.0, 1.0)
+    arrow.scale = (max(walker.speed, 0.1), 1.0, 0.4)  # flat
     if target is not None:
         mark.position = (*target, 0.0)
     if mark.visible != (target is not None):
@@ -648,15 +666,16 @@ def show_push(arrow: Any, walker: Walker, pushed: Tuple[int, float]) -> None:
 
 def readout(controls: Any, share: float, near: Tuple[str, float]) -> str:
     """HTML of what the page says: speed and heading over the last second, and those that it is told now; that it is
-    over, or how fast the physics runs, share of what is wanted; the nearest clip, and how near it is [m]; what came of
-    keys and clicks. The lines are always as many, and none breaks, so that what is below stays under the mouse."""
+    over, or how fast the physics runs, share of what is wanted; time, way and falls; the nearest clip, and how near it
+    is [m]; what came of keys and clicks. The lines are always as many, and none breaks: what is below does not move."""
     walker = controls.walker
     speed, heading = f"speed {short(walker.pace()[0])} m/s", f"heading {in_degrees(walker.course())}"
     if walker.policy.commanded:
         speed += f", told {short(walker.speed)} m/s"
         heading += f", told {in_degrees(walker.goal)}"
     state = state_of(controls) or pace_of(share, controls.pace.value)
-    rows = [speed, heading, state, f"nearest: {near[0]}", f"bodies on average {short(near[1], 3)} m apart"]
+    counted = f"{walker.seconds:.0f} s, {walker.metres:.0f} m, {walker.falls or 'no'} fall{'s' * (walker.falls != 1)}"
+    rows = [speed, heading, state, counted, f"nearest: {near[0]}", f"bodies on average {short(near[1], 3)} m apart"]
     look = "height:1.4em; overflow:hidden; white-space:nowrap; text-overflow:ellipsis"
     lines = [f'<div style="{look}">{html.escape(row)}</div>' for row in [*rows, controls.went, controls.news]]
     return f'<div style="{view.SMALL}">{"".join(lines)}</div>'
@@ -675,13 +694,13 @@ def pace_of(share: float, wish: float) -> str:
     return ("slow motion: " if wish < 1.0 else "physics: ") + pace + "real time"
 
 
-def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float, float], stop: threading.Event) -> None:
-    """Let time pass in the physics, and show it, until `stop` is set. speeds: range of the commands [m/s]."""
+def serve(server: Any, walker: Walker, meshes: view.Meshes, stop: threading.Event) -> None:
+    """Let time pass in the physics, and show it, until `stop` is set."""
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     view.entitle(server, "Steer the policy")
     server.gui.set_panel_label(walker.title)
     scene, (arrow, blow, mark, compass), aside, eye = build(server, walker, meshes)
-    controls = Controls(server, scene, walker, speeds, eye)
+    controls = Controls(server, walker, eye)
     nearest = Nearest(walker.env.motions)
     trail = Trail(server)
     course = 0.0  # of a camera that goes around [rad]
@@ -690,25 +709,26 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, speeds: Tuple[float,
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
         walker.goal = math.radians(controls.heading.value)
-        walker.speed = min(controls.speed.value, controls.most)
+        walker.speed = min(controls.within(controls.speed, controls.speed.value), controls.most)
+        pace = controls.within(controls.pace, controls.pace.value)
         controls.work()
         passed = 0.0  # in the physics [s]
         if controls.playing:
-            passed = walker.advance((now - last) * controls.pace.value)
-            share += min(now - last, 1.0) * (passed / ((now - last) * controls.pace.value) - share)
+            passed = walker.advance((now - last) * pace)
+            share += min(now - last, 1.0) * (passed / ((now - last) * pace) - share)
         controls.seek(passed)
         course = follow(course, walker, now - last)
         moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
         takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float(), passed)
         walker.watch(lowest, passed)
         if controls.again.value and walker.down > REST:
-            walker.reset()
+            walker.reset(anew=False)
         last = now
         with server.atomic():
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[0].numpy(), course)
             view.show(scene, walker.character, takes, 0, turn=eye.turn, aside=eye.aside())
-            scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost.value
+            scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost
             trail.show(takes[0].root[0].numpy(), walker.steps)
             show_told(arrow, mark, walker, controls.target)
             show_compass(compass, eye, takes[0].root[0].numpy())
@@ -723,12 +743,8 @@ def parse() -> Tuple[argparse.Namespace, List[str]]:
     """The options, and those of the script. Raises InputError."""
     parser = one_line_parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        nargs="?",
-        default="pretrained/heading.pt",
-        help="checkpoint (.pt), or folder of a run (default: %(default)s)",
-    )
+    about = "checkpoint (.pt), or folder of a run (default: %(default)s)"
+    add("checkpoint", nargs="?", default="pretrained/heading.pt", help=about)
     add("--script", help="script that the checkpoint is of, if it is none of ours")
     add("--host", default="127.0.0.1", help="address of the page (default 127.0.0.1: this machine only)")
     add("--port", type=int, help="its port (default: the first from 8080 on that is free)")
@@ -746,8 +762,7 @@ def main() -> None:
         walker = Walker(loaded)
         meshes = view.body_meshes(walker.character.path)
         server = view.start_server(args.host, args.port)
-    speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))
-    job = lambda: serve(server, walker, meshes, speeds, threading.Event())  # noqa: E731
+    job = lambda: serve(server, walker, meshes, threading.Event())  # noqa: E731
     view.visit(server, args, f"{args.checkpoint}, steered by you", job)
 
 

@@ -408,7 +408,7 @@ def build(server: Any, character: Character, meshes: Meshes, takes: List[Take], 
     if takes[0].told:
         paths.append(add_path(scene, "/world/course", takes[0].told.path.numpy(), 0.006, GREEN))
         arrow = scene.add_arrows("/world/told", np.array([[[0.0, 0.0, 0.02], [1.0, 0.0, 0.02]]], np.float32), GREEN)
-    aim(server, takes, layout)
+    aim(server, takes, views_of(takes, layout)[0])
     return Scene(world, centre, bodies, skins, labels, paths, ground, arrow, belts, folders)
 
 
@@ -420,12 +420,6 @@ def over_head(takes: List[Take], index: int, layout: str) -> str:
         return f"{list(COLOURS)[index % len(COLOURS)]}: {name}"
     short_one = layout == "grid" or (len(takes) > 2 and last.count(last[index]) == 1)
     return last[index] if short_one else name
-
-
-def aim(server: Any, takes: List[Take], layout: str) -> None:
-    """Put the camera of a viser server in front of the characters, as they start."""
-    server.initial_camera.fov, server.initial_camera.near = math.radians(FIELD), 0.1
-    server.initial_camera.position, server.initial_camera.look_at = camera_of(takes, views_of(takes, layout)[0])
 
 
 def add_path(scene: Any, name: str, points: np.ndarray, height: float, colour: Tuple[int, int, int]) -> Any:
@@ -460,6 +454,7 @@ class View(NamedTuple):
     places: Optional[List[Tuple[float, float]]] = None  # ahead and left of the first [m]; None: where they are
     focus: Tuple[float, float] = (0.0, 0.0)  # where it looks, ahead and left of the first, or of all, if no places [m]
     names: Tuple[float, float] = (0.0, 0.0)  # how far ahead and left of the heads names stand [m]
+    field: float = FIELD  # from top to bottom [degrees]
 
 
 def views_of(takes: List[Take], layout: str) -> List[View]:
@@ -522,6 +517,12 @@ def camera_of(takes: List[Take], view: View) -> Tuple[np.ndarray, np.ndarray]:
     turn = 0.0 if view.turns else float(ml.heading(takes[0].rotations[0, 0]))
     middle = centre_of(takes[:1] if view.places else takes, 0) + axes_of(turn) @ [*view.focus, AIM]
     return middle + view.distance * axes_of(turn) @ view.gaze, middle
+
+
+def aim(server: Any, takes: List[Take], view: View) -> None:
+    """Put the camera of a viser server where a view has it, as the characters start."""
+    server.initial_camera.fov, server.initial_camera.near = math.radians(view.field), 0.1
+    server.initial_camera.position, server.initial_camera.look_at = camera_of(takes, view)
 
 
 def centre_of(takes: List[Take], frame: int) -> np.ndarray:
@@ -797,8 +798,9 @@ class Eye:
     def look(self, client: Any) -> None:
         """Put the camera of a browser where the view has it, in a narrow window further away, so that all are seen."""
         view = self.view()
+        client.camera.fov = math.radians(view.field)
         client.camera.position, client.camera.look_at = camera_of(self.takes, view)
-        share = view.breadth / (math.tan(math.radians(0.5 * FIELD)) * view.distance)  # of half the height
+        share = view.breadth / (math.tan(math.radians(0.5 * view.field)) * view.distance)  # of half the height
         run_script(client, f"lookFrom({view.distance}, {share})")
 
     def carry(self, root: np.ndarray, course: float) -> None:

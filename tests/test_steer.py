@@ -95,7 +95,7 @@ def said_by(walker, share=1.0, near=("near", 0.2), wish=1.0, playing=True, went=
     """Lines that the page says."""
     given = dict(walker=walker, pace=SimpleNamespace(value=wish), playing=playing, went=went, news=news)
     said = steer.readout(SimpleNamespace(**given), share, near)
-    assert said.count("<div") == 8 and said.count("nowrap") == 7  # as many whatever is on, and none breaks
+    assert said.count("<div") == 9 and said.count("nowrap") == 8  # as many whatever is on, and none breaks
     return re.findall("<div [^>]*nowrap[^>]*>(.*?)</div>", said)
 
 
@@ -106,7 +106,7 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     walker.walked.extend(np.r_[x, x, walker.data.qpos[2:]] for x in (0.0, 0.1))
     said = said_by(walker, went="2.3 m to go", news="a < b")
     assert said[:3] == ["speed .75 m/s, told 1.50 m/s", "heading 45°, told 0°", "physics: real time"]
-    assert said[3:] == ["nearest: near", "bodies on average .200 m apart", "2.3 m to go", "a &lt; b"]
+    assert said[4:] == ["nearest: near", "bodies on average .200 m apart", "2.3 m to go", "a &lt; b"]
     for share, wish, pace in (
         (0.5, 1.0, "physics: 50 %"),
         (1.0, 0.2, "slow motion: 20 %"),
@@ -170,12 +170,36 @@ def test_what_the_page_says_of_the_mouse():
     assert not any(text in alone for text in ("go there", "what it is told"))
 
 
+def test_time_way_and_falls_are_counted_until_it_is_restarted(walker, controls):
+    """Also over the restart after a fall."""
+    spot = walker.data.qpos[:2].copy()
+    for _ in range(4 * 120):
+        walker.step()
+    way = np.linalg.norm(walker.data.qpos[:2] - spot)
+    assert said_by(walker)[3] == f"4 s, {way:.0f} m, no falls" and walker.metres == pytest.approx(way, rel=0.05)
+    for falls in ("1 fall", "2 falls"):
+        for _ in range(2):  # it lies there
+            walker.watch(torch.zeros(1, 15), 0.1)
+        assert said_by(walker)[3] == f"4 s, {way:.0f} m, {falls}"
+        walker.reset(anew=False)
+    controls.restart()
+    controls.work()
+    assert said_by(walker)[3] == "0 s, 0 m, no falls"
+
+
+def test_headings_are_wrapped():
+    """Above -180 and up to 180 degrees."""
+    assert [steer.wrap(x) for x in (270.0, -190.0, 180.0, -180.0, 720.0)] == [-90.0, 170.0, 180.0, 180.0, 0.0]
+    assert [steer.in_degrees(math.radians(x)) for x in (-179.9, 179.9, 190.0, -0.1)] == ["180°", "180°", "-170°", "0°"]
+
+
 @pytest.fixture
 def controls(walker):
     """What keys and mouse do, without a page."""
     bare = steer.Controls.__new__(steer.Controls)
     bare.walker, bare.jobs = walker, []
-    bare.heading, bare.speed = SimpleNamespace(value=0.0), SimpleNamespace(value=1.5, min=1.0)
+    bare.heading, bare.speed = SimpleNamespace(value=0.0), SimpleNamespace(value=1.5)
+    vars(bare.speed).update(min=1.0, max=3.5, label="Speed [m/s]")
     bare.impulse, bare.pace = SimpleNamespace(value=60.0), SimpleNamespace(value=1.0)
     bare.said, bare.news, bare.playing = (), "", True
     bare.forget()
@@ -208,6 +232,21 @@ def test_no_key_is_lost(controls):
         for thread in threads:
             thread.join()
         assert getattr(controls, name).now == 60.0
+
+
+def test_a_number_out_of_range_is_no_secret(controls):
+    """A heading that was typed is turned, also when its box cuts it; of a speed the page says what it has learned."""
+    for typed, wish in ((270.0, -90.0), (180.0, -90.0), (90.0, 90.0), (180.0, 180.0), (-190.0, 170.0)):
+        controls.heading.value = typed
+        controls.by_hand(7)
+        assert controls.heading.value == wish
+    for value, wish in ((0.5, 1.0), (5.0, 3.5)):
+        assert controls.within(controls.speed, value) == wish
+        assert controls.news == f"Speed: learned 1 to 3.5, not {value:g}"
+    controls.news, controls.speed.value = "", 3.25
+    for news in ("", "Speed: learned 1 to 3.5, not 3.75"):
+        controls.faster(0.25)
+        assert (controls.speed.value, controls.news) == (3.5, news)
 
 
 def test_figure_and_panel_name_the_same_clip(controls):
@@ -245,7 +284,8 @@ def test_news_are_said_for_a_while(controls, monkeypatch):
 
 @pytest.mark.parametrize("speed, target", [(1.5, (4.0, 3.0)), (1.5, (-2.0, -3.0)), (3.25, (0.8, 1.0))])
 def test_it_walks_to_where_was_clicked_and_goes_on(walker, controls, speed, target):
-    """Also to what is nearer than it can turn at its speed, as it slows down; then it is as fast again."""
+    """Also to what is nearer than it can turn at its speed, as it slows down. Then it walks straight on, as slowly as
+    it can; to the next place it is as fast again, if nobody has told it another speed."""
     controls.speed.value = walker.speed = speed
     for _ in range(240):
         walker.step()
@@ -264,9 +304,14 @@ def test_it_walks_to_where_was_clicked_and_goes_on(walker, controls, speed, targ
         assert left < steer.THERE or controls.went == f"{steer.short(left, 1)} m to go"
     assert left < steer.THERE and not walker.ended(torch.full((1, 15), 0.1)) and steps < 5 * 120
     assert min(told) == 1.0 and controls.most == math.inf
-    said, before = f"there, after {steer.short(steps / 120, 1)} s; it walks on", controls.heading.value
+    course = walker.pace()[1] - math.radians(controls.heading.value)
+    assert abs(math.remainder(course, math.tau)) < 0.01 and controls.speed.value == 1.0
     controls.seek(1.0)
-    assert (controls.went, controls.heading.value) == (said, before)
+    assert controls.went == f"there, after {steer.short(steps / 120, 1)} s; on at 1 m/s"
+    for told, wish in ((1.0, speed), (2.0, 2.0), (1.0, 1.0)):
+        controls.speed.value = told
+        controls.go_to((*(walker.data.qpos[:2] + 3.0), 5.0), (0.0, 0.0, -1.0))
+        assert controls.speed.value == wish
 
 
 def test_it_does_not_try_for_ever(walker, controls):
@@ -451,9 +496,8 @@ def served(loaded, monkeypatch):
     monkeypatch.setattr(steer, "Controls", Kept)
     walker = steer.Walker(loaded)
     meshes = view.body_meshes(walker.character.path)
-    speeds = getattr(loaded.args, "speed_range", (0.0, 0.0))
     server, stop = view.start_server("127.0.0.1", 0), threading.Event()
-    thread = threading.Thread(target=steer.serve, args=(server, walker, meshes, speeds, stop))
+    thread = threading.Thread(target=steer.serve, args=(server, walker, meshes, stop))
     thread.start()
     try:
         assert soon(lambda: made and walker.steps)
@@ -487,7 +531,8 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         eye = controls.eye
         assert soon(lambda: abs(eye.turn - math.radians(15.0)) < 0.1)
         (x, y, z), (to_x, to_y, to_z) = (getattr(eye.server.initial_camera, x) for x in ("position", "look_at"))
-        assert to_x - x > 2.0 * abs(to_y - y) and z - to_z > 2.0
+        assert abs(to_y - y) < 0.01 and 1.0 < z - to_z < 0.4 * (to_x - x)  # straight behind; it sees the horizon
+        assert eye.server.initial_camera.fov == math.radians(steer.FIELD)
         controls.eye.choose(len(eye.views) - 1)  # the fixed one
         assert soon(lambda: not eye.stale) and eye.turn == 0.0
         there = walker.data.qpos[:2] + [0.0, 10.0]
@@ -540,7 +585,7 @@ def test_time_is_real_and_controls_act(loaded, monkeypatch):
         assert "paused" in controls.readout.content
         for alone in (False, True):
             controls.welcome(SimpleNamespace(get_clients=lambda alone=alone: {n: None for n in range(2 - alone)}))
-            assert (controls.playing, controls.ghost.value) == (alone, alone)
+            assert (controls.playing, controls.ghost) == (alone, alone)
         assert soon(lambda: "physics" in controls.readout.content and controls.pause.label == "Pause (space)")
 
 
@@ -724,7 +769,27 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
             places.add(play.bounding_box()["y"])
         assert len(places) == 1
         del controls.say
-        assert tab.get_by_text(re.compile("1.m/s is the least")).count() == 1
+        # a heading that is typed is turned, of a speed is said what it has learned, a time of 0 stops nothing
+        numbers = tab.locator("input[inputmode]")
+        tab.get_by_text("more", exact=True).click()
+        for slider, text, value, news in (
+            (controls.heading, "270", -90.0, ""),
+            (controls.speed, "0.5", 1.0, "Speed: learned 1 to 3.5, not"),
+            (controls.pace, "0", 0.05, "Time: 0.05 to 1, not 0"),
+        ):
+            box = numbers.nth((controls.heading, controls.speed, controls.impulse, controls.pace).index(slider))
+            box.fill(text)
+            assert soon(lambda news=news: news in controls.news)
+            box.press("Enter")
+            assert soon(lambda box=box, value=value: box.input_value() == f"{value:g}")
+            assert soon(lambda slider=slider, value=value: slider.value == value)
+        controls.pace.value = 1.0
+        # all of the panel is in a usual window
+        tab.set_viewport_size({"width": 1280, "height": 800})
+        last = tab.get_by_text("Auto-restart").bounding_box()
+        assert last["y"] + last["height"] < 770
+        tab.get_by_text("more", exact=True).click()
+        tab.set_viewport_size({"width": 720, "height": 260})
         # two buttons stand side by side, beside the name of their group; they say what is on
         tab.keyboard.press("m")
         left, right, slow = (tab.get_by_role("button", name=x) for x in ("J left", "L right", "M slow-mo: on"))

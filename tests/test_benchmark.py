@@ -195,7 +195,7 @@ def test_minutes_without_the_interruption(tmp_path):
 
 
 def test_the_curves_are_drawn(main, root, tmp_path):
-    """A picture; of a clip that was not trained, too: nothing but the published figures is in it."""
+    """A picture; of clips that were not trained, too: it is empty."""
     raw = root / "benchmark" / "table.jsonl"
     main(learning_curves, str(tmp_path / "a.png"), "--runs", str(raw), "--clips", "walk", "spin")
     main(learning_curves, str(tmp_path / "b.png"), "--runs", str(tmp_path / "none"), "--clips", "walk", "spin")

@@ -59,7 +59,7 @@ class Data:
     keep_course: bool = False
     """keep the clip's course: the root's rotation in the world is seen, loops are made straight"""
     reset_mode: Literal["random", "start", "hybrid"] = "random"
-    """where in a clip episodes start; random: the paper's reference state initialisation"""
+    """where in a clip episodes start; random: anywhere, as in the paper; hybrid: every other"""
     episode_steps: int = 300
     """control steps until a time-out"""
     fall_bodies: Tuple[str, ...] = ("auto",)
@@ -105,9 +105,9 @@ class Training:
     learning_rate: float = 3e-4
     """the policy's at the start; it then follows the KL divergence"""
     target_kl: float = 0.05
-    """mean KL divergence of an iteration at the start, kept by the policy's learning rate"""
+    """KL divergence, mean of an iteration's updates, which the learning rate keeps; falls"""
     anneal: float = 0.5
-    """last share x of the training, over which the action noise falls to e^(-2x)"""
+    """last share x of the training, over which the action noise falls e^(2x)-fold"""
     critic_learning_rate: float = 5e-4
     """the critic's learning rate"""
     clip_coef: float = 0.2
@@ -115,7 +115,7 @@ class Training:
     max_grad_norm: float = 1.0
     """norm to which each network's gradient is scaled down"""
     action_std_log: float = -2.5
-    """logarithm of the action noise's standard deviation"""
+    """initial log standard deviation of the action noise"""
     average_share: float = 0.1
     """last share of the training, over which the evaluated policy is averaged; 0: the latest"""
     clone_updates: int = 100
@@ -135,11 +135,11 @@ class Discriminator:
     disc_learning_rate: float = 2e-4
     """the discriminator's learning rate"""
     disc_noise: float = 1.0
-    """standard deviation of noise on its normalised input"""
+    """deviation of noise on its normalised input, in updates"""
     disc_updates: by_device(int, 2, 6) = None
     """discriminator updates per iteration"""
     disc_batch: by_device(int, 256, 4096) = None
-    """clip transitions, one draw for all updates; each has as many of the character's"""
+    """clip transitions of an iteration, and the character's of each of its updates"""
     grad_penalty: float = 5.0
     """weight of the gradient penalty on clip transitions"""
     logit_reg: float = 0.05
@@ -149,7 +149,7 @@ class Discriminator:
     replay_size: int = 200_000
     """transitions in the replay buffer"""
     replay_keep: int = 512
-    """of an iteration, which replace random old ones once it is full"""
+    """of an iteration, for as many random old ones, once it is full"""
 
 
 Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and General, Evaluation in command_line.py
@@ -158,7 +158,7 @@ Args = merge_options(__doc__, Data, Task, Training, Discriminator)  # and Genera
 def check_args(args: Args) -> None:
     """Refuse options that cannot work. Raises InputError."""
     ranges = dict(action_std_log=(-10, 2), gamma=(0, 0.9999), gae_lambda=(0, 1), anneal=(0, 1), disc_steps=(2, 1000))
-    ranges["target_kl"] = (1e-9, 10**15)
+    ranges.update(dict.fromkeys(("action_scale", "target_kl", "max_grad_norm"), (1e-9, 10**15)), average_share=(0, 1))
     check_numbers(args, ranges, from_zero=("seed", "eval_interval", "clone_updates"))
     if args.task == "none" and not args.evaluate and (args.target_speed is not None or args.style_weight == 0):
         raise InputError("--task none needs a --style-weight above 0, and no --target-speed")
@@ -224,13 +224,13 @@ class Starts(NamedTuple):
     clip: Tensor  # (N,)
     time: Tensor  # (N,) in the clip [s]
     state: MotionState
-    history: Tensor  # (N, S - 1, W) ends with it
+    history: Tensor  # (N, S - 1, W) up to it
 
 
 class AMPEnv:
     """The character on flat ground as a vector environment: Gymnasium's convention with torch tensors.
 
-    Who is done is reset in the same step: info["final_obs"] (N, O) is what was seen before, info["disc_obs"] (N, P) the
+    Who is done is reset in the same step: info["final_obs"] (N, O) is the obs before that, info["disc_obs"] (N, P) the
     transition that the discriminator judges, which never spans a reset."""
 
     def __init__(self, args: Args, motions: MotionLib, sim: simulators.Sim, num_envs: int, episode_steps: int) -> None:
@@ -246,8 +246,8 @@ class AMPEnv:
         if bool((motions.length < self.span).any()):
             raise InputError(f"{motions.files[int(motions.length.argmin())]}: shorter than {self.span:.3f} s")
         self.generator = torch.Generator(device)
-        self.action_offset, self.clip_speed = motions.statistics()  # mean pose (A,) [rad], [m/s]
-        self.target_speed = self.clip_speed if args.target_speed is None else args.target_speed  # [m/s]
+        self.action_offset, self.wanted_speed = motions.statistics()  # mean pose (A,) [rad], [m/s]
+        self.wanted_speed = self.wanted_speed if args.target_speed is None else args.target_speed
         self.fallen = FallDetector(motions, args.fall_bodies, FEET)
         self.clip = torch.zeros(num_envs, dtype=torch.long, device=device)  # that the episode started in
         self.time = torch.zeros(num_envs, device=device)  # where in the clip it started [s]
@@ -278,7 +278,7 @@ class AMPEnv:
         return self.history[:, -1]
 
     def _new_pool(self) -> Starts:
-        """Reference states for the next N resets: a few cost as much as many."""
+        """Reference states for N resets: many at once cost hardly more."""
         share = {"random": 0.0, "hybrid": 0.5, "start": 1.0}[self.args.reset_mode]  # of starts at the clip's start
         clip, start = self.motions.sample(self.num_envs, self.span, self.generator)
         start = start * (torch.rand(self.num_envs, generator=self.generator, device=start.device) >= share)
@@ -294,7 +294,7 @@ class AMPEnv:
 
     def _reset(self, done: Tensor) -> None:
         """Put environments that are done (N,) into the pool's next states."""
-        rows = (self.next_row + done.cumsum(0) - 1) % self.num_envs  # (N,) its states take turns
+        rows = (self.next_row + done.cumsum(0) - 1) % self.num_envs  # (N,) who is done: the next
         self.next_row = (rows[-1] + 1) % self.num_envs
         state = MotionState(*[x.index_select(0, rows) for x in self.pool.state])  # void if not done
         self.sim.set_state(done, state)
@@ -318,7 +318,7 @@ class AMPEnv:
         terminated = self.fallen(self.clip, self.time + self.steps * self.dt, lowest) | diverged
         truncated = (self.steps >= self.episode_steps) & ~terminated
         speed = ml.forward_speed(state)
-        reward = task_reward(speed, self.target_speed, self.args.task) * ~diverged
+        reward = task_reward(speed, self.wanted_speed, self.args.task) * ~diverged
         scores = {"speed_m_s": speed, "task_reward": reward}
         info = {"final_obs": final_obs, "disc_obs": disc_obs, "state": state}
         info.update(diverged=diverged, scores=scores, episode_length=self.steps.clone())
@@ -370,7 +370,7 @@ def mlp(size_in: int, hidden: Tuple[int, int], size_out: int, last_gain: float) 
 
 
 class Agent(nn.Module):
-    """Actor (mean action), critic (normalised value), discriminator (logit), and normalisers of what they read."""
+    """Actor (mean action), critic (normalised value), discriminator (logit); normalisers of inputs and returns."""
 
     def __init__(self, env: AMPEnv, hidden: Tuple[int, int], action_std_log: float) -> None:
         super().__init__()
@@ -449,7 +449,7 @@ def style_reward(logit: Tensor, disc_loss: str) -> Tensor:
 
 def gradient_penalty(demo_logit: Tensor, demo: Tensor) -> Tensor:
     """Mean squared gradient of logits (n,) at the normalised, noisy clip transitions (n, P) they come from. ()."""
-    # E_clip[|grad D|^2], the gradient being that of the logit   (AMP paper, equation 8, there with w / 2)
+    # E_clip[|grad D|^2], D being the logit   (AMP paper, equation 8, there with w / 2)
     (gradient,) = torch.autograd.grad(demo_logit.sum(), demo, create_graph=True)
     return (gradient**2).sum(-1).mean()
 
@@ -459,7 +459,7 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, equation 16). All (T, N) -> (T, N).
 
-    next_value: of a time-out before its reset; terminated cuts the bootstrap, done the trace."""
+    next_value: V(s_{t+1}), before any reset; terminated cuts the bootstrap, done the trace."""
     advantage = torch.zeros_like(reward)
     trace = torch.zeros_like(reward[0])
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
@@ -496,7 +496,7 @@ def clone(agent: Agent, env: AMPEnv, args: Args) -> None:
 
 
 def next_learning_rate(rate: float, kl: float, target_kl: float) -> float:
-    """The policy's, a fifth up or down if the KL divergence is off its target by more than a third."""
+    """The policy's, times or divided by 1.2 if the KL divergence is off its target by over a third."""
     if kl < target_kl * 2 / 3:
         rate *= 1.2
     if kl > target_kl * 4 / 3:
@@ -593,7 +593,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
     log = Log()
     for iteration in range(run.progress["iteration"] + 1, run.iterations + 1):
         # 1. Collect transitions with the current policy, and store them.
-        left = 1.0 - iteration / run.iterations  # of the training
+        left = 1.0 - iteration / run.iterations  # to come
         # log sigma = action_std_log - 2 max(0, anneal - left)
         agent.action_std = math.exp(args.action_std_log - 2.0 * max(args.anneal - left, 0.0))
         steps = []
@@ -621,7 +621,7 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             fresh = disc_obs[torch.randint(B, (disc_half,), device=device)]
             disc_obs_agent = agent.disc_norm(torch.cat((fresh, replay.sample(disc_half))))
 
-            # 4. Update the discriminator under noise: D is smooth then, and blind to the action noise.
+            # 4. Update the discriminator; noise makes D smooth, and blind to the action noise.
             disc_obs_demo = torch.normal(agent.disc_norm(demo), args.disc_noise).requires_grad_(True)
             demo_logit = agent.disc(disc_obs_demo)[:, 0]
             agent_logit = agent.disc(torch.normal(disc_obs_agent, args.disc_noise))[:, 0]
@@ -634,13 +634,13 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
             log.add("disc", loss_demo=demo_loss, accuracy_demo=demo_logit > 0, grad_penalty=penalty)
             log.add("disc", loss_agent=agent_loss, accuracy_agent=agent_logit < 0, skipped=skipped)
 
-        # 5. Task reward plus style_weight times style reward, by the new D without noise; advantages.
+        # 5. Task and style reward, by the new D without noise; advantages.
         with torch.no_grad():
             style_buf = style_reward(agent.logit(disc_obs), args.disc_loss).view(T, N)
             # r_total = r_task + style_weight * r_style
             reward = task_buf + args.style_weight * style_buf
             value = agent.value(torch.cat((obs_buf, obs[None])))  # (T + 1, N)
-            # A time-out is not the end: bootstrap from the state before the reset.
+            # A time-out is not the end: bootstrap from before the reset.
             late = truncated_buf.nonzero(as_tuple=True)
             next_value = value[1:].index_put(late, agent.value(final_buf[late]))
             done_buf = terminated_buf | truncated_buf
@@ -670,19 +670,19 @@ def main(args: Args, checkpoint: Optional[Dict] = None) -> Iterator[Tuple[Agent,
                 # KL of two Gaussians of the same deviation
                 kl = -agent.log_prob(new_mean.detach(), b_mean[mb]).mean()
                 log.add("policy", kl=kl, loss=policy_loss, value_loss=value_loss, skipped=skipped)
-        # old += (new - old) / (1 + share t)   (Shamir and Zhang 2013)
+        # old += (new - old) / (1 + share (t - 1))   (Shamir and Zhang 2013)
         for old, new in zip(agent.average_actor.parameters(), agent.actor.parameters()):
-            old.data.lerp_(new.data, 1.0 / (1.0 + args.average_share * iteration))
+            old.data.lerp_(new.data, 1.0 / (1.0 + args.average_share * (iteration - 1)))
         agent.obs_norm.update(obs_buf.view(B, -1))
         torch.set_num_threads(1)
         scalars = log.means()
-        # The target of the KL divergence falls over the last three quarters.
+        # The KL target falls over the last three quarters.
         target_kl = args.target_kl * min(max(left / 0.75, 0.05), 1.0)
         actor_group = ppo_optimizer.param_groups[0]
         actor_group["lr"] = next_learning_rate(actor_group["lr"], scalars["policy/kl"], target_kl)
 
         # ---- Here the algorithm ends. Log, evaluate, save.
-        run.count(iteration, scalars, evaluation.training_health(log.smooth, env.clip_speed))
+        run.count(iteration, scalars, evaluation.training_health(log.smooth, env.wanted_speed))
         scalars["policy/learning_rate"] = actor_group["lr"]
         if rank == 0 and run.due(args.eval_interval):
             result = evaluate(agent, eval_env, args)

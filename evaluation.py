@@ -288,11 +288,11 @@ def episodes(states: List[ml.MotionState], steps: Tensor, fps: float) -> List[ml
     return [ml.Clip(fps, "clamp", root[:n], q[:n]) for root, q, n in zip(roots, rotations, lived)]
 
 
-def training_health(log: Dict[str, float], clip_speed: float) -> str:
-    """What to know of these averages over many iterations, and try; clip_speed: the clips' mean forward speed [m/s]."""
+def training_health(log: Dict[str, float], wanted: float) -> str:
+    """What to know of these averages over many iterations, and try; wanted: forward speed [m/s]."""
     if min(log["disc/accuracy_demo"], log["disc/accuracy_agent"]) > 0.98 and log["reward/style"] < 0.02:
         return "the discriminator is always right, no style reward is left; raise --grad-penalty, lower --disc-updates"
-    if log.get("episode/length", 0.0) > 100 and abs(log["episode/speed_m_s"]) < 0.2 * clip_speed:
+    if log.get("episode/length", 0.0) > 100 and abs(log["episode/speed_m_s"]) < 0.2 * wanted:
         return "the character stands still while the clips move; lower --gamma, or give it a task that rewards speed"
     visits = [x for name, x in log.items() if name.startswith("eval/visits_")]
     if len(visits) > 1 and max(visits) > 0.95:

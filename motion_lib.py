@@ -385,7 +385,7 @@ class MotionLib:
         return clip, torch.rand(n, generator=generator, device=room.device) * room
 
     def state(self, clip: Tensor, time: Tensor) -> MotionState:
-        """Interpolated state of clips (...) long at times (...) [s]; a clip that does not loop holds its ends."""
+        """Interpolated state of clips (...) long at times (...) [s]; one that does not loop holds its end poses."""
         length = self.length[clip]
         last = self.last[clip]
         cycle = torch.where(self.loop[clip], torch.floor(time / length), torch.zeros_like(time))

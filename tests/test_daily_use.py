@@ -467,6 +467,8 @@ def test_code_in_an_odd_folder_is_copied_too(root, tmp_path):
         ("--anneal 2", "--anneal 2.0: expected a number from 0 to 1"),
         ("--action-std-log -11", "--action-std-log -11.0: expected a number from -10 to 2"),
         ("--disc-steps 1", "--disc-steps 1: expected a number from 2 to 1,000"),
+        ("--max-grad-norm 0", "--max-grad-norm 0.0: expected a number from 1e-09 to 1,000,000,000,000,000"),
+        ("--average-share 2", "--average-share 2.0: expected a number from 0 to 1"),
         ("--target-kl 0", "--target-kl 0.0: expected a number from 1e-09 to 1,000,000,000,000,000"),
         ("--style-weight -1", "--style-weight -1.0: expected a number from 0 to 1,000,000,000,000,000"),
         ("--total-timesteps 1e6", "--total-timesteps 1e6: it takes a whole number; type --total-timesteps 1000000"),

@@ -170,6 +170,9 @@ def test_slow_speeds_are_standing():
     goals.update(torch.zeros(4000, dtype=torch.long), start_of(4000))
     assert goals.speed.eq(0).float().mean() == pytest.approx(0.15, abs=0.02)
     assert goals.speed[goals.speed > 0].min() > 0.3 and goals.speed.max() <= 2
+    goals.clip_share = 1.0
+    goals.update(torch.zeros(4000, dtype=torch.long), start_of(4000, 0.0, 0.12))  # a clip that sways
+    assert goals.speed.eq(0).all()
 
 
 def test_goals_change_as_in_deepmimic():

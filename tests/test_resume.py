@@ -617,8 +617,9 @@ def test_giving_up_is_one_line(root, run_script):
 @needs_mujoco
 def test_trouble_is_told_once(root, tmp_path, monkeypatch, capsys):
     """Once 400 iterations have shown it, which a run here takes over from 397 others."""
-    monkeypatch.setattr(evaluation, "training_health", lambda log, speed: "it hiccups")
-    flags = options(root, total_timesteps=BATCH, eval_interval=0)
+    wanted = set()
+    monkeypatch.setattr(evaluation, "training_health", lambda log, speed: wanted.add(speed) or "it hiccups")
+    flags = options(root, total_timesteps=BATCH, eval_interval=0, target_speed=0.1)
     said = []
     for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *flags)):
         said.append(capsys.readouterr().err.count("it hiccups"))
@@ -630,6 +631,7 @@ def test_trouble_is_told_once(root, tmp_path, monkeypatch, capsys):
     for _ in amp.main(*prepare(amp, monkeypatch, tmp_path, *longer)):
         said.append(capsys.readouterr().err.count("it hiccups"))
     assert said == [0] + [0, 0, 1, 0, 0, 0]
+    assert wanted == {0.1}  # m/s, not the clip's .97
 
 
 @needs_mujoco

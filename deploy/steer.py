@@ -607,16 +607,15 @@ class Trail:
         names = [f"/world/trail {n}" for n in range(TRAIL)]
         self.parts = [view.add_path(server.scene, name, ends, 0.02, view.colour_of(0, "")) for name in names]
         self.ends: List[np.ndarray] = []  # of the two parts before the last one, at most (3,) [m]
-        self.steps = 0  # of the physics, when it was shown
+        self.episode = 0  # that it is of
 
-    def show(self, root: np.ndarray, steps: int) -> None:
-        """Let it end under the root (3,) [m] after so many steps, or begin there anew if time has gone back."""
+    def show(self, root: np.ndarray, episode: int) -> None:
+        """Let it end under the root (3,) [m], or begin there anew if that is of another episode."""
         spot = root * [1, 1, 0]
-        if not self.ends or steps < self.steps:
-            self.ends = [spot]
+        if episode != self.episode:
+            self.episode, self.ends = episode, [spot]
             for part in self.parts:
                 part.position = (0.0, 0.0, -1.0)
-        self.steps = steps
         while np.linalg.norm(spot - self.ends[-1]) > TRAIL_STEP:  # several times if the machine was late
             way = spot - self.ends[-1]
             self.ends = [self.ends[-1], self.ends[-1] + TRAIL_STEP * way / np.linalg.norm(way)]
@@ -712,6 +711,8 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, stop: threading.Even
         walker.speed = min(controls.within(controls.speed, controls.speed.value), controls.most)
         pace = controls.within(controls.pace, controls.pace.value)
         controls.work()
+        if controls.again.value and walker.down > REST:
+            walker.reset(anew=False)
         passed = 0.0  # in the physics [s]
         if controls.playing:
             passed = walker.advance((now - last) * pace)
@@ -721,15 +722,13 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, stop: threading.Even
         moved = view.shifts_of(eye.takes[:2], eye.view(), course)[1]
         takes, lowest, near = picture(walker, nearest, aside + torch.from_numpy(moved).float(), passed)
         walker.watch(lowest, passed)
-        if controls.again.value and walker.down > REST:
-            walker.reset(anew=False)
         last = now
         with server.atomic():
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[0].numpy(), course)
             view.show(scene, walker.character, takes, 0, turn=eye.turn, aside=eye.aside())
             scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost
-            trail.show(takes[0].root[0].numpy(), walker.steps)
+            trail.show(takes[0].root[0].numpy(), walker.episode)
             show_told(arrow, mark, walker, controls.target)
             show_compass(compass, eye, takes[0].root[0].numpy())
             show_push(blow, walker, controls.blow)

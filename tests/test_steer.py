@@ -396,13 +396,13 @@ def test_the_trail_has_no_gap():
     way = [
         np.array([0.8 * math.sin(x), 0.8 - 0.8 * math.cos(x), 0.9]) for x in np.arange(0.0, 60.0, 0.08)
     ]  # 6.4 cm apart
-    trail.show(way[0], 0)
+    trail.show(way[0], 1)
     assert all(line.position[2] < 0.0 for line in lines)
-    for picture, spot in enumerate(way[1:], 1):
+    for picture, spot in enumerate(way[1:]):
         before = [line.position for line in lines]
-        trail.show(spot, picture)
+        trail.show(spot, 1)
         moved = [line for line, old in zip(lines, before) if not np.array_equal(line.position, old)]
-        assert len(moved) <= 2 and (picture < 2 or any(np.allclose(x.position, spot * [1, 1, 0]) for x in moved))
+        assert len(moved) <= 2 and (picture < 1 or any(np.allclose(x.position, spot * [1, 1, 0]) for x in moved))
     laid = [line for line in lines if line.position[2] == 0.0]
     assert len(laid) == steer.TRAIL and all(set(vars(line)) == {"length", "position", "wxyz"} for line in lines)
     for back in range(round((steer.TRAIL - 2) * steer.TRAIL_STEP / 0.064)):  # each spot is on a line
@@ -411,9 +411,9 @@ def test_the_trail_has_no_gap():
             ahead, left, _ = view.axes_of(2.0 * math.atan2(line.wxyz[3], line.wxyz[0])).T @ (spot - line.position)
             apart.append(math.hypot(left, max(ahead, -line.length - ahead, 0.0)))
         assert min(apart) < 0.02
-    trail.show(np.array([5.0, 0.0, 0.9]), 0)  # anew
+    trail.show(np.array([5.0, 0.0, 0.9]), 2)  # anew
     assert all(line.position[2] < 0.0 for line in lines)
-    trail.show(np.array([6.5, 0.0, 0.9]), 1)  # late
+    trail.show(np.array([6.5, 0.0, 0.9]), 2)  # late
     ends = sorted(line.position[0] for line in lines if line.position[2] == 0.0)
     assert ends[0] == pytest.approx(5.0 + steer.TRAIL_STEP) and ends[-1] == 6.5
     assert max(np.diff(ends)) < 1.01 * steer.TRAIL_STEP
@@ -648,14 +648,19 @@ def test_the_compass_lies_in_the_world():
 
 def test_it_begins_anew_after_a_fall(loaded, monkeypatch):
     monkeypatch.setattr(steer, "REST", 0.3)
+    trails, show = [], steer.Trail.show
+    monkeypatch.setattr(steer.Trail, "show", lambda trail, *rest: (trails.append(trail), show(trail, *rest)))
     with served(loaded["walk"], monkeypatch) as (_, walker, controls):
         assert not controls.heading.visible and not controls.speed.visible
         row = walker.row
-        controls.jobs.append(lambda: walker.push(1, np.array([0.0, 0.0, 0.0])))
+        controls.jobs.append(lambda: walker.data.qpos.__setitem__(0, 9.0))
         fall = lambda: walker.data.qpos.__setitem__(slice(3, 7), [0.7, 0.0, 0.7, 0.0])  # on its face  # noqa: E731
         controls.jobs.append(fall)
         assert soon(lambda: walker.row != row)
         assert soon(lambda: walker.down == 0.0 and walker.data.qpos[2] > 0.7)
+        assert soon(lambda: walker.steps > 60)  # there is no line from there to the new start
+        laid = [part.position for part in trails[0].parts if part.position[2] == 0.0]
+        assert all(np.linalg.norm(end - walker.starts[0][walker.row][:3] * [1, 1, 0]) < 5.0 for end in laid)
         # who looks at it in a pause has time, and reads what it is
         monkeypatch.setattr(steer, "REST", 0.3)
         controls.pace.value = 0.05

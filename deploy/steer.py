@@ -267,7 +267,6 @@ class Controls:
     shown: Tuple[str, ...] = ()  # what came of keys and clicks, and
     since = 0.0  # when that was new [s]
     wish = 0.0  # speed on the way to the last click, and, if it is as slow as can be since, to the next one [m/s]
-    turned: Optional[float] = None  # heading that was typed, if it was beyond the slider's range [degrees]
     lock = threading.Lock()  # viser does what keys ask for in several threads at once
 
     def __init__(self, server: Any, walker: Walker, eye: view.Eye) -> None:
@@ -300,7 +299,9 @@ class Controls:
             self.pace = gui.add_slider("Time (1: real)", 0.05, 1.0, 0.05, 1.0)
             self.follow = gui.add_checkbox("Follow", True)
             self.again = gui.add_checkbox("Auto-restart", True, hint=f"begin anew {REST:g} s after a fall")
-        self.heading.on_update(lambda event: self.by_hand(event.client))
+        self.heading.precision = self.impulse.precision = 2  # a box of whole numbers would make 125 of 12.5
+        for slider in (self.heading, self.speed, self.impulse, self.pace):
+            slider.on_update(lambda event, slider=slider: self.by_hand(slider, event.client))
         self.jobs_of = self.keys(server, told)
         self.mouse(server, told)
         server.on_client_connect(lambda _: self.welcome(server))
@@ -352,7 +353,7 @@ class Controls:
 
     def slow_or_not(self) -> None:
         """Slow motion, or real time."""
-        self.pace.value = SLOW if self.pace.value == 1.0 else 1.0
+        self.pace.value = self.within(self.pace, SLOW if self.pace.value == 1.0 else 1.0)
 
     def label(self) -> None:
         """Have the buttons that switch say what is on."""
@@ -410,20 +411,26 @@ class Controls:
             self.speed.value = self.within(self.speed, self.speed.value + step)
 
     def within(self, slider: Any, value: float) -> float:
-        """The value within the slider's range; says so if it was not, as what is being typed may be."""
-        if not slider.min <= value <= slider.max:
+        """The value within the slider's range; says so if it was not, as long as nothing else comes from there."""
+        name, kept = slider.label.split()[0], min(max(value, slider.min), slider.max)
+        if kept != value:
             learned = "learned " * (slider is self.speed)
-            self.news = f"{slider.label.split()[0]}: {learned}{slider.min:g} to {slider.max:g}, not {value:g}"
-        return min(max(value, slider.min), slider.max)
+            self.news = f"{name}: {learned}{slider.min:g} to {slider.max:g}, not {value:g}"
+        elif self.news.startswith(f"{name}: "):
+            self.news = ""
+        return kept
 
-    def by_hand(self, client: Any) -> None:
-        """Forget where it was to go if somebody has moved the slider of the heading, or typed one, which may be any."""
-        if client is not None:
-            self.forget()
-            if abs(self.heading.value) != 180.0:  # its box makes that of what is beyond, when it is left
-                self.turned = wrap(self.heading.value) if abs(self.heading.value) > 180.0 else None
-            if self.turned is not None:
-                self.heading.value = self.turned
+    def by_hand(self, slider: Any, client: Any) -> None:
+        """Have a slider that somebody has moved, or whose number was typed, in its range: a heading, which may be any,
+        is turned into it, and where it was to go is forgotten."""
+        if client is None:
+            return
+        if slider is not self.heading:
+            slider.value = self.within(slider, slider.value)
+            return
+        self.forget()
+        if abs(slider.value) > 180.0:
+            slider.value = wrap(slider.value)
 
     def forget(self) -> None:
         """Let it go as the sliders say, no longer to where was clicked."""
@@ -708,8 +715,8 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, stop: threading.Even
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
         walker.goal = math.radians(controls.heading.value)
-        walker.speed = min(controls.within(controls.speed, controls.speed.value), controls.most)
-        pace = controls.within(controls.pace, controls.pace.value)
+        walker.speed = min(controls.speed.value, controls.most)
+        pace = max(controls.pace.value, controls.pace.min)  # of 0, for the moment until by_hand has seen it
         controls.work()
         if controls.again.value and walker.down > REST:
             walker.reset(anew=False)

@@ -850,15 +850,19 @@ class Controls:
             gui.add_command(label, hotkey=key).on_trigger(job)
         self.button.on_click(lambda _: self.play(not self.playing))
 
-        @self.clock.on_update
-        def _(event: Any) -> None:
-            if event.client is not None:  # dragged by hand, not moved by us
-                self.time = self.clock.value
+        for slider in (self.clock, self.speed):
+            slider.on_update(lambda event, slider=slider: self.by_hand(slider, event.client))
 
         @path.on_update
         def _(_: Any) -> None:
             for line in scene.paths:
                 line.visible = path.value
+
+    def by_hand(self, slider: Any, client: Any) -> None:
+        """Take what somebody has dragged or typed, the nearest number that is in the slider's range."""
+        if client is not None:
+            slider.value = min(max(slider.value, slider.min), slider.max)
+            self.time = self.clock.value
 
     def frame(self) -> int:
         """Which frame is shown."""
@@ -888,20 +892,10 @@ class Controls:
             self.now.content = self.words[frame]
 
 
-def serve(
-    server: Any,
-    scene: Scene,
-    character: Character,
-    takes: List[Take],
-    rate: float,
-    stop: threading.Event,
-    text: str = "",
-    layout: str = "side",
-) -> None:
-    """Move the scene on the server's page, with controls and a text, until `stop` is set."""
+def serve(server: Any, character: Character, controls: Controls, stop: threading.Event) -> None:
+    """Move the scene on the server's page, as its controls say, until `stop` is set."""
+    eye, takes = controls.eye, controls.takes
     entitle(server, title_of(takes))
-    controls = Controls(server, scene, takes, rate, text, layout)
-    eye = controls.eye
     last = time.perf_counter()
     while not stop.wait(1 / 60):
         now = time.perf_counter()
@@ -914,7 +908,7 @@ def serve(
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[frame].numpy(), course)
             shifts = shifts_of(takes, eye.view(), course)
-            show(scene, character, takes, frame, controls.contacts.value, shifts, eye.turn, eye.aside())
+            show(eye.scene, character, takes, frame, controls.contacts.value, shifts, eye.turn, eye.aside())
             controls.say()
 
 
@@ -978,9 +972,9 @@ def main() -> None:
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)
-    rest = (takes, rate, threading.Event(), args.text, args.layout)
+        controls = Controls(server, scene, takes, rate, args.text, args.layout)
     link = " beside " if args.layout in ("side", "beside") else " and "
-    visit(server, args, title_of(takes, link), lambda: serve(server, scene, character, *rest))
+    visit(server, args, title_of(takes, link), lambda: serve(server, character, controls, threading.Event()))
 
 
 if __name__ == "__main__":

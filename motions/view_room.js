@@ -57,6 +57,34 @@ if (!window.lookFrom) {
     event.preventDefault();
     document.execCommand("insertText", false, ".");
   }, true);
+  // a number counts when it is entered or left: until then it stands in a box of its own, in the place of viser's, which
+  // would tell each digit, cut what is out of range, and be written over by what moves; what is no number changes nothing
+  addEventListener("focusin", ({target: box}) => {
+    if (!box.matches("input[inputmode]:not([data-typed])")) return;
+    const own = box.cloneNode();
+    own.removeAttribute("id");
+    own.dataset.typed = "";
+    own.value = box.value;
+    own.addEventListener("input", () => { own.dataset.typed = "yes"; });
+    own.addEventListener("keydown", ({key}) => {
+      if (key !== "Escape") return;
+      own.dataset.typed = "";
+      own.blur();
+    });
+    own.addEventListener("blur", () => {
+      setTimeout(() => {  // hidden as long as viser, which has a new number, would take the keys there
+        own.remove();
+        box.style.display = "";
+      }, 200);
+      if (!own.dataset.typed || !own.value.trim() || !isFinite(own.value)) return;
+      Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(box, String(Number(own.value)));
+      box.dispatchEvent(new Event("input", {bubbles: true}));
+    }, {once: true});
+    box.after(own);
+    box.style.display = "none";
+    own.focus();
+    own.select();
+  });
   // a number that is entered and a slider that is let go give the keys back to the page
   addEventListener("keydown", ({key, target}) => key === "Enter" && target.matches("input") && setTimeout(() => target.blur()));
   addEventListener("pointerup", () => {

@@ -200,7 +200,8 @@ def controls(walker):
     bare.walker, bare.jobs = walker, []
     bare.heading, bare.speed = SimpleNamespace(value=0.0), SimpleNamespace(value=1.5)
     vars(bare.speed).update(min=1.0, max=3.5, label="Speed [m/s]")
-    bare.impulse, bare.pace = SimpleNamespace(value=60.0), SimpleNamespace(value=1.0)
+    bare.impulse = SimpleNamespace(value=60.0, min=5.0, max=150.0, label="Push [N s]")
+    bare.pace = SimpleNamespace(value=1.0, min=0.05, max=1.0, label="Time (1: real)")
     bare.said, bare.news, bare.playing = (), "", True
     bare.forget()
     bare.eye = SimpleNamespace(in_world=np.array)
@@ -235,18 +236,30 @@ def test_no_key_is_lost(controls):
 
 
 def test_a_number_out_of_range_is_no_secret(controls):
-    """A heading that was typed is turned, also when its box cuts it; of a speed the page says what it has learned."""
-    for typed, wish in ((270.0, -90.0), (180.0, -90.0), (90.0, 90.0), (180.0, 180.0), (-190.0, 170.0)):
+    """A heading that was typed is turned; of another number the page says its range, until it is another one."""
+    for typed, wish in ((270.0, -90.0), (90.0, 90.0), (180.0, 180.0), (-180.0, -180.0), (-190.0, 170.0), (720.5, 0.5)):
         controls.heading.value = typed
-        controls.by_hand(7)
-        assert controls.heading.value == wish
-    for value, wish in ((0.5, 1.0), (5.0, 3.5)):
-        assert controls.within(controls.speed, value) == wish
-        assert controls.news == f"Speed: learned 1 to 3.5, not {value:g}"
-    controls.news, controls.speed.value = "", 3.25
-    for news in ("", "Speed: learned 1 to 3.5, not 3.75"):
-        controls.faster(0.25)
-        assert (controls.speed.value, controls.news) == (3.5, news)
+        controls.by_hand(controls.heading, 7)
+        assert (controls.heading.value, controls.news) == (wish, "")
+    speed, impulse, pace = controls.speed, controls.impulse, controls.pace
+    for slider, typed, kept, news in (
+        (speed, 0.5, 1.0, "Speed: learned 1 to 3.5, not 0.5"),
+        (speed, 1.5, 1.5, ""),
+        (speed, 5.0, 3.5, "Speed: learned 1 to 3.5, not 5"),
+        (impulse, 500.0, 150.0, "Push: 5 to 150, not 500"),
+        (speed, 2.0, 2.0, "Push: 5 to 150, not 500"),
+        (impulse, 12.5, 12.5, ""),
+        (pace, 0.0, 0.05, "Time: 0.05 to 1, not 0"),
+    ):
+        slider.value = typed
+        controls.by_hand(slider, 7)
+        assert (slider.value, controls.news) == (kept, news)
+    controls.slow_or_not()
+    assert (pace.value, controls.news) == (1.0, "")
+    controls.speed.value = 3.25
+    for step, news in ((0.25, ""), (0.25, "Speed: learned 1 to 3.5, not 3.75"), (-0.25, "")):
+        controls.faster(step)
+        assert (controls.speed.value, controls.news) == (3.5 + min(step, 0.0), news)
 
 
 def test_figure_and_panel_name_the_same_clip(controls):
@@ -331,9 +344,9 @@ def test_it_does_not_try_for_ever(walker, controls):
     assert controls.target is None and controls.went == "not now: it fell"
     controls.walker.end = ""
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
-    controls.by_hand(None)
+    controls.by_hand(controls.heading, None)
     assert controls.target is not None
-    controls.by_hand(7)
+    controls.by_hand(controls.heading, 7)
     assert controls.target is None and controls.went == ""
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
     walker.end = "it fell"
@@ -716,18 +729,15 @@ def test_keys_are_the_pages(tab, monkeypatch):  # noqa: F811
         assert seen() == [key]
     assert not tab.locator("[type=checkbox]").is_checked()
     # nor does a key type into a number that was entered
-    number = tab.locator("[type=text]")
-    number.fill("90")
-    tab.keyboard.press("j")
-    number.press("Enter")
-    tab.wait_for_timeout(50)
-    tab.keyboard.press("j")
-    assert number.input_value() == "90j" and seen() == ["j"]
-    # a comma is a decimal point
-    number.fill("2")
-    number.press(",")
-    number.press("5")
-    assert number.input_value() == "2.5"
+    number = tab.locator("[type=text]:visible")
+    for text, kept in (("90j", ""), ("90", "90"), ("7 ", "7"), ("2,5", "2.5")):  # a comma is a decimal point
+        number.click()
+        tab.keyboard.type(text)
+        assert number.input_value() == text.replace(",", ".") and tab.locator("[type=text]").count() == 2
+        tab.keyboard.press("Enter")
+        tab.wait_for_function("() => document.querySelectorAll('[type=text]').length === 1")
+        tab.keyboard.press("j")
+        assert number.input_value() == kept and seen() == ["j"]
     # who is marked under the pointer is so while that moves
     tab.mouse.move(30, 30)
     tab.wait_for_function("() => seen.includes('left')")
@@ -774,20 +784,28 @@ def test_the_page_in_a_browser(tab, loaded, monkeypatch):  # noqa: F811
             places.add(play.bounding_box()["y"])
         assert len(places) == 1
         del controls.say
-        # a heading that is typed is turned, of a speed is said what it has learned, a time of 0 stops nothing
-        numbers = tab.locator("input[inputmode]")
+        # a number counts when it is entered; a heading is turned, of a speed is said what it has learned
+        controls.news, numbers = "", tab.locator("input[inputmode]:visible")
         tab.get_by_text("more", exact=True).click()
         for slider, text, value, news in (
             (controls.heading, "270", -90.0, ""),
-            (controls.speed, "0.5", 1.0, "Speed: learned 1 to 3.5, not"),
+            (controls.heading, "abc", -90.0, ""),
+            (controls.heading, "720.5", 0.5, ""),
+            (controls.speed, "0,5", 1.0, "Speed: learned 1 to 3.5, not 0.5"),
+            (controls.speed, "1.5", 1.5, ""),
+            (controls.impulse, "12.5", 12.5, ""),
             (controls.pace, "0", 0.05, "Time: 0.05 to 1, not 0"),
         ):
             box = numbers.nth((controls.heading, controls.speed, controls.impulse, controls.pace).index(slider))
-            box.fill(text)
-            assert soon(lambda news=news: news in controls.news)
-            box.press("Enter")
+            box.click()
+            before = slider.value
+            tab.keyboard.type(text)
+            tab.wait_for_timeout(300)
+            assert slider.value == before and box.input_value() == text.replace(",", ".")
+            tab.keyboard.press("Enter")
+            assert soon(lambda: tab.locator("[data-typed]").count() == 0)
             assert soon(lambda box=box, value=value: box.input_value() == f"{value:g}")
-            assert soon(lambda slider=slider, value=value: slider.value == value)
+            assert (slider.value, controls.news) == (value, news)
         controls.pace.value = 1.0
         # all of the panel is in a usual window
         tab.set_viewport_size({"width": 1280, "height": 800})

@@ -635,7 +635,8 @@ def served(character, files, layout="side"):
     rate, takes = view.load_takes(character, files, layout, live=True)
     server, stop = view.start_server("127.0.0.1", 0), threading.Event()
     scene = view.build(server, character, view.body_meshes(character.path), takes, layout)
-    thread = threading.Thread(target=view.serve, args=(server, scene, character, takes, rate, stop))
+    controls = view.Controls(server, scene, takes, rate, layout=layout)
+    thread = threading.Thread(target=view.serve, args=(server, character, controls, stop))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.get_port()}", server, scene
@@ -1043,8 +1044,22 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         tab.get_by_role("button", name="Pause").click()
         tab.get_by_role("button", name="Play").wait_for()
         assert stays(tab, foot)
+        # a number counts when it is entered, within its range; what moves does not write over it
+        boxes = tab.locator("input[inputmode]:visible")
+        for number, text, kept in ((0, "99", "10"), (1, "5", "2"), (0, "abc", "10"), (1, "0,5", "0.5")):
+            boxes.nth(number).click()
+            tab.keyboard.type(text)
+            tab.keyboard.press("Enter")
+            assert until(tab, lambda: tab.locator("[data-typed]").count() == 0)
+            assert until(tab, lambda number=number, kept=kept: boxes.nth(number).input_value() == kept), text
         tab.get_by_role("button", name="Play").click()
+        boxes.first.click()
+        tab.keyboard.type("3.")
         moves(tab, foot)
+        assert tab.locator("[data-typed]").input_value() == "3." and float(boxes.first.input_value()) < 10.0
+        tab.keyboard.type("98")
+        tab.keyboard.press("Enter")
+        assert until(tab, lambda: 3.98 < float(boxes.first.input_value()) < 5.0)
         tab.mouse.click(5, 390)  # from the button to the picture
         tab.keyboard.press("Space")
         tab.get_by_role("button", name="Play").wait_for()

@@ -272,7 +272,7 @@ class Controls:
     def __init__(self, server: Any, walker: Walker, eye: view.Eye) -> None:
         gui, speeds = server.gui, walker.speeds
         told = walker.policy.commanded
-        self.walker = walker
+        self.walker, self.views = walker, TOLD_VIEWS if told else view.VIEWS
         self.scene = eye.scene
         self.eye = eye
         self.jobs: List[Any] = []  # for the thread of the physics
@@ -320,7 +320,7 @@ class Controls:
         commands["M"] = ("Slow motion", self.slow_or_not)
         commands["G"] = ("With or without the nearest clip", self.with_or_without)
         commands["T"] = ("Save the walk", lambda: self.jobs.append(self.save))
-        commands["V"] = ((TOLD_VIEWS if told else view.VIEWS).capitalize(), self.eye.next)
+        commands["V"] = (self.views.capitalize(), self.eye.next)
         if told:
             commands["J"] = ("Turn left", lambda: self.turn(TURN))
             commands["L"] = ("Turn right", lambda: self.turn(-TURN))
@@ -358,8 +358,7 @@ class Controls:
     def label(self) -> None:
         """Have the buttons that switch say what is on."""
         slow, orange = ("on" if x else "off" for x in (self.pace.value < 1.0, self.ghost))
-        views = TOLD_VIEWS if self.walker.policy.commanded else view.VIEWS
-        now = views.split(", ")[self.eye.now - 1].split()[0]  # the first one is the last here
+        now = self.views.split(", ")[self.eye.now - 1].split()[0]  # the first one is the last here
         texts = (f"V view: {now}", f"M slow-mo: {slow}", f"G orange: {orange}", "T save")
         if self.looks.options != texts:
             self.looks.options = texts
@@ -373,10 +372,11 @@ class Controls:
         elif self.target is None and now - self.since > NEWS_SECONDS:
             self.went = self.news = ""
         moment = int(self.walker.steps * self.walker.model.opt.timestep / SAID_SECONDS)
-        words = (moment, self.playing, self.walker.end, near[0], self.news, self.target is None, bool(self.went))
+        state = state_of(self)
+        words = (moment, state, near[0], self.news, self.target is None, bool(self.went))
         words += (self.walker.goal, self.walker.speed, self.pace.value)  # not the sliders: a key may turn them just now
         if self.said != words:
-            self.said, state = words, state_of(self)
+            self.said = words
             self.readout.content = readout(self, share, near)
             self.scene.labels[0].text = "policy" + f": {state}" * bool(state)
             self.scene.labels[1].text = f"clip {near[0]}"
@@ -421,16 +421,12 @@ class Controls:
         return kept
 
     def by_hand(self, slider: Any, client: Any) -> None:
-        """Have a slider that somebody has moved, or whose number was typed, in its range: a heading, which may be any,
-        is turned into it, and where it was to go is forgotten."""
-        if client is None:
-            return
-        if slider is not self.heading:
+        """Bring what somebody dragged or typed into the slider's range; a heading turns, and the click is forgotten."""
+        if client is not None and slider is not self.heading:
             slider.value = self.within(slider, slider.value)
-            return
-        self.forget()
-        if abs(slider.value) > 180.0:
-            slider.value = wrap(slider.value)
+        elif client is not None:
+            self.forget()
+            slider.value = wrap(slider.value) if abs(slider.value) > 180.0 else slider.value
 
     def forget(self) -> None:
         """Let it go as the sliders say, no longer to where was clicked."""
@@ -450,7 +446,8 @@ class Controls:
             self.forget()
             self.way = np.linalg.norm(target - self.walker.data.qpos[:2])  # [m]
             if self.way > FAR or self.walker.end:
-                self.went = f"not now: {self.walker.end}" if self.walker.end else f"too far: {self.way:.0f} m"
+                far = f"too far: {self.way:.0f} m, at most {FAR:.0f} m"
+                self.went = f"not now: {self.walker.end}" if self.walker.end else far
                 return
             if self.speed.value == self.speed.min:
                 self.speed.value = max(self.wish, self.speed.min)
@@ -681,15 +678,17 @@ def readout(controls: Any, share: float, near: Tuple[str, float]) -> str:
         heading += f", told {in_degrees(walker.goal)}"
     state = state_of(controls) or pace_of(share, controls.pace.value)
     counted = f"{walker.seconds:.0f} s, {walker.metres:.0f} m, {walker.falls or 'no'} fall{'s' * (walker.falls != 1)}"
-    rows = [speed, heading, state, counted, f"nearest: {near[0]}", f"bodies on average {short(near[1], 3)} m apart"]
+    apart = "" if walker.end else f"bodies on average {short(near[1], 3)} m apart"
+    rows = [speed, heading, state, counted, f"nearest: {'-' if walker.end else near[0]}", apart]
     look = "height:1.4em; overflow:hidden; white-space:nowrap; text-overflow:ellipsis"
     lines = [f'<div style="{look}">{html.escape(row)}</div>' for row in [*rows, controls.went, controls.news]]
     return f'<div style="{view.SMALL}">{"".join(lines)}</div>'
 
 
 def state_of(controls: Any) -> str:
-    """That it is over, or that time stands still, if so."""
-    return ", ".join([controls.walker.end] * bool(controls.walker.end) + ["paused"] * (not controls.playing))
+    """That it is over, and what to do then, or that time stands still, if so."""
+    end = controls.walker.end and controls.walker.end + "; R restarts" * (not controls.again.value)
+    return ", ".join([end] * bool(end) + ["paused"] * (not controls.playing))
 
 
 def pace_of(share: float, wish: float) -> str:
@@ -734,7 +733,7 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, stop: threading.Even
             if controls.follow.value or eye.stale:
                 eye.carry(takes[0].root[0].numpy(), course)
             view.show(scene, walker.character, takes, 0, turn=eye.turn, aside=eye.aside())
-            scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost
+            scene.bodies[1][0].visible = scene.labels[1].visible = controls.ghost and not walker.end
             trail.show(takes[0].root[0].numpy(), walker.episode)
             show_told(arrow, mark, walker, controls.target)
             show_compass(compass, eye, takes[0].root[0].numpy())

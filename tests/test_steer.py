@@ -91,9 +91,10 @@ def test_time_passes_in_whole_steps_and_pictures_lie_between(walker):
     assert kept == pytest.approx(steer.LATE - 0.5 * step) and walker.steps <= 2 + steer.LATE / step
 
 
-def said_by(walker, share=1.0, near=("near", 0.2), wish=1.0, playing=True, went="", news=""):
+def said_by(walker, share=1.0, near=("near", 0.2), wish=1.0, playing=True, went="", news="", again=True):
     """Lines that the page says."""
     given = dict(walker=walker, pace=SimpleNamespace(value=wish), playing=playing, went=went, news=news)
+    given.update(again=SimpleNamespace(value=again))
     said = steer.readout(SimpleNamespace(**given), share, near)
     assert said.count("<div") == 9 and said.count("nowrap") == 8  # as many whatever is on, and none breaks
     return re.findall("<div [^>]*nowrap[^>]*>(.*?)</div>", said)
@@ -124,6 +125,7 @@ def test_what_the_page_says_of_speed_and_time(loaded, walker):
     walker.speed = 1.5
     walker.watch(torch.zeros(1, 15), 0.1)  # all of it on the ground
     assert [said_by(walker, playing=playing)[2] for playing in (True, False)] == ["it fell", "it fell, paused"]
+    assert said_by(walker, again=False)[2:6] == ["it fell; R restarts", "0 s, 0 m, 1 fall", "nearest: -", ""]
     walker.reset()
     assert said_by(walker, playing=False)[:3] == ["speed .00 m/s, told 1.50 m/s", "heading -, told 90°", "paused"]
     told_nothing = said_by(steer.Walker(loaded["walk"]), 0.2)
@@ -202,7 +204,7 @@ def controls(walker):
     vars(bare.speed).update(min=1.0, max=3.5, label="Speed [m/s]")
     bare.impulse = SimpleNamespace(value=60.0, min=5.0, max=150.0, label="Push [N s]")
     bare.pace = SimpleNamespace(value=1.0, min=0.05, max=1.0, label="Time (1: real)")
-    bare.said, bare.news, bare.playing = (), "", True
+    bare.said, bare.news, bare.playing, bare.again = (), "", True, SimpleNamespace(value=True)
     bare.forget()
     bare.eye = SimpleNamespace(in_world=np.array)
     bare.scene = SimpleNamespace(world=SimpleNamespace(position=np.zeros(3)))
@@ -338,7 +340,7 @@ def test_it_does_not_try_for_ever(walker, controls):
     controls.go_to((*controls.walker.data.qpos[:2], 5.0), (0.0, 0.0, -1.0))  # at its head
     assert controls.target is None
     controls.go_to((0.0, 0.0, 5.0), (0.0, 400.0, -5.0))
-    assert controls.target is None and controls.went == "too far: 400 m"
+    assert controls.target is None and controls.went == "too far: 400 m, at most 30 m"
     controls.walker.end = "it fell"
     controls.go_to((0.0, 3.0, 5.0), (0.0, 0.0, -1.0))
     assert controls.target is None and controls.went == "not now: it fell"
@@ -685,11 +687,15 @@ def test_it_begins_anew_after_a_fall(loaded, monkeypatch):
         before = walker.down
         time.sleep(0.5)
         assert walker.row == row and walker.down == before < steer.REST
+        orange = lambda: controls.scene.bodies[1][0].visible and controls.scene.labels[1].visible  # noqa: E731
+        assert not controls.scene.bodies[1][0].visible and not controls.scene.labels[1].visible
         controls.again.value = False
         controls.pace.value = 1.0
         controls.play_or_pause()
         assert soon(lambda: walker.down > 0.5)
-        assert walker.row == row and "it fell" in controls.readout.content
+        assert soon(lambda: ">it fell; R restarts<" in controls.readout.content) and walker.row == row
+        controls.restart()
+        assert soon(lambda: orange() and ">nearest: -<" not in controls.readout.content)
 
 
 def test_keys_are_the_pages(tab, monkeypatch):  # noqa: F811

@@ -91,6 +91,7 @@ COLOURS = {  # of the characters, in turn
 }
 LIVE_RATE = 120.0  # frames per second that are sampled for the page, so that slow motion is smooth
 FILE_RATE = 60.0  # frames per second in a file, at most
+LATE = 1.0  # a browser may take so long to look as it is to [s]
 STEP = 1.0 / 30.0  # of a key press on the page [s]; in a file it is a frame
 REST = 1.0  # how long an end stays before it starts again [s]
 PANEL, MARGIN = 264, 12  # width of the page's panel with its margins, and one of them [pixels]
@@ -778,6 +779,7 @@ class Eye:
         self.now = 0  # which of them
         self.turn = 0.0  # of the world, to the left [rad]
         self.stale = True  # the world does not lie yet as the view has it
+        self.since = 0.0  # when it was chosen [s]
         server.on_client_connect(lambda _: self.choose(0))
 
     def view(self) -> View:
@@ -785,12 +787,22 @@ class Eye:
         return self.views[self.now]
 
     def next(self) -> None:
-        """Look from elsewhere."""
-        self.choose((self.now + 1) % len(self.views))
+        """Look from elsewhere, or, if the camera was moved by hand, again as the view has it."""
+        self.choose(self.now if self.moved() else (self.now + 1) % len(self.views))
+
+    def moved(self) -> bool:
+        """Whether the camera of a browser looks elsewhere or from another side than the view does; it may be nearer."""
+        place, middle = camera_of(self.takes, self.view())
+        gaze = (place - middle) / self.view().distance
+        for camera in [client.camera for client in self.server.get_clients().values()]:
+            way = camera.position - camera.look_at
+            if np.linalg.norm(camera.look_at - middle) > 0.05 or way @ gaze < 0.999 * np.linalg.norm(way):
+                return time.perf_counter() - self.since > LATE
+        return False
 
     def choose(self, number: int) -> None:
         """Look as this view has it, in all browsers, since all show one world; with a new one it is the first view."""
-        self.now = number
+        self.now, self.since = number, time.perf_counter()
         self.stale = True
         for client in self.server.get_clients().values():
             self.look(client)
@@ -837,11 +849,11 @@ class Controls:
         said = f"<b>{html.escape(unbroken(text))}</b>" if text else ""
         gui.add_html(f'<div style="{SMALL}">{said}{legend_of(takes, text, layout)}</div>')
         self.now = gui.add_markdown(self.words[0])
-        self.button = gui.add_button("Pause")
-        self.clock = gui.add_slider("Time [s]", 0.0, self.length, 0.01, 0.0)
+        self.button = gui.add_button("Pause (space)")
+        self.clock = gui.add_slider("Time [s]", 0.0, math.ceil(100.0 * self.length) / 100.0, 0.01, 0.0)
         self.speed = gui.add_slider("Speed", 0.1, 2.0, 0.1, 1.0)
         self.follow, self.contacts, path = (gui.add_checkbox(x, True) for x in ("Follow", "Contacts", "Path"))
-        gui.add_markdown(f"**space** play, pause; **N B** a frame on, back  \n**V** {VIEWS}")
+        gui.add_markdown(f"**N B** a frame on, back  \n**V** {VIEWS}")
         keys = {"space": ("Play or pause", lambda _: self.play(not self.playing))}
         keys["N"] = ("A frame on", lambda _: self.step(STEP))
         keys["B"] = ("A frame back", lambda _: self.step(-STEP))
@@ -871,7 +883,7 @@ class Controls:
     def play(self, playing: bool) -> None:
         """Let time go on, or stand still."""
         self.playing = playing
-        self.button.label = "Pause" if playing else "Play"
+        self.button.label = ("Pause" if playing else "Play") + " (space)"
 
     def step(self, seconds: float) -> None:
         """Let time stand still, so much later."""
@@ -881,7 +893,7 @@ class Controls:
     def go(self, seconds: float) -> None:
         """Show what is so much later; the end leads over to the start."""
         self.time = (self.time + seconds) % self.length
-        self.clock.value = self.time
+        self.clock.value = round(self.time, 2)
 
     def say(self) -> None:
         """Say how fast it is: ten times a second, or when time stands still."""
@@ -920,8 +932,7 @@ def parse() -> argparse.Namespace:
     add("files", nargs="*", metavar="FILE", help=files)
     layouts = "; ".join(f"{name}: {meaning}" for name, meaning in LAYOUTS.items())
     add("--layout", choices=LAYOUTS, help=f"{layouts} (default: side, grid for more than {FEW}; beside without FILE)")
-    length = "how long (default: the longest clip that ends; 10 s if all loop)"
-    add("--seconds", type=float, default=0.0, help=length)
+    add("--seconds", type=float, default=0.0, help="how long (default: the longest clip that ends; 10 s if all loop)")
     add("--commands", metavar="CSV", help="what the first FILE was told (--eval-commands): in green on the ground")
     add("--text", default="", help="a line for the page, figures for instance")
     add("--html", metavar="OUT", help="write one file that opens without a server or network, instead of the page")
@@ -964,11 +975,9 @@ def main() -> None:
         rate, takes = load_takes(character, args.files, args.layout, args.seconds, **more)
         meshes = body_meshes(character.path)
         if args.html:
-            page = page_of(character, meshes, takes, rate, args.layout, args.text)
-            write_file(args.html, page.encode())
-            size = os.path.getsize(args.html) / 1e6
+            write_file(args.html, page_of(character, meshes, takes, rate, args.layout, args.text).encode())
             who = f"{len(takes)} character{'s' if len(takes) > 1 else ''}"
-            print(f"{args.html}: {who}, {len(takes[0].root)} frames, {size:.1f} MB")
+            print(f"{args.html}: {who}, {len(takes[0].root)} frames, {os.path.getsize(args.html) / 1e6:.1f} MB")
             return
         server = start_server(args.host, args.port)
         scene = build(server, character, meshes, takes, args.layout)

@@ -13,6 +13,7 @@ import sys
 import threading
 import urllib.request
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -449,6 +450,27 @@ def test_v_goes_through_the_views(eye):
     assert np.allclose(spots, middle, atol=1e-6)
 
 
+def test_v_brings_a_camera_back_that_was_moved(eye, monkeypatch):
+    """By hand, elsewhere or around; nearer is no other view, and just after a change a browser tells where it was."""
+    one, clock = client(), [0.0]
+    monkeypatch.setattr(view.time, "perf_counter", lambda: clock[0])
+    eye.server.get_clients()[0] = one
+    around = lambda place, middle: (middle + view.axes_of(0.1) @ (place - middle), middle)  # noqa: E731
+    for seconds, move, now in (
+        (9.0, around, 1),  # a drag
+        (9.0, lambda place, middle: (place + [0.5, 0.0, 0.0], middle + [0.5, 0.0, 0.0]), 1),  # key D
+        (0.5, around, 2),
+        (9.0, lambda place, middle: (2.0 * place - middle, middle), 2),  # the wheel
+        (9.0, lambda place, middle: (place, middle), 2),
+    ):
+        eye.choose(1)
+        clock[0] += seconds
+        one.camera.position, one.camera.look_at = move(one.camera.position, one.camera.look_at)
+        eye.next()
+        assert eye.now == now
+        assert np.allclose((one.camera.position, one.camera.look_at), view.camera_of(eye.takes, eye.view()))
+
+
 def test_the_world_turns_under_who_is_seen_from_the_side(eye):
     """Wherever it goes, it is shown where it began, and goes along +X: so the camera is at right angles to its way."""
     root, course = np.array([4.0, -2.0, 0.9]), 2.0
@@ -490,6 +512,17 @@ def test_in_a_grid_and_over_each_other_nobody_is_moved(write_clip, character):
         _, takes = view.load_takes(character, clips, layout)
         for one in view.views_of(takes, layout):
             assert np.abs(view.shifts_of(takes, one, 1.0)).max() < 1e-6 and not (layout == "grid" and one.turns)
+
+
+def test_the_pages_times_have_two_decimals(write_clip, character):
+    """Of a clip that ends after .4333 s and a second of rest."""
+    _, takes = view.load_takes(character, [write_clip("a.npz", frames=14, fps=30.0, loop="clamp")], "side")
+    server = mock.MagicMock()
+    controls = view.Controls(server, mock.MagicMock(), takes, 30.0)
+    assert controls.length == pytest.approx(43.0 / 30.0)
+    assert server.gui.add_slider.call_args_list[0] == mock.call("Time [s]", 0.0, 1.44, 0.01, 0.0)
+    controls.step(view.STEP)
+    assert controls.clock.value == 0.03 and controls.button.label == "Play (space)"
 
 
 def test_numbers_stay_with_their_units():
@@ -1071,6 +1104,23 @@ def test_the_page_plays_in_a_browser(tab, character, root):
         assert until(tab, lambda: np.allclose(place_of(tab, foot), before, atol=1e-4))
         tab.keyboard.press("v")
         assert until(tab, lambda: scene.folders[1].position[:2].any())
+        # a camera that was moved comes back, and then the next view
+        code = """() => {
+            const m = __viserMutable, target = m.cameraControl.getTarget(m.camera.position.clone());
+            return [...target.toArray(), ...m.camera.position.clone().sub(target).normalize().toArray()]}"""
+        seen = lambda: np.array(tab.evaluate(code))  # noqa: E731
+        tab.wait_for_timeout(1000 * view.LATE)
+        there = seen()
+        tab.mouse.move(100, 60)
+        tab.mouse.down()
+        tab.mouse.move(200, 80, steps=5)
+        tab.mouse.up()
+        assert until(tab, lambda: np.abs(seen() - there).max() > 0.1)
+        tab.wait_for_timeout(1000)
+        tab.keyboard.press("v")
+        assert until(tab, lambda: np.abs(seen() - there).max() < 0.01) and scene.folders[1].position[:2].any()
+        tab.keyboard.press("v")
+        assert until(tab, lambda: np.abs(seen() - there).max() > 0.1)
         own = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
         assert own and all(url.startswith((address, address.replace("http", "ws"))) for url in own)
 

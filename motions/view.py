@@ -462,8 +462,8 @@ def views_of(takes: List[Take], layout: str) -> List[View]:
     """What the camera shows, at first and by key V: see VIEWS.
 
     From the side and the front it goes along a circle with the course. From the side the others are behind the first
-    one, and a little to the left, from the front they are to its left, so that at no time one hides another. In a grid
-    nobody goes anywhere, and who is over another one stays there."""
+    one, and a little to the left, from the front they are to its left, so that at no time one hides another. Who is
+    over another one stays there. A grid's rows are turned, so that they look as at first, but each from its side."""
     first = {"side": VIEW_OF_SIDE, "beside": VIEW_OF_SIDE, "grid": VIEW_OF_GRID}.get(layout, VIEW_OF_ONE)
     first = np.array(VIEW_OF_COURSE if takes[0].told else first)
     course, breadth = 3.0 * LENS * (takes[0].told is not None), breadth_of(takes)
@@ -476,7 +476,12 @@ def views_of(takes: List[Take], layout: str) -> List[View]:
             broad = 0.25 + float(np.abs(focus).max())
             views.append(View(gaze, near(broad), broad, True, line, focus))
         else:
-            views.append(View(gaze, near(breadth), breadth, layout != "grid"))
+            views.append(View(gaze, near(breadth), breadth, True))
+    if layout == "grid":
+        rows = [(y, -x) for x, y in offsets_of(takes).tolist()]
+        x, y, z = views[0].gaze
+        focus = tuple(np.mean(rows, axis=0).tolist())
+        views[1:] = [views[0]._replace(gaze=(y, -x, z), places=rows, focus=focus), views[0]]
     return [*views, View((0.0, -0.02, 1.0), LENS * (2.0 + 2.75 * breadth) + course, breadth, names=(0.0, 0.45))]
 
 
@@ -504,7 +509,8 @@ def shifts_of(takes: List[Take], view: View, course: float) -> np.ndarray:
     """By how much the characters are moved in a view (C, 3) [m], when the first one's course is this [rad]."""
     shifts = np.zeros((len(takes), 3))
     if view.places:
-        shifts[:, :2] = np.array(view.places) @ axes_of(course)[:2, :2].T - offsets_of(takes)
+        turn = course if view.turns else float(ml.heading(takes[0].rotations[0, 0]))
+        shifts[:, :2] = np.array(view.places) @ axes_of(turn)[:2, :2].T - offsets_of(takes)
     return shifts
 
 
@@ -699,8 +705,7 @@ def head_of(takes: List[Take], rate: float, text: str = "", layout: str = "side"
     numbers.update(START=float(ml.heading(takes[0].rotations[0, 0])), AIM=AIM)
     texts = {"LEGEND": legend_of(takes, text, layout), "TITLE": title_of(takes), "SEEN": VIEWS}
     texts.update(FIGURES=unbroken(text), WORDS=words_of(takes, rate, layout))
-    with open(os.path.join(HERE, "view_head.html"), encoding="utf-8") as file:
-        head = file.read()
+    head = pathlib.Path(HERE, "view_head.html").read_text("utf-8")
     values = {name: json.dumps(x).replace("<", "\\u003c") for name, x in {**numbers, **texts}.items()}
     return re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[0]], head)
 
@@ -855,8 +860,7 @@ class Controls:
         self.follow, self.contacts, path = (gui.add_checkbox(x, True) for x in ("Follow", "Contacts", "Path"))
         gui.add_markdown(f"**N B** a frame on, back  \n**V** {VIEWS}")
         keys = {"space": ("Play or pause", lambda _: self.play(not self.playing))}
-        keys["N"] = ("A frame on", lambda _: self.step(STEP))
-        keys["B"] = ("A frame back", lambda _: self.step(-STEP))
+        keys.update(N=("A frame on", lambda _: self.step(STEP)), B=("A frame back", lambda _: self.step(-STEP)))
         keys["V"] = (VIEWS.capitalize(), lambda _: self.eye.next())
         for key, (label, job) in keys.items():
             gui.add_command(label, hotkey=key).on_trigger(job)
@@ -864,11 +868,7 @@ class Controls:
 
         for slider in (self.clock, self.speed):
             slider.on_update(lambda event, slider=slider: self.by_hand(slider, event.client))
-
-        @path.on_update
-        def _(_: Any) -> None:
-            for line in scene.paths:
-                line.visible = path.value
+        path.on_update(lambda _: [setattr(line, "visible", path.value) for line in scene.paths])
 
     def by_hand(self, slider: Any, client: Any) -> None:
         """Take what somebody has dragged or typed, the nearest number that is in the slider's range."""

@@ -506,12 +506,30 @@ def test_from_side_and_front_none_hides_another(character, root, name):
         assert (ends[1:, 0] - ends[:-1, 1]).min() > 0.1
 
 
-def test_in_a_grid_and_over_each_other_nobody_is_moved(write_clip, character):
+def test_over_each_other_nobody_is_moved(write_clip, character):
     clips = [write_clip("a.npz"), write_clip("b.npz"), write_clip("c.npz")]
-    for layout in ("grid", "overlay", "pinned"):
+    for layout in ("overlay", "pinned"):
         _, takes = view.load_takes(character, clips, layout)
         for one in view.views_of(takes, layout):
-            assert np.abs(view.shifts_of(takes, one, 1.0)).max() < 1e-6 and not (layout == "grid" and one.turns)
+            assert np.abs(view.shifts_of(takes, one, 1.0)).max() < 1e-6
+
+
+def test_a_grid_is_the_same_in_the_picture_from_the_side(write_clip, character):
+    """Its rows are turned, those in them not: each is seen from its side, where it was in the picture at first."""
+    clips = [write_clip(f"{name}.npz") for name in "abcde"]
+    _, takes = view.load_takes(character, clips, "grid")
+    begin = torch.stack([take.root[0] for take in takes]).numpy() * [1, 1, 0]
+    pictures = []
+    for one in view.views_of(takes, "grid"):
+        place, middle = view.camera_of(takes, one)
+        way = (middle - place) / np.linalg.norm(middle - place)
+        right = np.cross(way, [0.0, 0.0, 1.0]) / np.linalg.norm(way[:2])
+        seen = begin + view.shifts_of(takes, one, 1.0) - place
+        pictures.append(np.stack([seen @ right, seen @ np.cross(right, way), seen @ way], 1))
+        assert not one.turns
+    assert np.allclose(pictures[:3], pictures[0], atol=1e-5)
+    gazes = [one.gaze for one in view.views_of(takes, "grid")]
+    assert gazes[1][0] == 0.0 and gazes[1][1] < -0.9 and gazes[0] == gazes[2] and gazes[3][2] == 1.0
 
 
 def test_the_pages_times_have_two_decimals(write_clip, character):

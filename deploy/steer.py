@@ -714,8 +714,8 @@ def serve(server: Any, walker: Walker, meshes: view.Meshes, stop: threading.Even
     while not stop.wait(max(last + 1.0 / PICTURES - time.perf_counter(), 0.001)):
         now = time.perf_counter()
         walker.goal = math.radians(controls.heading.value)
-        walker.speed = min(controls.speed.value, controls.most)
-        pace = max(controls.pace.value, controls.pace.min)  # of 0, for the moment until by_hand has seen it
+        walker.speed = min(float(np.clip(controls.speed.value, *walker.speeds)), controls.most)
+        pace = max(controls.pace.value, controls.pace.min)  # what is typed may be 0, until by_hand has seen it
         controls.work()
         if controls.again.value and walker.down > REST:
             walker.reset(anew=False)

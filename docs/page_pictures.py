@@ -33,10 +33,9 @@ def pose(tab: Page, name: str) -> None:
     tab.keyboard.press("Space")
     tab.get_by_role("button", name="Play").wait_for()
     if name == "view":
-        number = tab.locator("input[type=text]").first
-        number.fill(MOMENT)
-        number.press("Enter")
-        number.blur()
+        tab.locator("input[type=text]").first.click()
+        tab.keyboard.type(MOMENT)
+        tab.keyboard.press("Enter")
 
 
 def settled(tab: Page) -> bytes:

@@ -215,7 +215,7 @@ def test_no_key_is_lost(controls):
     """Each press is done in a thread of its own: the next one may begin before it has ended."""
 
     class Slow:
-        min, max, now = -1000.0, 1000.0, 0.0
+        min, max, now, label = -1000.0, 1000.0, 0.0, "Speed"
 
         @property
         def value(self):

@@ -35,7 +35,6 @@ class Result(NamedTuple):
 
 def relative_positions(body_position: Tensor, root_rotation: Tensor) -> Tensor:
     """Positions of the non-root bodies relative to the root, in the heading frame.
-
     body_position (..., J, 3) [m], root_rotation (..., 4), both world -> (..., J-1, 3) [m]"""
     to_heading = ml.quat_from_yaw(-ml.heading(root_rotation))[..., None, :]
     return ml.quat_rotate(to_heading, body_position[..., 1:, :] - body_position[..., :1, :])
@@ -63,16 +62,16 @@ def _costs(simulated: Tensor, reference: Tensor) -> Iterator[Tensor]:
         yield from (total / bodies).transpose(1, 2).flatten(0, 1).unbind(1)
 
 
-def _warp(simulated: Tensor, reference: Tensor, any_start: bool) -> Iterator[Tensor]:
+def _warp(simulated: Tensor, reference: Tensor, any_start: bool, bound: Tensor) -> Iterator[Tensor]:
     """For each of the T simulated frames: mean cost (E, R) [m] of the best warping path that ends there, for every end
-    in the reference; the shapes are those of _costs."""
+    in the reference, but at frame bound (E,), if it is one, only from there on; the shapes are those of _costs."""
     R = reference.shape[1]
     column = torch.arange(R, device=reference.device)
     # sum and number of the costs of the best path to each cell of a row (one simulated frame), a cell in front of it
     total = torch.full((len(simulated), R + 1), math.inf, dtype=torch.float64, device=reference.device)
     length = torch.zeros_like(total)
     total[:, : R + 1 if any_start else 1] = 0.0  # before the first row: where a path may start
-    for cost in _costs(simulated, reference):
+    for t, cost in enumerate(_costs(simulated, reference), 1):
         cost = cost.double()
         # a path enters the row at some column k, from above or diagonally, and goes along it: cost sums from k on
         above, diagonal = total[:, 1:], total[:, :-1]
@@ -83,22 +82,26 @@ def _warp(simulated: Tensor, reference: Tensor, any_start: bool) -> Iterator[Ten
         total[:, 1:] = along + cheapest
         length[:, 1:] = count.gather(1, k) + column - k + 1
         total[:, 0] = math.inf
-        yield total[:, 1:] / length[:, 1:]
+        best = total[:, 1:] / length[:, 1:]
+        best[bound == t, : t - 1] = math.inf
+        yield best
 
 
 def pose_error(
-    simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Union[int, Tensor], any_start: bool = False
+    simulated: Tensor, reference: Tensor, steps: Tensor, horizon: Any, any_start: bool = False, to_end: Any = False
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """Dynamic-time-warping pose error of each episode (AMP paper, section 8.1, table 3), lost steps included.
-
     Mean over bodies of the distance between simulated (E, T, J-1, 3) and reference (E, R, J-1, 3) positions (see
     relative_positions), averaged along the best warping path: it starts at both first frames (any_start: anywhere in
     the reference), advances by one frame in either or both, and ends at the simulation's last frame, anywhere in the
-    reference. steps (E,) is how many of the T frames an episode lived; each of the horizon - steps control steps lost
-    to a fall counts as 1 m.
+    reference; to_end (E,): of an episode that lives through its horizon not before that frame of the reference, where
+    its clip ends, too. steps (E,) is how many of the T frames an episode lived; each of the horizon - steps control
+    steps lost to a fall counts as 1 m.
     -> (E,) [m]; the distance of each body at each frame from where the best path to that frame ends, (E, T, J-1) [m];
     the frame of the reference at which the path ends (E,) long, 0 if steps is"""
-    best, end = [torch.stack(x, 1) for x in zip(*[cost.min(1) for cost in _warp(simulated, reference, any_start)])]
+    bound = to_end * (steps == horizon) * steps  # (E,) 0: none
+    paths = _warp(simulated, reference, any_start, bound)
+    best, end = [torch.stack(x, 1) for x in zip(*[cost.min(1) for cost in paths])]
     episode = torch.arange(len(simulated), device=end.device)[:, None]
     matched = reference.expand(len(simulated), -1, -1, -1)[episode, end]  # (E, T, J-1, 3)
     error, last = [F.pad(x, (1, 0)).gather(1, steps[:, None])[:, 0] for x in (best, end)]  # 0 if steps is
@@ -132,7 +135,6 @@ def imitation(
     more: bool,
 ) -> Tuple[Dict[str, float], Tensor]:
     """How near episodes come to clips (E,) that they imitate from times start (E,) [s] on.
-
     states: T + 1 of batch (E,), the start first; steps (E,) lived of limit (E,) control steps of dt [s]; more: also
     pose_error_unaligned_m, rise, turns, gait -> figures, and the error of each body but the root over time (T, J-1)"""
     position, rotation = bodies_of(motions.character, states)  # (E, T + 1, J, ...)
@@ -143,20 +145,20 @@ def imitation(
     theirs = bodies_of(motions.character, motions.state(clip[:, None].expand(times.shape), times))  # (E, R, J, ...)
     poses = relative_positions(position[:, 1:], rotation[:, 1:, 0])  # (E, T, J-1, 3)
     reference = relative_positions(theirs[0], theirs[1][:, :, 0])  # (E, R, J-1, 3)
-    error, bodies, end = pose_error(poses, reference, steps, limit)
+    ends = ~motions.loop[clip]  # (E,)
+    error, bodies, end = pose_error(poses, reference, steps, limit, to_end=ends)
     metrics = {"pose_error_m": float(error.mean())}
     lived = frame[:T] <= steps[:, None]  # (E, T)
     if lived.any():
         metrics["pose_error_on_clock_m"] = float((poses - reference[:, :T]).norm(dim=-1).mean(-1)[lived].mean())
-    # before a fall the warping path may run ahead; in a clip that does not loop, and ends in a held pose, it may stop
+    # before a fall the warping path may run ahead; in a clip that does not loop it goes to the end
     whole = (steps == limit) & motions.loop[clip]
     if whole.any():
-        # slope of the warping path: frames of the clip for a frame of the episode
-        metrics["tempo"] = float((end + 1)[whole].sum() / steps[whole].sum())
+        metrics["tempo"] = float((end + 1)[whole].sum() / steps[whole].sum())  # slope of the path
     if more:
         # mean over all joints of |(x_j - x_root) - (y_j - y_root)|, the root among them   (AMP paper, section 8.1)
         relative = [x - x[:, :, :1] for x in (position[:, 1:], theirs[0])]
-        metrics["pose_error_unaligned_m"] = float(pose_error(*relative, steps, limit)[0].mean())
+        metrics["pose_error_unaligned_m"] = float(pose_error(*relative, steps, limit, to_end=ends)[0].mean())
         cycle = round(float(motions.length[0]) / dt)
         if len(motions.clips) == 1 and motions.loop[0] and "tempo" in metrics and T >= cycle:
             both = [(place[:, :, 0, 2], turn[:, :, 0]) for place, turn in ((position, rotation), theirs)]
@@ -188,7 +190,6 @@ def nearest_clips(
     motions: ml.MotionLib, poses: Tensor, steps: Tensor, horizon: int, dt: float, window: float = 1.0
 ) -> Tuple[Dict[str, float], Tensor, Tensor]:
     """Pose error of episodes that mix clips: each window [s] is compared to the clip that it fits best, anywhere in it.
-
     poses (E, T, J-1, 3) [m] (see relative_positions), steps (E,) lived of `horizon` control steps of dt [s]
     -> pose_error_m: mean over windows [m], lost steps counting 1 m; visits_<clip>: share of the lived windows nearest
     to each clip; the error of each body over time (T, J-1) [m]; and the share for each of the C clips (C,)"""
@@ -239,7 +240,6 @@ def mixture(
 
 def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Optional[Tuple[Tensor, Tensor, Tensor]]:
     """Read a command file, lines of "time [s], heading [degrees], speed [m/s]", each valid until the next. None: none.
-
     -> times (C,) [s], headings (C, num_envs) [rad], speeds (C, num_envs) [m/s], the same for all. Raises InputError."""
     if path is None:
         return None
@@ -255,7 +255,6 @@ def load_commands(path: Optional[str], num_envs: int, device: str = "cpu") -> Op
 
 def grid_commands(speed_range: Tuple[float, float], num_envs: int, device: str = "cpu") -> Tuple:
     """Constant speeds [m/s], the rows of a grid, after turns from the start's heading [degrees], its columns.
-
     -> commands as those of load_commands, a cell for each environment in turn; names of rows, and of columns"""
     rows = 4 if num_envs % 4 == 0 else 1
     speeds = torch.linspace(*speed_range, rows, device=device)

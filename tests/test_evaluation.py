@@ -61,6 +61,16 @@ def test_pose_error_from_anywhere_in_the_reference():
     assert error(track(2, 1), reference, any_start=True) == pytest.approx(0.5)  # backwards is not on offer
 
 
+def test_a_clip_that_ends_is_to_be_done_to_its_end():
+    """Five steps; the clip is at its end after three. Who stands still misses four frames of it, by 7 m in all."""
+    to_end = torch.tensor([True])
+    reference = track(0, 1, 2, 2, 2, 2, 2)
+    assert error(track(0, 0, 0, 0, 0), reference) == 0
+    assert 7 / 9 - 1e-6 <= error(track(0, 0, 0, 0, 0), reference, to_end=to_end) <= 7 / 5 + 1e-6
+    assert error(track(0, 0, 0, 1, 2), reference, to_end=to_end) == 0  # late, but done
+    assert error(track(0, 0, 0, 0, 0), reference, steps=4, horizon=5, to_end=to_end) == pytest.approx(0.2)  # it fell
+
+
 def test_lost_steps_count_one_metre():
     motion = track(0, 1, 2, 3)
     assert error(motion, motion, steps=4, horizon=10) == pytest.approx(0.6)
@@ -203,11 +213,13 @@ def test_tempo_of_who_stands_still(walk):
 
 
 def test_a_clip_that_ends_has_no_tempo(root, character):
-    """A punch ends in a pose that is held: where the warping path ends there says nothing."""
+    """A punch ends in a pose that is held: the path goes there, however late. Who only stands there has an error."""
     motions = ml.MotionLib(str(root / "motions/punch.npz"), character)
     clip = torch.zeros(1, dtype=torch.long)
     figures = imitate(motions, clip, motions.length - 0.5, 1.0, 15)[0]
-    assert "tempo" not in figures and figures["pose_error_on_clock_m"] < 1e-6
+    assert "tempo" not in figures and max(figures["pose_error_on_clock_m"], figures["pose_error_m"]) < 1e-6
+    still = imitate(motions, clip, 0 * motions.length, 0.0, 64, thorough=True)[0]  # in its stance, all the time
+    assert still["pose_error_m"] > 0.05 and still["pose_error_unaligned_m"] > 0.05
 
 
 def test_the_three_rules_by_hand(walk):

@@ -570,7 +570,7 @@ def test_the_task_none_has_no_reward(train):
 
 def test_the_target_speed_is_the_clips_own(train, walk):
     for _, env, log in train(total_timesteps=32):
-        assert env.target_speed == pytest.approx(walk.statistics()[-1]) and env.args.target_speed is None
+        assert env.wanted_speed == pytest.approx(walk.statistics()[-1]) and env.args.target_speed is None
         assert log["reward/task"] > 0.5  # the character starts with it
 
 

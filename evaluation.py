@@ -82,9 +82,8 @@ def _warp(simulated: Tensor, reference: Tensor, any_start: bool, bound: Tensor) 
         total[:, 1:] = along + cheapest
         length[:, 1:] = count.gather(1, k) + column - k + 1
         total[:, 0] = math.inf
-        best = total[:, 1:] / length[:, 1:]
-        best[bound == t, : t - 1] = math.inf
-        yield best
+        early = (bound == t)[:, None] & (column < t - 1)  # (E, R)
+        yield (total[:, 1:] / length[:, 1:]).masked_fill(early, math.inf)
 
 
 def pose_error(

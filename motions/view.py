@@ -868,7 +868,11 @@ class Controls:
 
         for slider in (self.clock, self.speed):
             slider.on_update(lambda event, slider=slider: self.by_hand(slider, event.client))
-        path.on_update(lambda _: [setattr(line, "visible", path.value) for line in scene.paths])
+
+        @path.on_update
+        def _(_: Any) -> None:
+            for line in scene.paths:
+                line.visible = path.value
 
     def by_hand(self, slider: Any, client: Any) -> None:
         """Take what somebody has dragged or typed, the nearest number that is in the slider's range."""
